@@ -1,0 +1,35 @@
+"""fbp: neural networks from pure JAX functions, with a backward pass written by hand.
+
+``import fbp`` needs jax and numpy only. The runner, data sets and MLflow live in ``fbp.experiment`` and ``fbp.datasets``.
+"""
+
+from fbp import diagnostics as diagnostics
+from fbp import initializers as initializers
+from fbp import layers as layers
+from fbp import losses as losses
+from fbp import metrics as metrics
+from fbp import models as models
+from fbp import optimizers as optimizers
+from fbp import schedules as schedules
+from fbp import training as training
+from fbp.compose import chain as chain
+from fbp.compose import parallel as parallel
+from fbp.compose import residual as residual
+from fbp.errors import InputError as InputError
+from fbp.errors import ShapeError as ShapeError
+from fbp.gradcheck import check_gradients as check_gradients
+from fbp.gradient import as_function as as_function
+from fbp.gradient import backpropagate as backpropagate
+from fbp.gradient import count_parameters as count_parameters
+from fbp.gradient import deltas as deltas
+from fbp.gradient import from_function as from_function
+from fbp.gradient import replace_deltas as replace_deltas
+from fbp.gradient import tap as tap
+from fbp.gradient import untap as untap
+from fbp.gradient import value_and_grad as value_and_grad
+from fbp.layer import Layer as Layer
+from fbp.layer import Loss as Loss
+from fbp.layer import Optimizer as Optimizer
+from fbp.layer import map_layers as map_layers
+
+__version__ = "0.1.0"

@@ -1,0 +1,187 @@
+"""Combinators: layers made of layers. Each derives its backward pass from its parts' backward passes alone.
+
+A composite's parameters, caches and gradients are the parts', under the parts' keys: a tuple for :func:`chain`, a
+dictionary for :func:`residual`. A path such as ``3/body/0`` names a part in messages, in :func:`fbp.deltas` and in
+the charts of a run.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from fbp.errors import InputError, ShapeError
+from fbp.layer import Array, Cache, Grads, Key, Layer, Params, Shape, shape_token, token_shape
+from fbp.layers import identity
+
+T = TypeVar("T")
+
+
+def _at(part: str, layer: Layer, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call a part's function; a shape error inside it tells where it happened."""
+    try:
+        return function(*args, **kwargs)
+    except ShapeError as error:
+        raise error.inside(part if layer.parts else f"{part} ({layer.name})") from None
+
+
+def _keys(key: Key | None, count: int) -> list[Key | None]:
+    return [None if key is None else jax.random.fold_in(key, i) for i in range(count)]
+
+
+def _expect(params: Params, count: int, kind: str) -> None:
+    if len(params) != count:
+        raise ShapeError(f"{kind} of {count} layers expects parameters for {count}, got {len(params)}")
+
+
+def chain(*layers: Layer) -> Layer:
+    """Layers one after another; the parameters are a tuple with one entry per layer.
+
+    Forward stores every layer's cache, backward passes delta from the last layer to the first: the algorithm itself.
+
+    >>> import jax, fbp
+    >>> model = chain(fbp.layers.dense(30), fbp.layers.sigmoid(), fbp.layers.dense(10))
+    >>> params, shape = model.init(jax.random.key(0), (784,))
+    >>> shape, len(params)
+    ((10,), 3)
+    """
+
+    def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
+        params = []
+        for i, layer in enumerate(layers):
+            layer_params, shape = _at(str(i), layer, layer.init, jax.random.fold_in(key, i), shape)
+            params.append(layer_params)
+        return tuple(params), shape
+
+    def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
+        _expect(params, len(layers), "a chain")
+        caches = []
+        for i, (layer, layer_params, layer_key) in enumerate(
+            zip(layers, params, _keys(key, len(layers)), strict=True)
+        ):
+            x, cache = _at(str(i), layer, layer.forward, layer_params, x, key=layer_key)
+            caches.append(cache)
+        return x, tuple(caches)
+
+    def backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
+        grads = []
+        for layer, layer_params, layer_cache in zip(reversed(layers), reversed(params), reversed(cache), strict=True):
+            delta, layer_grads = layer.backward(layer_params, layer_cache, delta)
+            grads.append(layer_grads)
+        return delta, tuple(reversed(grads))
+
+    return Layer(
+        init,
+        forward,
+        backward,
+        name=f"chain({', '.join(layer.name for layer in layers)})",
+        parts={str(i): layer for i, layer in enumerate(layers)},
+        rebuild=lambda parts: chain(*parts.values()),
+    )
+
+
+def residual(*layers: Layer, shortcut: Layer | None = None) -> Layer:
+    """``y = body(x) + shortcut(x)``: the delta reaches x undiminished beside the body (He et al., 2016).
+
+    Args:
+        layers: the body, one layer or several in a chain.
+        shortcut: what x passes on its way around; the identity by default, a ``dense`` where the widths differ.
+
+    Returns:
+        A layer with parameters ``{"body": ..., "shortcut": ...}``.
+    """
+    parts = {"body": layers[0] if len(layers) == 1 else chain(*layers), "shortcut": shortcut or identity()}
+    return _branches(
+        parts,
+        combine="sum",
+        pack=lambda values: dict(zip(parts, values, strict=True)),
+        unpack=lambda params: [params[part] for part in parts],
+        name=f"residual({parts['body'].name})",
+        rebuild=lambda parts: residual(parts["body"], shortcut=parts["shortcut"]),
+    )
+
+
+def parallel(*layers: Layer, combine: Literal["sum", "concatenate"] = "sum") -> Layer:
+    """Layers side by side on the same input, their outputs summed or concatenated along the last axis.
+
+    The deltas that the branches send back to the common input add up.
+
+    Returns:
+        A layer whose parameters are a tuple with one entry per branch.
+    """
+    if combine not in ("sum", "concatenate"):
+        raise InputError(f"parallel: combine must be 'sum' or 'concatenate', got {combine!r}")
+    if not layers:
+        raise InputError("parallel: expected at least one layer, got none")
+    return _branches(
+        {str(i): layer for i, layer in enumerate(layers)},
+        combine=combine,
+        pack=tuple,
+        unpack=list,
+        name=f"parallel({', '.join(layer.name for layer in layers)})",
+        rebuild=lambda parts: parallel(*parts.values(), combine=combine),
+    )
+
+
+def _branches(
+    parts: Mapping[str, Layer],
+    *,
+    combine: Literal["sum", "concatenate"],
+    pack: Callable[[Iterable[Any]], Any],
+    unpack: Callable[[Any], list[Any]],
+    name: str,
+    rebuild: Callable[[Mapping[str, Layer]], Layer],
+) -> Layer:
+    """The common form of residual and parallel; ``pack`` and ``unpack`` give parameters their structure."""
+
+    def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
+        keys = [jax.random.fold_in(key, i) for i in range(len(parts))]
+        drawn = [_at(part, layer, layer.init, k, shape) for (part, layer), k in zip(parts.items(), keys, strict=True)]
+        shapes = [out_shape for _, out_shape in drawn]
+        alike = shapes if combine == "sum" else [out_shape[:-1] for out_shape in shapes]
+        if len(set(alike)) != 1:
+            allowed = "must give the same shape" if combine == "sum" else "may differ in the last axis only"
+            given = ", ".join(f"{part}: {out_shape}" for part, out_shape in zip(parts, shapes, strict=True))
+            raise ShapeError(f"branches of a {combine} {allowed}, got {given} for an input of {shape}")
+        widths = sum(out_shape[-1] for out_shape in shapes) if combine == "concatenate" else shapes[0][-1]
+        return pack(params for params, _ in drawn), (*shapes[0][:-1], widths)
+
+    def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
+        _expect(params, len(parts), name.split("(")[0])
+        results = [
+            _at(part, layer, layer.forward, layer_params, x, key=layer_key)
+            for (part, layer), layer_params, layer_key in zip(
+                parts.items(), unpack(params), _keys(key, len(parts)), strict=True
+            )
+        ]
+        outputs = [y for y, _ in results]
+        caches = pack(cache for _, cache in results)
+        if combine == "sum":
+            return functools.reduce(jnp.add, outputs), (caches, ())
+        return jnp.concatenate(outputs, axis=-1), (caches, tuple(shape_token(y.shape[-1:]) for y in outputs))
+
+    def backward(params: Params, cache: Cache, delta: Array) -> tuple[Any, Grads]:
+        caches, tokens = cache
+        if combine == "sum":
+            deltas = [delta] * len(parts)
+        else:
+            widths = [token_shape(token)[0] for token in tokens]
+            deltas = jnp.split(delta, list(itertools.accumulate(widths))[:-1], axis=-1)
+        results = [
+            layer.backward(layer_params, layer_cache, branch_delta)
+            for layer, layer_params, layer_cache, branch_delta in zip(
+                parts.values(), unpack(params), unpack(caches), deltas, strict=True
+            )
+        ]
+        return add_deltas(input_delta for input_delta, _ in results), pack(grads for _, grads in results)
+
+    return Layer(init, forward, backward, name=name, parts=parts, rebuild=rebuild)
+
+
+def add_deltas(deltas: Iterable[Any]) -> Any:
+    """The sum of what several consumers send back to one value; None (no derivative) where none sends any."""
+    present = [delta for delta in deltas if delta is not None]
+    return functools.reduce(jnp.add, present) if present else None

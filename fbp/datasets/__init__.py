@@ -1,0 +1,23 @@
+"""Data sets: functions that give a :class:`Dataset`, arrays with a fingerprint. Importing this reads and fetches nothing."""
+
+from fbp.datasets.base import Dataset as Dataset
+from fbp.datasets.base import Examples as Examples
+from fbp.datasets.base import Prepared as Prepared
+from fbp.datasets.base import Scaling as Scaling
+from fbp.datasets.base import check as check
+from fbp.datasets.base import prepare as prepare
+from fbp.datasets.files import file as file
+from fbp.datasets.images import cifar10 as cifar10
+from fbp.datasets.images import fashion_mnist as fashion_mnist
+from fbp.datasets.images import mnist as mnist
+from fbp.datasets.shipped import breast_cancer as breast_cancer
+from fbp.datasets.shipped import diabetes as diabetes
+from fbp.datasets.shipped import digits as digits
+from fbp.datasets.shipped import iris as iris
+from fbp.datasets.shipped import wine as wine
+from fbp.datasets.synthetic import circles as circles
+from fbp.datasets.synthetic import linear as linear
+from fbp.datasets.synthetic import moons as moons
+from fbp.datasets.synthetic import sine as sine
+from fbp.datasets.synthetic import spirals as spirals
+from fbp.datasets.synthetic import xor as xor

@@ -1,0 +1,155 @@
+"""What a data set is, and how it becomes the three parts that a run works with."""
+
+import hashlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fbp.errors import InputError
+
+
+class Examples(NamedTuple):
+    """Inputs ``x (N, ...)`` float32 and targets ``y``: int32 labels ``(N,)`` or float32 numbers ``(N, K)``."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+class Dataset(NamedTuple):
+    """Arrays and what they mean.
+
+    Attributes:
+        name: what the run's record calls it.
+        train: the examples to train and validate with (and to test with, where ``test`` is None).
+        test: the examples that the data set's authors set apart, if they did.
+        classes: the names of the classes; empty for regression.
+    """
+
+    name: str
+    train: Examples
+    test: Examples | None = None
+    classes: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over every array's dtype, shape and content, in hexadecimal."""
+        digest = hashlib.sha256()
+        for array in (*self.train, *(self.test or ())):
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+class Scaling(NamedTuple):
+    """``(value - mean) / scale``, fitted on the training part."""
+
+    mean: np.ndarray
+    scale: np.ndarray
+
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """Standardized values, float32."""
+        return ((values - self.mean) / self.scale).astype(np.float32)
+
+    def undo(self, values: np.ndarray) -> np.ndarray:
+        """Values in their own units again."""
+        return np.asarray(values * self.scale + self.mean)
+
+
+class Prepared(NamedTuple):
+    """A data set in three parts. ``inputs`` and ``targets`` are the scalings already applied, None where there are none.
+
+    ``test_rows`` are the rows of the data set's own test part, or of its single part, that became the test examples.
+    """
+
+    train: Examples
+    validation: Examples
+    test: Examples
+    inputs: Scaling | None
+    targets: Scaling | None
+
+
+def classification(name: str, x: Any, labels: Any, classes: Any, test: Examples | None = None) -> Dataset:
+    """A data set of labelled examples with its dtypes set."""
+    examples = Examples(np.asarray(x, np.float32), np.asarray(labels, np.int32))
+    return Dataset(name, examples, test, tuple(str(c) for c in classes))
+
+
+def regression(name: str, x: Any, y: Any) -> Dataset:
+    """A data set with numbers as targets, ``(N,)`` or ``(N, K)``, with its dtypes set."""
+    targets = np.asarray(y, np.float32)
+    return Dataset(name, Examples(np.asarray(x, np.float32), targets.reshape(len(targets), -1)))
+
+
+def check(dataset: Dataset) -> Dataset:
+    """The data set, or InputError where it cannot be learned from: NaN, infinity, labels out of range, unequal lengths."""
+    parts = {"train": dataset.train} | ({"test": dataset.test} if dataset.test else {})
+    for part, (x, y) in parts.items():
+        where = f"data {dataset.name!r}, {part} part"
+        if len(x) != len(y):
+            raise InputError(f"{where}: expected as many targets as examples, got {len(x)} examples, {len(y)} targets")
+        for what, values in (("features", x), ("targets", y)):
+            bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+            if bad.any():
+                raise InputError(
+                    f"{where}: expected finite {what}, got NaN or infinity in {bad.sum()} of {len(bad)} rows, "
+                    f"the first in row {bad.argmax()} (counted from 0); remove or replace them"
+                )
+        if dataset.classes and len(y) and not (0 <= y.min() and y.max() < len(dataset.classes)):
+            raise InputError(
+                f"{where}: expected labels from 0 to {len(dataset.classes) - 1}, got labels from {y.min()} to {y.max()}"
+            )
+    return dataset
+
+
+def prepare(
+    dataset: Dataset,
+    *,
+    seed: int,
+    validation: float = 0.1,
+    test: float = 0.1,
+    limit: int | None = None,
+    standardize: bool = False,
+    standardize_targets: bool = False,
+) -> Prepared:
+    """Split by seed, then standardize with the mean and deviation of the training part alone.
+
+    Args:
+        dataset: what to split.
+        seed: of the permutation that splits.
+        validation, test: shares of the examples; ``test`` is not used where the data set has a test part of its own.
+        limit: keep only so many training examples.
+        standardize: give every feature mean 0 and deviation 1 on the training part (constant features stay 0).
+        standardize_targets: the same for the targets of a regression.
+
+    Raises:
+        InputError: where a part would be empty.
+    """
+    order = np.random.default_rng(seed).permutation(len(dataset.train.x))
+    test_count = 0 if dataset.test else round(test * len(order))
+    validation_count = round(validation * len(order))
+    held_out = test_count + validation_count
+    rows = {
+        "test": order[:test_count],
+        "validation": order[test_count:held_out],
+        "train": order[held_out:][:limit],
+    }
+    parts = {name: Examples(dataset.train.x[chosen], dataset.train.y[chosen]) for name, chosen in rows.items()}
+    if dataset.test:
+        parts["test"] = dataset.test
+    for name, part in parts.items():
+        if not len(part.x):
+            raise InputError(
+                f"data {dataset.name!r}: the {name} part is empty (validation {validation}, test {test} of "
+                f"{len(order)} examples); change the shares"
+            )
+    inputs = _fit(parts["train"].x) if standardize else None
+    targets = _fit(parts["train"].y) if standardize_targets else None
+    for name, (x, y) in parts.items():
+        parts[name] = Examples(inputs.apply(x) if inputs else x, targets.apply(y) if targets else y)
+    return Prepared(parts["train"], parts["validation"], parts["test"], inputs, targets)
+
+
+def _fit(values: np.ndarray) -> Scaling:
+    mean = values.mean(axis=0, dtype=np.float64)
+    deviation = values.std(axis=0, dtype=np.float64)
+    return Scaling(mean.astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32))

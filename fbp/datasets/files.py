@@ -1,0 +1,111 @@
+"""The user's own data: ``.npz``, ``.csv`` and ``.parquet`` files."""
+
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fbp.datasets.base import Dataset, Examples, classification, regression
+from fbp.errors import InputError
+
+Task = Literal["auto", "classification", "regression"]
+
+
+def file(path: str, target: str | None = None, task: Task = "auto") -> Dataset:
+    """Examples from a file of your own, read by its ending.
+
+    Args:
+        path: ``.npz`` with arrays ``x`` and ``y`` (and ``x_test``, ``y_test`` if there is a test part), or ``.csv`` or
+            ``.parquet`` with one row per example and one column per feature.
+        target: the column to predict, the last one by default; for ``.npz``, the name of the array in place of ``y``.
+        task: ``auto`` takes whole numbers and texts as classes, fractions as numbers to predict.
+
+    Raises:
+        InputError: where the file is missing or damaged, or a column cannot be used.
+    """
+    where = Path(path).expanduser()
+    if not where.is_file():
+        raise InputError(f"data.path: expected a file, got {path!r}, which does not exist")
+    readers = {".npz": _read_npz, ".csv": _read_table, ".parquet": _read_table}
+    if where.suffix not in readers:
+        raise InputError(f"data.path: expected a file ending in .npz, .csv or .parquet, got {where.name!r}")
+    return readers[where.suffix](where, target, task)
+
+
+def _read_npz(path: Path, target: str | None, task: Task) -> Dataset:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"data.path: {path} cannot be read as .npz ({error})") from None
+    target = target or "y"
+    missing = [name for name in ("x", target) if name not in arrays]
+    if missing:
+        raise InputError(
+            f"data.path: expected arrays 'x' and {target!r} in {path}, got {', '.join(sorted(arrays)) or 'none'}"
+        )
+    dataset = _dataset(path, arrays["x"], arrays[target], task)
+    if "x_test" not in arrays:
+        return dataset
+    if f"{target}_test" not in arrays:
+        raise InputError(f"data.path: {path} has an array 'x_test', and so needs {target + '_test'!r}, which is missing")
+    test_y = arrays[f"{target}_test"]
+    if dataset.classes:
+        known = {name: i for i, name in enumerate(dataset.classes)}
+        unknown = sorted({str(label) for label in test_y} - set(known))
+        if unknown:
+            raise InputError(f"data.path: {path} has test labels that the training part lacks: {', '.join(unknown)}")
+        labels = np.array([known[str(label)] for label in test_y], np.int32)
+        return dataset._replace(test=Examples(np.asarray(arrays["x_test"], np.float32), labels))
+    return dataset._replace(test=regression("test", arrays["x_test"], test_y).train)
+
+
+def _read_table(path: Path, target: str | None, task: Task) -> Dataset:
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    except Exception as error:  # the readers raise a dozen types, of three libraries
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"data.path: {path} cannot be read as {path.suffix} ({first_line})") from None
+    if table.shape[1] < 2:
+        raise InputError(f"data.path: expected at least two columns in {path}, got {list(table.columns)}")
+    target = target or str(table.columns[-1])
+    if target not in table.columns:
+        raise InputError(f"data.target: expected a column of {path} ({', '.join(map(str, table.columns))}), got {target!r}")
+    features = table.drop(columns=target)
+    texts = [str(column) for column in features if not pd.api.types.is_numeric_dtype(features[column])]
+    if texts:
+        raise InputError(f"data.path: expected numbers in every feature column of {path}, got text in {', '.join(texts)}")
+    return _dataset(path, features.to_numpy(np.float32), table[target].to_numpy(), task)
+
+
+def _dataset(path: Path, x: np.ndarray, y: np.ndarray, task: Task) -> Dataset:
+    if not np.issubdtype(x.dtype, np.number):
+        raise InputError(f"data.path: expected numbers as features in {path}, got {x.dtype}")
+    if x.ndim < 2 or len(x) != len(y):
+        raise InputError(
+            f"data.path: expected features (N, ...) and N targets in {path}, got shapes {x.shape} and {y.shape}"
+        )
+    if task == "auto":
+        task = "regression" if np.issubdtype(y.dtype, np.floating) else "classification"
+    if task == "regression":
+        if not np.issubdtype(y.dtype, np.number):
+            raise InputError(f"data.task: expected numbers as targets in {path} for a regression, got {y.dtype}")
+        return regression(path.stem, x, y)
+    return _labelled(path, x, y)
+
+
+def _labelled(path: Path, x: np.ndarray, y: np.ndarray) -> Dataset:
+    if y.ndim != 1:
+        raise InputError(f"data.path: expected one label per example in {path}, got targets of shape {y.shape}")
+    if np.issubdtype(y.dtype, np.floating):
+        if not np.isfinite(y).all() or (y != np.round(y)).any():
+            raise InputError(f"data.task: expected whole numbers as labels in {path}, got fractions, NaN or infinity")
+        y = y.astype(np.int64)
+    values: Any = sorted(set(y.tolist()), key=lambda v: (isinstance(v, str), v) if v is not None else (True, ""))
+    if None in values:
+        raise InputError(f"data.path: expected a label in every row of {path}, got empty cells")
+    index = {value: i for i, value in enumerate(values)}
+    return classification(path.stem, x, [index[value] for value in y.tolist()], values)

@@ -1,0 +1,139 @@
+"""The whole contract on one page: a layer, a loss and an optimizer are tuples of pure functions.
+
+Everything else in fbp is one of these three or takes one of these three.
+
+The notation is that of the four equations of backpropagation (Rumelhart, Hinton and Williams, 1986; Nielsen, 2015,
+*Neural Networks and Deep Learning*, chapter 2). ``delta`` always means dC/d(output of this layer), with the shape of
+that output, so at a pre-activation z it *is* the textbook's delta:
+
+    (1) output error      delta^L = dC/da^L * sigma'(z^L)                  losses.py, and the activation's backward
+    (2) hidden error      delta^l = ((W^{l+1})^T delta^{l+1}) * sigma'(z^l)   dense.backward, then the activation's
+    (3) bias gradient     dC/db^l = delta^l                                 dense.backward
+    (4) weight gradient   dC/dw^l_jk = a^{l-1}_k delta^l_j                  dense.backward
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+Array: TypeAlias = jax.Array
+Key: TypeAlias = jax.Array
+Shape: TypeAlias = tuple[int, ...]
+Params: TypeAlias = Any  # a pytree of arrays
+Cache: TypeAlias = Any  # a pytree of arrays
+Grads: TypeAlias = Any  # a pytree with the structure of Params
+Initializer: TypeAlias = Callable[..., Array]  # (key, shape, dtype) -> array
+
+
+class Init(Protocol):
+    def __call__(self, key: Key, shape: Shape) -> tuple[Params, Shape]:
+        """Draw parameters for inputs of ``shape`` (one example's, no batch axis) and tell the output's shape."""
+
+
+class Forward(Protocol):
+    def __call__(self, params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
+        """Map a batch ``x (B, *shape)`` to ``(y, cache)``; ``key=None`` means evaluation (no dropout)."""
+
+
+class Backward(Protocol):
+    def __call__(self, params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
+        """Map ``delta = dC/dy`` to ``(dC/dx, dC/dparams)``; the first is None where x has no derivative (integers)."""
+
+
+class _Functions(NamedTuple):
+    init: Init
+    forward: Forward
+    backward: Backward
+
+
+class Layer(_Functions):
+    """A layer: the three functions ``(init, forward, backward)``, and what can be told of it.
+
+    The tuple has exactly three elements. What a layer is called and what it is made of are attributes beside them:
+
+    Attributes:
+        name: what tables and messages call it, such as ``dense(30)``.
+        parts: for a composite, its layers by the keys under which their parameters stand.
+        rebuild: for a composite, the function that makes it again from other parts (see :func:`map_layers`).
+    """
+
+    name: str
+    parts: Mapping[str, "Layer"]
+    rebuild: Callable[[Mapping[str, "Layer"]], "Layer"] | None
+
+    def __new__(
+        cls,
+        init: Init,
+        forward: Forward,
+        backward: Backward,
+        *,
+        name: str = "layer",
+        parts: Mapping[str, "Layer"] | None = None,
+        rebuild: Callable[[Mapping[str, "Layer"]], "Layer"] | None = None,
+    ) -> Self:
+        layer = super().__new__(cls, init, forward, backward)
+        layer.name, layer.parts, layer.rebuild = name, parts or {}, rebuild
+        return layer
+
+    def _replace(self, **functions: Any) -> Self:
+        """The same layer with other functions: an opaque one, since its parts no longer tell what it does."""
+        return type(self)(**{**self._asdict(), **functions}, name=self.name)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class Loss(NamedTuple):
+    """A cost and its derivative by the output, both per example and never reduced.
+
+    Attributes:
+        value: ``(output (B, ...), target) -> (B,)``, C_i of each example.
+        delta: ``(output (B, ...), target) -> (B, ...)``, dC_i/d(output_i): the output error of equation (1).
+    """
+
+    value: Callable[[Array, Array], Array]
+    delta: Callable[[Array, Array], Array]
+
+
+class Optimizer(NamedTuple):
+    """A rule that turns gradients into updates; the (init, update) protocol people know from Optax.
+
+    Attributes:
+        init: ``params -> state``
+        update: ``(grads, state, params) -> (updates, state)``; add the updates with ``apply_updates``.
+    """
+
+    init: Callable[[Params], Any]
+    update: Callable[[Grads, Any, Params], tuple[Any, Any]]
+
+
+def map_layers(f: Callable[[str, Layer], Layer], layer: Layer, path: str = "") -> Layer:
+    """Rebuild a model with ``f(path, layer)`` in place of each layer that has no parts.
+
+    This is how deltas are read and replaced, and how a backward pass is exchanged for another: the combinators
+    derive the composite's backward from whatever its parts' backwards now are.
+
+    >>> import fbp
+    >>> model = fbp.chain(fbp.layers.dense(3), fbp.layers.relu())
+    >>> map_layers(lambda path, layer: print(path, layer) or layer, model)
+    0 dense(3)
+    1 relu
+    chain(dense(3), relu)
+    """
+    if layer.rebuild is None:
+        return f(path or "model", layer)
+    return layer.rebuild(
+        {name: map_layers(f, part, f"{path}/{name}" if path else name) for name, part in layer.parts.items()}
+    )
+
+
+def shape_token(shape: Shape) -> Array:
+    """An array with no elements whose shape carries ``shape`` through a cache (caches hold arrays only)."""
+    return jnp.zeros((0, *shape), jnp.bool_)
+
+
+def token_shape(token: Array) -> Shape:
+    """The shape that :func:`shape_token` put away."""
+    return token.shape[1:]

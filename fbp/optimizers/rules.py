@@ -1,0 +1,195 @@
+"""The rules that give a gradient its direction and scale, before the learning rate. g is the gradient, t counts from 1."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fbp.layer import Array, Grads, Optimizer, Params
+from fbp.optimizers.base import stateless, zeros_like
+
+
+class Momentum(NamedTuple):
+    """The velocity v."""
+
+    velocity: Grads
+
+
+class Accumulated(NamedTuple):
+    """The sum of squared gradients."""
+
+    squares: Grads
+
+
+class Averages(NamedTuple):
+    """Adadelta's running averages of squared gradients and of squared updates."""
+
+    squares: Grads
+    updates: Grads
+
+
+class RMS(NamedTuple):
+    """RMSprop's running averages of squared gradients and (for the centered form) of gradients."""
+
+    squares: Grads
+    mean: Grads
+
+
+class Moments(NamedTuple):
+    """Adam's count and first and second moments."""
+
+    count: Array
+    mean: Grads
+    squares: Grads
+
+
+class MaxMoments(NamedTuple):
+    """AMSGrad's count, moments, and the largest second moment so far."""
+
+    count: Array
+    mean: Grads
+    squares: Grads
+    largest: Grads
+
+
+class Sign(NamedTuple):
+    """Lion's momentum."""
+
+    mean: Grads
+
+
+def accumulate_momentum(momentum: float | Array, nesterov: bool = False) -> Optimizer:
+    """``v = momentum v + g``; the update is v, or with Nesterov's look-ahead ``g + momentum v``."""
+
+    def update(grads: Grads, state: Momentum, params: Params) -> tuple[Grads, Momentum]:
+        velocity = jax.tree.map(lambda v, g: momentum * v + g, state.velocity, grads)
+        if not nesterov:
+            return velocity, Momentum(velocity)
+        return jax.tree.map(lambda v, g: g + momentum * v, velocity, grads), Momentum(velocity)
+
+    return Optimizer(lambda params: Momentum(zeros_like(params)), update)
+
+
+def scale_by_adagrad(initial: float | Array, epsilon: float | Array) -> Optimizer:
+    """``G = G + g^2``; ``u = g / (sqrt(G) + epsilon)``."""
+
+    def init(params: Params) -> Accumulated:
+        return Accumulated(jax.tree.map(lambda p: jnp.full_like(p, initial), params))
+
+    def update(grads: Grads, state: Accumulated, params: Params) -> tuple[Grads, Accumulated]:
+        squares = jax.tree.map(lambda s, g: s + g * g, state.squares, grads)
+        return jax.tree.map(lambda s, g: g / (jnp.sqrt(s) + epsilon), squares, grads), Accumulated(squares)
+
+    return Optimizer(init, update)
+
+
+def scale_by_adadelta(decay: float | Array, epsilon: float | Array) -> Optimizer:
+    """``u = g sqrt(E[u^2] + epsilon) / sqrt(E[g^2] + epsilon)`` with running averages E."""
+
+    def update(grads: Grads, state: Averages, params: Params) -> tuple[Grads, Averages]:
+        squares = _average(state.squares, grads, decay, power=2)
+        updates = jax.tree.map(
+            lambda s, d, g: g * jnp.sqrt(d + epsilon) / jnp.sqrt(s + epsilon), squares, state.updates, grads
+        )
+        return updates, Averages(squares, _average(state.updates, updates, decay, power=2))
+
+    return Optimizer(lambda params: Averages(zeros_like(params), zeros_like(params)), update)
+
+
+def scale_by_rms(decay: float | Array, epsilon: float | Array, centered: bool = False) -> Optimizer:
+    """``u = g / (sqrt(E[g^2]) + epsilon)``; centered, with the variance ``E[g^2] - E[g]^2`` in its place."""
+
+    def init(params: Params) -> RMS:
+        return RMS(zeros_like(params), zeros_like(params) if centered else ())
+
+    def update(grads: Grads, state: RMS, params: Params) -> tuple[Grads, RMS]:
+        squares = _average(state.squares, grads, decay, power=2)
+        if not centered:
+            return jax.tree.map(lambda s, g: g / (jnp.sqrt(s) + epsilon), squares, grads), RMS(squares, ())
+        mean = _average(state.mean, grads, decay)
+        updates = jax.tree.map(
+            lambda s, m, g: g / (jnp.sqrt(jnp.maximum(s - m * m, 0)) + epsilon), squares, mean, grads
+        )
+        return updates, RMS(squares, mean)
+
+    return Optimizer(init, update)
+
+
+def scale_by_adam(beta1: float | Array, beta2: float | Array, epsilon: float | Array, nesterov: bool = False) -> Optimizer:
+    """``u = m^ / (sqrt(v^) + epsilon)`` with bias-corrected moments ``m^ = m/(1 - beta1^t)``, ``v^ = v/(1 - beta2^t)``.
+
+    With ``nesterov``, ``m^ = beta1 m/(1 - beta1^{t+1}) + (1 - beta1) g/(1 - beta1^t)``.
+    """
+
+    def init(params: Params) -> Moments:
+        return Moments(jnp.zeros((), jnp.int32), zeros_like(params), zeros_like(params))
+
+    def update(grads: Grads, state: Moments, params: Params) -> tuple[Grads, Moments]:
+        count = state.count + 1
+        mean = _average(state.mean, grads, beta1)
+        squares = _average(state.squares, grads, beta2, power=2)
+        one, two = _correction(beta1, count), _correction(beta2, count)
+        ahead = _correction(beta1, count + 1)
+
+        def step(m: Array, v: Array, g: Array) -> Array:
+            first = beta1 * m / _as(ahead, m) + (1 - beta1) * g / _as(one, g) if nesterov else m / _as(one, m)
+            return first / (jnp.sqrt(v / _as(two, v)) + epsilon)
+
+        return jax.tree.map(step, mean, squares, grads), Moments(count, mean, squares)
+
+    return Optimizer(init, update)
+
+
+def scale_by_amsgrad(beta1: float | Array, beta2: float | Array, epsilon: float | Array) -> Optimizer:
+    """Adam whose denominator uses the largest v so far: ``u = m^ / (sqrt(max v / (1 - beta2^t)) + epsilon)``."""
+
+    def init(params: Params) -> MaxMoments:
+        return MaxMoments(jnp.zeros((), jnp.int32), zeros_like(params), zeros_like(params), zeros_like(params))
+
+    def update(grads: Grads, state: MaxMoments, params: Params) -> tuple[Grads, MaxMoments]:
+        count = state.count + 1
+        mean = _average(state.mean, grads, beta1)
+        squares = _average(state.squares, grads, beta2, power=2)
+        largest = jax.tree.map(jnp.maximum, state.largest, squares)
+        one, two = _correction(beta1, count), _correction(beta2, count)
+        updates = jax.tree.map(
+            lambda m, v: m / _as(one, m) / (jnp.sqrt(v / _as(two, v)) + epsilon), mean, largest
+        )
+        return updates, MaxMoments(count, mean, squares, largest)
+
+    return Optimizer(init, update)
+
+
+def scale_by_lion(beta1: float | Array, beta2: float | Array) -> Optimizer:
+    """``u = sign(beta1 m + (1 - beta1) g)``, then ``m = beta2 m + (1 - beta2) g``."""
+
+    def update(grads: Grads, state: Sign, params: Params) -> tuple[Grads, Sign]:
+        updates = jax.tree.map(lambda m, g: jnp.sign(beta1 * m + (1 - beta1) * g), state.mean, grads)
+        return updates, Sign(_average(state.mean, grads, beta2))
+
+    return Optimizer(lambda params: Sign(zeros_like(params)), update)
+
+
+def scale_by_trust_ratio() -> Optimizer:
+    """``u = g |w| / |g|``, tensor by tensor, with the ratio 1 where either norm is 0."""
+
+    def scaled(g: Array, w: Array) -> Array:
+        weight, update = jnp.linalg.norm(w.ravel()), jnp.linalg.norm(g.ravel())
+        usable = (weight > 0) & (update > 0)
+        return g * jnp.where(usable, weight / jnp.where(usable, update, 1), 1)
+
+    return stateless(lambda grads, params: jax.tree.map(scaled, grads, params))
+
+
+def _average(average: Grads, new: Grads, decay: float | Array, power: int = 1) -> Grads:
+    """``decay average + (1 - decay) new^power``."""
+    return jax.tree.map(lambda a, n: decay * a + (1 - decay) * n**power, average, new)
+
+
+def _correction(beta: float | Array, count: Array) -> Array:
+    """``1 - beta^t``, by which a running average that started at 0 is too small."""
+    return 1 - jnp.asarray(beta, jnp.result_type(float)) ** count
+
+
+def _as(scalar: Array, like: Array) -> Array:
+    return scalar.astype(like.dtype)

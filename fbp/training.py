@@ -1,0 +1,202 @@
+"""Training as pure functions: a state, a step, and any number of steps as one program on the device.
+
+The order of the examples and every random number are functions of (key, step) alone, so cutting a run into pieces, or
+resuming it, changes nothing: not one bit.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fbp.errors import InputError
+from fbp.gradient import backpropagate
+from fbp.layer import Array, Key, Layer, Loss, Optimizer, Params, Shape
+from fbp.optimizers import apply_updates, global_norm
+
+Metric = Callable[[Array, Array], Array]  # (output, target) -> (B,)
+
+_ORDER, _LAYERS = 0, 1  # what the root key is folded with: the order of examples, the layers' own randomness
+
+
+class TrainState(NamedTuple):
+    """All that training carries from step to step.
+
+    Attributes:
+        params: the parameters.
+        opt_state: the optimizer's state.
+        step: how many steps were taken, int32.
+        key: the root of every random number in training; it never changes.
+    """
+
+    params: Params
+    opt_state: Any
+    step: Array
+    key: Key
+
+
+class StepInfo(NamedTuple):
+    """What is observed at a step.
+
+    Attributes:
+        cost: the batch's cost before the update.
+        gradient_norm: the Euclidean norm of the whole gradient.
+        metrics: each metric's mean over the batch.
+    """
+
+    cost: Array
+    gradient_norm: Array
+    metrics: dict[str, Array]
+
+
+def start(model: Layer, optimizer: Optimizer, key: Key, shape: Shape) -> TrainState:
+    """The state before the first step: parameters drawn from ``key`` for examples of ``shape``."""
+    init_key, train_key = jax.random.split(key)
+    params, _ = model.init(init_key, shape)
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), train_key)
+
+
+def take_step(
+    model: Layer, loss: Loss, optimizer: Optimizer, metrics: Mapping[str, Metric] | None = None
+) -> Callable[[TrainState, Any, Array], tuple[TrainState, StepInfo]]:
+    """One step: forward, backward, update.
+
+    Returns:
+        A pure function ``(state, x (B, ...), y (B, ...)) -> (state, info)``; jit it, donating the state.
+    """
+    run = backpropagate(model, loss)
+
+    def step(state: TrainState, x: Any, y: Array) -> tuple[TrainState, StepInfo]:
+        key = jax.random.fold_in(jax.random.fold_in(state.key, _LAYERS), state.step)
+        result = run(state.params, x, y, key)
+        updates, opt_state = optimizer.update(result.grads, state.opt_state, state.params)
+        params = apply_updates(state.params, updates)
+        means = {name: metric(result.output, y).mean() for name, metric in (metrics or {}).items()}
+        info = StepInfo(result.cost, global_norm(result.grads), means)
+        return TrainState(params, opt_state, state.step + 1, state.key), info
+
+    return step
+
+
+def example_order(key: Key, epoch: Array | int, examples: int) -> Array:
+    """The order of the examples in an epoch, a permutation of ``arange(examples)``; ``key`` is the state's."""
+    return jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch), examples)
+
+
+def take_steps(
+    model: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    *,
+    batch_size: int,
+    capacity: int,
+    shuffle: bool = True,
+    metrics: Mapping[str, Metric] | None = None,
+) -> Callable[[TrainState, Any, Array, Any], tuple[TrainState, StepInfo, Array]]:
+    """Many steps of mini-batch descent as one program: a chunk, an epoch, or several epochs.
+
+    Each epoch visits the examples in an order of its own and takes ``examples // batch_size`` steps; the few that are left
+    over change from epoch to epoch. ``batch_size=1`` is the textbook's per-example descent, ``batch_size=len(x)`` full-batch.
+
+    Args:
+        batch_size: examples per step.
+        capacity: the most steps one call may take: the length of the returned history.
+        shuffle: draw a new order for each epoch, or take the examples as they lie.
+        metrics: more to observe, by name.
+
+    Returns:
+        A pure function ``(state, x (N, ...), y (N, ...), count) -> (state, history, taken)``. ``count`` (at most ``capacity``)
+        may be traced: one compiled program serves any number of steps. ``history`` is a StepInfo of arrays ``(capacity,)``,
+        of which the first ``taken`` are filled. It stops early, ``taken < count``, after a step whose cost is not finite.
+        jit it with ``donate_argnums=0``.
+
+    Raises:
+        InputError: where there are fewer examples than ``batch_size``.
+    """
+    one = take_step(model, loss, optimizer, metrics)
+
+    def steps(state: TrainState, x: Any, y: Array, count: Any) -> tuple[TrainState, StepInfo, Array]:
+        examples = x.shape[0]
+        if not 1 <= batch_size <= examples:
+            raise InputError(f"batch_size must lie between 1 and the {examples} training examples, got {batch_size}")
+        per_epoch = examples // batch_size
+
+        def order_of(step: Array) -> Array:
+            return example_order(state.key, step // per_epoch, examples) if shuffle else jnp.arange(examples)
+
+        def proceed(carry: Any) -> Array:
+            _, _, _, taken, finite = carry
+            return (taken < count) & finite
+
+        def body(carry: Any) -> Any:
+            state, order, history, taken, _ = carry
+            at = state.step % per_epoch
+            if shuffle:
+                order = jax.lax.cond((at == 0) & (taken > 0), order_of, lambda _: order, state.step)
+            rows = jax.lax.dynamic_slice_in_dim(order, at * batch_size, batch_size)
+            state, info = one(state, x[rows], y[rows])
+            history = jax.tree.map(lambda column, value: column.at[taken].set(value), history, info)
+            return state, order, history, taken + 1, jnp.isfinite(info.cost)
+
+        shapes = jax.eval_shape(one, state, x[:batch_size], y[:batch_size])[1]
+        history = jax.tree.map(lambda leaf: jnp.zeros((capacity,), leaf.dtype), shapes)
+        carry = (state, order_of(state.step), history, jnp.zeros((), jnp.int32), jnp.array(True))
+        state, _, history, taken, _ = jax.lax.while_loop(proceed, body, carry)
+        return state, history, taken
+
+    return steps
+
+
+def evaluate(
+    model: Layer, loss: Loss, *, batch_size: int, metrics: Mapping[str, Metric] | None = None
+) -> Callable[[Params, Any, Array], dict[str, Array]]:
+    """The mean cost and metrics over a whole data set, batch by batch, every example counting the same.
+
+    The last batch may be short: it is computed at its own size, neither dropped nor padded.
+
+    Returns:
+        A pure function ``(params, x (N, ...), y (N, ...)) -> {"loss": ..., metric: ...}``; jit it.
+    """
+
+    def sums(params: Params, x: Any, y: Array) -> dict[str, Array]:
+        output, _ = model.forward(params, x)
+        values = {"loss": loss.value(output, y)}
+        values |= {name: metric(output, y) for name, metric in (metrics or {}).items()}
+        return {name: value.sum() for name, value in values.items()}
+
+    def run(params: Params, x: Any, y: Array) -> dict[str, Array]:
+        return _mapped_in_batches(lambda x, y: sums(params, x, y), x, y, batch_size=batch_size)
+
+    return run
+
+
+def _mapped_in_batches(f: Callable[[Any, Array], dict[str, Array]], x: Any, y: Array, *, batch_size: int) -> dict[str, Array]:
+    examples = x.shape[0]
+    full = examples // batch_size * batch_size
+    totals = []
+    if full:
+        batches = jax.tree.map(lambda a: a[:full].reshape(-1, batch_size, *a.shape[1:]), (x, y))
+        stacked = jax.lax.map(lambda batch: f(*batch), batches)
+        totals.append(jax.tree.map(lambda s: s.sum(axis=0), stacked))
+    if full < examples:
+        totals.append(f(x[full:], y[full:]))
+    return jax.tree.map(lambda *parts: sum(parts) / examples, *totals)
+
+
+def predict(model: Layer, *, batch_size: int) -> Callable[[Params, Any], Array]:
+    """``(params, x (N, ...)) -> output (N, ...)``, batch by batch, the last one at its own size; jit it."""
+
+    def run(params: Params, x: Any) -> Array:
+        full = x.shape[0] // batch_size * batch_size
+        outputs = []
+        if full:
+            mapped = jax.lax.map(
+                lambda batch: model.forward(params, batch)[0], x[:full].reshape(-1, batch_size, *x.shape[1:])
+            )
+            outputs.append(mapped.reshape(full, *mapped.shape[2:]))
+        if full < x.shape[0]:
+            outputs.append(model.forward(params, x[full:])[0])
+        return jnp.concatenate(outputs)
+
+    return run
