@@ -56,10 +56,7 @@ class Scaling(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A data set in three parts. ``inputs`` and ``targets`` are the scalings already applied, None where there are none.
-
-    ``test_rows`` are the rows of the data set's own test part, or of its single part, that became the test examples.
-    """
+    """A data set in three parts; ``inputs`` and ``targets`` are the scalings already applied, None where there are none."""
 
     train: Examples
     validation: Examples

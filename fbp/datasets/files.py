@@ -2,7 +2,7 @@
 
 import zipfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -78,6 +78,8 @@ def _read_table(path: Path, target: str | None, task: Task) -> Dataset:
     texts = [str(column) for column in features if not pd.api.types.is_numeric_dtype(features[column])]
     if texts:
         raise InputError(f"data.path: expected numbers in every feature column of {path}, got text in {', '.join(texts)}")
+    if table[target].isna().any():
+        raise InputError(f"data.path: expected a target in every row of {path}, got empty cells in column {target!r}")
     return _dataset(path, features.to_numpy(np.float32), table[target].to_numpy(), task)
 
 
@@ -104,8 +106,6 @@ def _labelled(path: Path, x: np.ndarray, y: np.ndarray) -> Dataset:
         if not np.isfinite(y).all() or (y != np.round(y)).any():
             raise InputError(f"data.task: expected whole numbers as labels in {path}, got fractions, NaN or infinity")
         y = y.astype(np.int64)
-    values: Any = sorted(set(y.tolist()), key=lambda v: (isinstance(v, str), v) if v is not None else (True, ""))
-    if None in values:
-        raise InputError(f"data.path: expected a label in every row of {path}, got empty cells")
+    values = sorted(set(y.tolist()))
     index = {value: i for i, value in enumerate(values)}
     return classification(path.stem, x, [index[value] for value in y.tolist()], values)

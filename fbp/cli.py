@@ -1,0 +1,185 @@
+"""The ``fbp`` command."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fbp.errors import InputError
+
+_SET_HELP = "Override a value of the configuration; may be repeated. VALUE is TOML, or a bare text."
+
+
+class _Commands(click.Group):
+    """Commands whose bad input ends in one line and exit status 2, never in a traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except InputError as error:
+            for line in str(error).splitlines():
+                click.echo(f"fbp: {line}", err=True)
+            sys.exit(2)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            from fbp.experiment.catalogue import suggest
+
+            raise InputError(f"unknown command {args[0]!r}; {suggest(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fbp")
+def main() -> None:
+    """Neural networks with a backward pass written by hand, every run in MLflow."""
+
+
+def _experiment_path(given: str) -> Path:
+    """The file itself, or ``experiments/NAME.toml`` for a bare name."""
+    path = Path(given)
+    named = Path("experiments") / f"{given}.toml"
+    return named if not path.exists() and path.suffix == "" and named.exists() else path
+
+
+@main.command()
+@click.argument("experiment")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=_SET_HELP)
+@click.option("--tracking-uri", metavar="URI", help="Log there, not to mlruns/ (or set MLFLOW_TRACKING_URI).")
+def run(experiment: str, overrides: tuple[str, ...], tracking_uri: str | None) -> None:
+    """Train EXPERIMENT, a TOML file or the name of one in experiments/, and log the run to MLflow."""
+    from rich.console import Console
+
+    from fbp.experiment.launch import launch
+    from fbp.experiment.progress import Bar, results_table
+
+    console = Console()
+    launched = launch(
+        _experiment_path(experiment),
+        overrides,
+        Bar,
+        tracking_uri,
+        waiting=lambda: click.echo("sending the last of it to MLflow ...", err=True),
+    )
+    outcomes = launched.outcomes
+    console.print(results_table(launched.folder.name, {name: out.metrics for name, out in outcomes.items()}))
+    for name, outcome in outcomes.items():
+        if outcome.message:
+            click.echo(f"fbp: {name}: {outcome.status}: {outcome.message}", err=True)
+            click.echo(f"fbp: the last good parameters are in {_shown(outcome.folder)}", err=True)
+    click.echo(f"run folder: {_shown(launched.folder)}")
+    if launched.sent:
+        where = "fbp ui, then http://127.0.0.1:5000" if launched.uri.startswith("sqlite:") else launched.uri
+        click.echo(f"dashboard:  {where}")
+    else:
+        click.echo(
+            f"fbp: not all of the run has reached {launched.uri} (see {_shown(launched.folder / 'shipper.log')}); nothing is "
+            "lost: 'fbp sync' sends the rest",
+            err=True,
+        )
+    interrupted = next((outcome.signal for outcome in outcomes.values() if outcome.signal), None)
+    if interrupted:
+        sys.exit(128 + interrupted)
+    sys.exit(0 if all(outcome.status == "FINISHED" for outcome in outcomes.values()) else 1)
+
+
+def _shown(path: Path) -> str:
+    """A path relative to here, where it lies below."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+@main.command()
+@click.argument("experiment")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=_SET_HELP)
+@click.option("--examples", default=8, show_default=True, type=click.IntRange(1), help="How many examples to check on.")
+def check(experiment: str, overrides: tuple[str, ...], examples: int) -> None:
+    """Compare the hand-written gradients of EXPERIMENT with jax.vjp and finite differences; exit status 1 if one is off."""
+    import jax
+
+    from fbp.experiment import config as configuration
+    from fbp.experiment.build import build
+    from fbp.gradcheck import check_gradients
+
+    path = _experiment_path(experiment)
+    config = configuration.read(path, overrides)
+    all_right = True
+    for name, variant in configuration.variants(config, str(path)) or [("", config)]:
+        built = build(variant)
+        params, _ = built.model.init(jax.random.key(variant.seed), built.shape)
+        x, y = (part[:examples] for part in built.data.train)
+        report = check_gradients(built.model, built.loss, params, x, y, key=jax.random.key(variant.seed))
+        click.echo(f"{path.stem} {name}".strip())
+        click.echo(str(report))
+        all_right &= report.ok
+    sys.exit(0 if all_right else 1)
+
+
+@main.command("list")
+@click.argument("kind", required=False)
+def list_names(kind: str | None) -> None:
+    """What can be named in a configuration, one line each; KIND (data, model, loss ...) shows that part alone."""
+    from fbp.experiment.catalogue import CATALOGUE, suggest, summary
+
+    if kind and kind not in CATALOGUE:
+        raise InputError(f"unknown kind {kind!r}; {suggest(kind, CATALOGUE)}")
+    for section in [kind] if kind else CATALOGUE:
+        click.secho(section, bold=True)
+        for name in CATALOGUE[section]:
+            click.echo(f"  {name:22} {summary(section, name)}".rstrip())
+
+
+@main.command()
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--tracking-uri", metavar="URI", help="Show that store, not mlruns/.")
+def ui(port: int, tracking_uri: str | None) -> None:
+    """Start the MLflow dashboard on this project's runs, on this machine only."""
+    from fbp.experiment import store
+
+    root = store.root()
+    uri = tracking_uri or store.default_uri(root)
+    if uri.startswith("http"):
+        raise InputError(f"--tracking-uri: {uri} is a server with a dashboard of its own; open it in a browser")
+    if not tracking_uri and not (root / "mlflow.db").exists():
+        raise InputError(f"there are no runs in {root} yet; start with: fbp run digits_mlp")
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise InputError(f"--port: {port} is in use on this machine; choose another, such as --port {port + 1}")
+    click.echo(f"dashboard: http://127.0.0.1:{port}  (some seconds until it answers; Ctrl-C stops it)")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"]
+    command += ["--default-artifact-root", str((root / "artifacts").resolve())]
+    settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], env=os.environ | settings) as server:
+        try:
+            sys.exit(server.wait())
+        except KeyboardInterrupt:
+            server.wait()
+
+
+@main.command()
+@click.option("--tracking-uri", metavar="URI", help="Send there, not to mlruns/ (or set MLFLOW_TRACKING_URI).")
+def sync(tracking_uri: str | None) -> None:
+    """Send to MLflow what did not reach it when it was recorded."""
+    import json
+
+    from fbp.experiment import shipper, store
+
+    root = store.root()
+    uri = store.tracking_uri(root, tracking_uri)
+    left = []
+    for folder in store.run_folders(root):
+        state = folder / shipper.STATE
+        if not (state.exists() and json.loads(state.read_text())["done"]):
+            left.append(folder)
+    failed = 0
+    for folder in left:
+        click.echo(f"sending {folder.name} ...")
+        failed += shipper.launch(folder, uri, follow_me=False).wait() != 0
+    click.echo(f"{len(left) - failed} of {len(left)} runs sent" if left else "nothing to send")
+    sys.exit(1 if failed else 0)

@@ -1,0 +1,217 @@
+"""From a configuration to the functions and arrays of a run."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import BaseModel
+
+from fbp import datasets, losses, metrics, optimizers, schedules
+from fbp.datasets import Dataset, Examples, Prepared
+from fbp.errors import InputError, ShapeError
+from fbp.experiment.catalogue import find
+from fbp.experiment.config import Config, arguments
+from fbp.layer import Array, Layer, Loss, Optimizer, Shape
+from fbp.optimizers.base import Schedule
+from fbp.training import Metric
+
+# losses that take class labels as they are; the others get one-hot rows (the hinge -1 and +1)
+_TAKES_LABELS = ("softmax_cross_entropy", "cross_entropy", "multiclass_hinge")
+
+# what a model's output means to a reader, by its loss: probabilities where the loss works on logits
+_READING: dict[str, Callable[[Array], Array]] = {
+    "softmax_cross_entropy": jax.nn.softmax,
+    "kl_divergence": jax.nn.softmax,
+    "sigmoid_cross_entropy": jax.nn.sigmoid,
+    "poisson": jnp.exp,
+}
+
+
+class Experiment(NamedTuple):
+    """All that a run needs, built and fitted together.
+
+    Attributes:
+        config: what it was built from.
+        dataset: the data as loaded; ``data`` the same in three parts, scaled, with targets as the loss wants them.
+        shape: one example's.
+        model, loss, optimizer: the functions.
+        schedule: the learning rate by step.
+        metrics: what is observed beside the loss.
+        batch_size, steps_per_epoch, steps: counts, in examples, steps and steps.
+    """
+
+    config: Config
+    dataset: Dataset
+    data: Prepared
+    shape: Shape
+    model: Layer
+    loss: Loss
+    optimizer: Optimizer
+    schedule: Schedule
+    metrics: dict[str, Metric]
+    batch_size: int
+    steps_per_epoch: int
+    steps: int
+
+
+def build(config: Config) -> Experiment:
+    """Load the data, construct what the configuration names, and see that it fits together.
+
+    Raises:
+        InputError: where it does not.
+    """
+    dataset = datasets.check(call("data", config.data))
+    data = datasets.prepare(
+        dataset,
+        seed=config.seed,
+        validation=config.data.validation,
+        test=config.data.test,
+        limit=config.data.limit,
+        standardize=config.data.standardize,
+        standardize_targets=config.data.standardize_targets,
+    )
+    if config.data.standardize_targets and dataset.classes:
+        raise InputError("data.standardize_targets: expected a regression, got classes; remove it")
+    data = _with_targets(data, config, len(dataset.classes))
+    outputs = len(dataset.classes) or data.train.y.shape[1]
+    shape = data.train.x.shape[1:]
+    model = build_model(config, outputs)
+    loss = build_loss(config)
+    _check_fit(model, loss, shape, data.train)
+    examples = len(data.train.x)
+    batch_size = examples if config.training.batch_size == "full" else config.training.batch_size
+    if batch_size > examples:
+        raise InputError(
+            f"training.batch_size: expected at most the {examples} training examples, got {batch_size}; "
+            "make it smaller, or 'full'"
+        )
+    steps_per_epoch = examples // batch_size
+    schedule = build_schedule(config, steps_per_epoch * config.training.epochs)
+    return Experiment(
+        config,
+        dataset,
+        data,
+        shape,
+        model,
+        loss,
+        build_optimizer(config, schedule),
+        schedule,
+        {"accuracy": metrics.accuracy} if dataset.classes else {"absolute_error": metrics.absolute_error},
+        batch_size,
+        steps_per_epoch,
+        steps_per_epoch * config.training.epochs,
+    )
+
+
+def call(kind: str, section: BaseModel, *given: Any) -> Any:
+    """What a section names, called with the section's arguments."""
+    named = find(kind, section.name)  # type: ignore[attr-defined]
+    if isinstance(named, Loss):
+        return named
+    values = {key: _resolved(key, value) for key, value in arguments(section).items() if value is not None}
+    return named(*given, **values)
+
+
+def _resolved(key: str, value: Any) -> Any:
+    """Names inside arguments become what they name: ``activation`` a factory, ``weights`` and ``bias`` initializers."""
+    kind = "activation" if key.endswith("activation") else "initializer" if key in ("weights", "bias") else None
+    if kind is None:
+        return value
+    table = {"name": value} if isinstance(value, str) else dict(value)
+    constructor: Any = find(kind, table.pop("name"))
+    return (lambda: constructor(**table)) if kind == "activation" else constructor(**table)
+
+
+def build_model(config: Config, outputs: int) -> Layer:
+    """The model for ``outputs`` outputs: the number of classes, or of targets."""
+    model = call("model", config.model, outputs)
+    if not isinstance(model, Layer):
+        raise InputError(f"model {config.model.name!r}: expected a function that returns a Layer, got {type(model)}")
+    return model
+
+
+def build_loss(config: Config) -> Loss:
+    """The loss that the configuration names."""
+    loss = call("loss", config.loss)
+    assert isinstance(loss, Loss)
+    return loss
+
+
+def build_schedule(config: Config, steps: int) -> Schedule:
+    """The learning rate by step; a schedule without ``steps`` of its own spans the run (after the warm-up)."""
+    section, rate, warmup = config.schedule, getattr(config.optimizer, "learning_rate", 1.0), config.schedule.warmup
+    constructor: Any = find("schedule", section.name)
+    values = arguments(section)
+    if "steps" in values and values["steps"] is None:
+        values["steps"] = max(steps - warmup, 1)
+    try:
+        schedule: Schedule = constructor(**values) if section.name == "piecewise" else constructor(rate, **values)
+    except InputError as error:
+        raise InputError(f"schedule: {error}") from None
+    return schedules.warmup(schedule, warmup) if warmup else schedule
+
+
+def build_optimizer(config: Config, schedule: Schedule) -> Optimizer:
+    """The rule with its transforms: penalties and clipping before it, the average of the parameters after it."""
+    section = config.optimizer
+    constructor: Any = find("optimizer", section.name)
+    values = {key: value for key, value in arguments(section).items() if key != "learning_rate" and value is not None}
+    constant = config.schedule.name == "constant" and not config.schedule.warmup
+    rule = constructor(getattr(section, "learning_rate", 1.0) if constant else schedule, **values)
+    before = [
+        (section.l2, optimizers.l2),
+        (section.l1, optimizers.l1),
+        (section.clip_value, optimizers.clip_by_value),
+        (section.clip_norm, optimizers.clip_by_norm),
+        (section.clip_global_norm, optimizers.clip_by_global_norm),
+        (section.clip_adaptive, optimizers.clip_adaptively),
+    ]
+    transforms = [make(strength) for strength, make in before if strength]
+    optimizer = optimizers.chain(*transforms, rule) if transforms else rule
+    if section.average is not None:
+        optimizer = optimizers.chain(optimizer, optimizers.average_parameters(section.average))
+    return optimizers.accumulate(optimizer, section.accumulate) if section.accumulate > 1 else optimizer
+
+
+def _with_targets(data: Prepared, config: Config, classes: int) -> Prepared:
+    """The targets as the loss wants them: labels, one-hot rows, -1 and +1, smoothed."""
+    name, smoothing = config.loss.name, config.loss.label_smoothing
+    if not classes:
+        if name in (*_TAKES_LABELS, "hinge"):
+            raise InputError(f"loss.name: {name!r} expects classes, but data {config.data.name!r} has numbers as targets")
+        if smoothing:
+            raise InputError("loss.label_smoothing: expected classes, but the data has numbers as targets; remove it")
+        return data
+    if name == "poisson":
+        raise InputError(f"loss.name: 'poisson' expects counts as targets, but data {config.data.name!r} has classes")
+
+    def encoded(examples: Examples, smooth: float) -> Examples:
+        if name in _TAKES_LABELS and not smooth:
+            return examples
+        rows = np.asarray(losses.smooth_labels(jnp.asarray(examples.y), classes, smooth), np.float32)
+        return Examples(examples.x, 2 * rows - 1 if name == "hinge" else rows)
+
+    return data._replace(
+        train=encoded(data.train, smoothing), validation=encoded(data.validation, 0), test=encoded(data.test, 0)
+    )
+
+
+def _check_fit(model: Layer, loss: Loss, shape: Shape, examples: Examples) -> None:
+    """See, without computing anything, that the layers fit the examples and the loss fits the output."""
+
+    def cost(key: Array, x: Array, y: Array) -> Array:
+        params, _ = model.init(key, shape)
+        return loss.value(model.forward(params, x, key=key)[0], y)
+
+    x, y = (jax.ShapeDtypeStruct((1, *part.shape[1:]), part.dtype) for part in examples)
+    try:
+        jax.eval_shape(cost, jax.random.key(0), x, y)
+    except ShapeError as error:
+        raise InputError(f"model: for examples of shape {shape}, {error}") from None
+
+
+def reading(config: Config) -> Callable[[Array], Array]:
+    """From a model's output to what a reader wants: probabilities, rates, or the output itself."""
+    return _READING.get(config.loss.name, lambda output: output)

@@ -1,0 +1,103 @@
+"""What can be named in a configuration: one dictionary per kind, from names to constructors."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fbp import datasets, initializers, layers, losses, models, optimizers, schedules
+from fbp.errors import InputError
+from fbp.layer import Loss
+
+Constructor = Callable[..., Any]
+
+
+def _named(module: Any, names: str) -> dict[str, Constructor]:
+    return {name: getattr(module, name) for name in names.split()}
+
+
+CATALOGUE: Mapping[str, Mapping[str, Constructor | Loss]] = {
+    "data": _named(
+        datasets,
+        "digits iris wine breast_cancer diabetes mnist fashion_mnist cifar10 file "
+        "xor spirals moons circles linear sine",
+    ),
+    "model": _named(models, "mlp"),
+    "activation": _named(
+        layers,
+        "identity sigmoid tanh relu leaky_relu elu selu softplus silu gelu softmax log_softmax",
+    ),
+    "initializer": _named(
+        initializers,
+        "small_normal scaled_normal glorot_uniform glorot_normal he_uniform he_normal lecun_uniform lecun_normal "
+        "orthogonal zeros ones constant",
+    ),
+    "loss": _named(
+        losses,
+        "mean_squared_error quadratic mean_absolute_error huber log_cosh softmax_cross_entropy sigmoid_cross_entropy "
+        "cross_entropy binary_cross_entropy hinge multiclass_hinge kl_divergence poisson",
+    ),
+    "optimizer": _named(
+        optimizers, "sgd momentum nesterov adagrad adadelta rmsprop adam amsgrad nadam adamw lion lamb"
+    ),
+    "schedule": _named(
+        schedules, "constant step_decay piecewise exponential polynomial inverse_square_root cosine cosine_restarts one_cycle"
+    ),
+}
+
+LOSS_SUMMARIES = {
+    "mean_squared_error": "mean of (a - y)^2 over an example's outputs, no factor 1/2",
+    "quadratic": "the textbook's 1/2 sum of (a - y)^2; delta = a - y",
+    "mean_absolute_error": "mean of |a - y| over an example's outputs",
+    "log_cosh": "mean of log cosh(a - y): quadratic near 0, linear far out",
+    "softmax_cross_entropy": "on logits, with labels or distributions; delta = softmax(z) - y",
+    "sigmoid_cross_entropy": "binary, on logits, summed over outputs; delta = sigmoid(z) - y",
+    "cross_entropy": "on probabilities (after softmax); delta = -y/a",
+    "binary_cross_entropy": "on probabilities (after sigmoid), summed over outputs",
+    "hinge": "sum of max(0, 1 - y z) with targets -1 and +1",
+    "multiclass_hinge": "sum over wrong classes of max(0, 1 + z_k - z_y)",
+    "kl_divergence": "sum of y log(y / softmax(z)) on logits; delta = softmax(z) - y",
+    "poisson": "sum of exp(z) - y z for counts y and log-rates z",
+}
+
+
+def find(kind: str, name: str) -> Constructor | Loss:
+    """The constructor of that name; for a model also ``package.module:function``.
+
+    Raises:
+        InputError: where nothing has that name.
+    """
+    if kind == "model" and ":" in name:
+        return _import(name)
+    if name not in CATALOGUE[kind]:
+        raise InputError(f"unknown {kind} {name!r}; {suggest(name, CATALOGUE[kind])}")
+    return CATALOGUE[kind][name]
+
+
+def _import(name: str) -> Constructor:
+    module_name, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), function)
+    except ImportError as error:
+        raise InputError(f"model {name!r} cannot be imported: {error}") from None
+    except AttributeError:
+        raise InputError(f"model {name!r}: the module {module_name} has no {function!r}") from None
+    if not callable(found):
+        raise InputError(f"model {name!r} is not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def suggest(wrong: str, valid: Any) -> str:
+    """``did you mean 'x'?`` with the nearest valid names, or all of them where none is near."""
+    import difflib
+
+    near = difflib.get_close_matches(wrong, list(valid), n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(repr(name) for name in near)}?"
+    return f"expected one of {', '.join(valid)}"
+
+
+def summary(kind: str, name: str) -> str:
+    """What it is, in one line."""
+    if name in LOSS_SUMMARIES and kind == "loss":
+        return LOSS_SUMMARIES[name]
+    return (CATALOGUE[kind][name].__doc__ or "").strip().split("\n")[0]

@@ -1,0 +1,396 @@
+"""A configuration: TOML read into typed models, every error in one report, and written back complete.
+
+Each section that has a ``name`` (data, model, loss, optimizer, schedule) accepts the arguments of what is named, with their
+types and defaults read from the constructor's signature. So there is one place where an argument is declared.
+"""
+
+import functools
+import inspect
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+
+from fbp.errors import InputError
+from fbp.experiment.catalogue import CATALOGUE, find, suggest
+from fbp.layer import Array, Initializer, Loss
+from fbp.models import Activation
+from fbp.optimizers.base import Mask, Scalar
+
+_Share = Annotated[float, Field(ge=0, lt=1)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Data(_Section):
+    """``[data]``: what to learn from, and how it is split."""
+
+    name: str
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    test: _Share = 0.1
+    limit: _Count | None = None
+    standardize: bool = False
+    standardize_targets: bool = False
+
+
+class Model(_Section):
+    """``[model]``: what learns."""
+
+    name: str
+
+
+class LossSection(_Section):
+    """``[loss]``: what is made small."""
+
+    name: str
+    label_smoothing: _Share = 0.0
+
+
+class OptimizerSection(_Section):
+    """``[optimizer]``: the rule, and the transforms around it."""
+
+    name: str
+    clip_value: _Positive | None = None
+    clip_norm: _Positive | None = None
+    clip_global_norm: _Positive | None = None
+    clip_adaptive: _Positive | None = None
+    l1: _NotNegative = 0.0
+    l2: _NotNegative = 0.0
+    accumulate: _Count = 1
+    average: _Share | None = None
+
+
+class ScheduleSection(_Section):
+    """``[schedule]``: how the learning rate moves from ``optimizer.learning_rate``."""
+
+    name: str = "constant"
+    warmup: Annotated[int, Field(ge=0)] = 0
+
+
+class Training(_Section):
+    """``[training]``: how long, and in what portions."""
+
+    epochs: _Count = 10
+    batch_size: _Count | Literal["full"] = 32
+    shuffle: bool = True
+
+
+class Tracking(_Section):
+    """``[tracking]``: where the run appears in MLflow."""
+
+    experiment: str | None = None
+
+
+class Variant(_Section):
+    """``[[variant]]``: one of several runs of an experiment; ``set`` overrides keys of the other sections."""
+
+    name: str
+    set: dict[str, Any]
+
+
+class Config(_Section):
+    """A whole experiment, every default filled in."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.\- ]+$", max_length=100)]
+    description: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    data: Data
+    model: Model
+    loss: LossSection
+    optimizer: OptimizerSection
+    schedule: ScheduleSection = ScheduleSection()
+    training: Training = Training()
+    tracking: Tracking = Tracking()
+    variant: list[Variant] = []
+
+
+_NAMED: Mapping[str, type[_Section]] = {
+    "data": Data,
+    "model": Model,
+    "loss": LossSection,
+    "optimizer": OptimizerSection,
+    "schedule": ScheduleSection,
+}
+
+# what the runner gives to a constructor itself
+_GIVEN = {"model": {"outputs"}, "schedule": {"value"}, "optimizer": {"mask"}}
+
+_RANGES: Mapping[str, dict[str, float]] = {
+    "learning_rate": {"gt": 0},
+    "momentum": {"ge": 0, "lt": 1},
+    "decay": {"ge": 0, "lt": 1},
+    "beta1": {"ge": 0, "lt": 1},
+    "beta2": {"ge": 0, "lt": 1},
+    "epsilon": {"gt": 0},
+    "weight_decay": {"ge": 0},
+    "initial": {"ge": 0},
+    "threshold": {"gt": 0},
+    "slope": {"ge": 0},
+    "alpha": {"ge": 0},
+    "scale": {"gt": 0},
+    "factor": {"gt": 0},
+    "power": {"gt": 0},
+    "end": {"ge": 0},
+    "rise": {"gt": 0, "lt": 1},
+    "divide": {"ge": 1},
+    "final_divide": {"ge": 1},
+    "steps": {"ge": 1},
+    "every": {"ge": 1},
+    "growth": {"ge": 1},
+    "examples": {"ge": 10},
+    "features": {"ge": 1},
+    "noise": {"ge": 0},
+    "turns": {"gt": 0},
+    "periods": {"gt": 0},
+    "seed": {"ge": 0},
+}
+
+
+def _nested(kind: str) -> Any:
+    """The type of an argument that itself names something: ``"relu"`` or ``{name = "leaky_relu", slope = 0.2}``."""
+
+    def validated(value: Any) -> Any:
+        table = {"name": value} if isinstance(value, str) else value
+        if not isinstance(table, dict) or not isinstance(table.get("name"), str):
+            raise ValueError(f"expected the name of an {kind} or a table with 'name', got {value!r}")
+        try:
+            model = _section(kind, table["name"])
+            checked = model(**table)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        except ValidationError as error:
+            raise ValueError("; ".join(_lines(error, (), {(): model}))) from None
+        given = checked.model_dump(exclude_none=True)
+        return given["name"] if given == {"name": given["name"]} else given
+
+    return Annotated[Any, BeforeValidator(validated)]
+
+
+def _field_type(annotation: Any, name: str) -> Any:
+    """A constructor's annotation as a configuration sees it: numbers for traced numbers, names for functions."""
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) or typing.get_origin(
+        annotation
+    ) is typing.Union else (annotation,)
+    optional = type(None) in options
+    if annotation == Activation or Activation in options:
+        kind: Any = _nested("activation")
+    elif annotation == Initializer or Initializer in options:
+        kind = _nested("initializer")
+    elif annotation == Scalar or Array in options:
+        kind = float
+    elif typing.get_origin(annotation) in (Sequence, typing.get_origin(Sequence[int])):
+        (item,) = typing.get_args(annotation)
+        kind = list[Annotated[item, Field(ge=1)] if item is int else item]  # type: ignore[misc]
+    else:
+        kind = next(option for option in options if option is not type(None))
+    if name in _RANGES and kind in (int, float):
+        kind = Annotated[kind, Field(allow_inf_nan=False, **_RANGES[name])] if kind is float else Annotated[
+            kind, Field(**_RANGES[name])
+        ]
+    return kind | None if optional else kind
+
+
+@functools.cache
+def _section(kind: str, name: str) -> type[BaseModel]:
+    """The model of a section for what it names: the section's own keys and the constructor's arguments."""
+    constructor = find(kind, name)
+    base = _NAMED.get(kind, Model)
+    fields: dict[str, Any] = {}
+    if not isinstance(constructor, Loss):
+        for parameter in inspect.signature(constructor, eval_str=True).parameters.values():
+            if parameter.name in _GIVEN.get(kind, set()) or parameter.annotation == Mask:
+                continue
+            field_type = _field_type(parameter.annotation, parameter.name)
+            default: Any = parameter.default
+            if default is inspect.Parameter.empty:
+                default = ... if not (kind == "schedule" and parameter.name == "steps") else None
+                field_type = field_type if default is ... else field_type | None
+            elif callable(default):
+                default = default.__name__
+            elif isinstance(default, tuple):
+                default = list(default)
+            fields[parameter.name] = (field_type, default)
+    return create_model(f"{kind} {name}", __base__=base, **fields)
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """An experiment file, with ``section.key=value`` overrides, checked.
+
+    Raises:
+        InputError: one line for each thing that is wrong.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {_experiments(path)}") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: expected a file, got a folder; {_experiments(path)}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: expected a TOML file in UTF-8, got other bytes") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from None
+    table.setdefault("name", path.stem)
+    return parse(override(table, overrides), str(path))
+
+
+def _experiments(path: Path) -> str:
+    here = sorted(found.stem for found in Path("experiments").glob("*.toml"))
+    return suggest(path.stem, here) if here else "there is no folder 'experiments' here"
+
+
+def override(table: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """The table with each ``section.key=value`` applied; the value is TOML, or a bare text."""
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"--set {assignment!r}: expected section.key=value")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        table = _assigned(table, key.strip().split("."), value, assignment)
+    return table
+
+
+def _assigned(table: dict[str, Any], path: list[str], value: Any, where: str) -> dict[str, Any]:
+    first, *rest = path
+    if not rest:
+        return {**table, first: value}
+    inner = table.get(first, {})
+    if isinstance(inner, str):  # "relu" is short for {name = "relu"}
+        inner = {"name": inner}
+    if not isinstance(inner, dict):
+        raise InputError(f"--set {where!r}: {first} is not a section")
+    return {**table, first: _assigned(inner, rest, value, where)}
+
+
+def parse(table: dict[str, Any], where: str) -> Config:
+    """A checked configuration from a table such as TOML gives.
+
+    Raises:
+        InputError: one line for each thing that is wrong, each with its place and what to do.
+    """
+    problems: list[str] = []
+    sections: dict[str, Any] = {}
+    fields: dict[tuple[str, ...], type[BaseModel]] = {(): Config}
+    for kind, base in _NAMED.items():
+        given = table.get(kind, {} if kind == "schedule" else None)
+        if not isinstance(given, dict):
+            problems.append(f"{kind}: expected a section [{kind}] with a name, got {_shown(given)}")
+            continue
+        name = given.get("name", "constant" if kind == "schedule" else None)
+        if not isinstance(name, str):
+            problems.append(f"{kind}.name: expected one of {', '.join(CATALOGUE[kind])}, got {_shown(name)}")
+            continue
+        try:
+            model = _section(kind, name)
+        except InputError as error:
+            problems.append(f"{kind}.name: {error}")
+            continue
+        try:
+            sections[kind] = model(**given)
+        except ValidationError as error:
+            problems += _lines(error, (kind,), {(kind,): model})
+            sections[kind] = model.model_construct(**given)
+    rest = {key: value for key, value in table.items() if key not in _NAMED}
+    for kind, base in _NAMED.items():
+        sections.setdefault(kind, base.model_construct(name=""))
+    fields |= {("training",): Training, ("tracking",): Tracking, ("variant",): Variant}
+    try:
+        config = Config(**rest, **sections)
+    except ValidationError as error:
+        problems += _lines(error, (), fields)
+    if problems:
+        raise InputError("\n".join(f"{where}: {problem}" for problem in problems))
+    return config
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else repr(value)
+
+
+def _lines(
+    error: ValidationError, prefix: tuple[str, ...], models: Mapping[tuple[str, ...], type[BaseModel]]
+) -> list[str]:
+    """One line for each of pydantic's errors: the key's path, what was expected, what came."""
+    lines: list[str] = []
+    for problem in error.errors():
+        location = tuple(str(part) for part in problem["loc"] if not _is_branch(part))
+        path = ".".join((*prefix, *location))
+        if problem["type"] == "extra_forbidden":
+            owner = tuple(part for part in (*prefix, *location[:-1]) if not part.isdigit())
+            valid = models[owner].model_fields if owner in models else {}
+            line = f"{path}: unknown key; {suggest(location[-1], valid)}"
+        elif problem["type"] == "missing":
+            line = f"{path}: expected a value, got none; add it"
+        elif problem["type"] == "value_error":
+            line = f"{path}: {problem['ctx']['error']}"
+        else:
+            text = problem["msg"].replace("Input should be", "expected").replace("a valid ", "a ")
+            line = f"{path}: {text}, got {problem['input']!r}"
+        if not any(other.startswith(f"{path}: ") for other in lines):  # a union reports each of its branches
+            lines.append(line)
+    return lines
+
+
+def _is_branch(part: Any) -> bool:
+    """Whether a part of pydantic's location names a branch of a union and not a key."""
+    return isinstance(part, str) and (part in ("int", "float", "none", "str") or "[" in part or "-" in part)
+
+
+def variants(config: Config, where: str) -> list[tuple[str, Config]]:
+    """The configurations of an experiment's variants by name; none where it has no variants."""
+    if len({variant.name for variant in config.variant}) != len(config.variant):
+        raise InputError(f"{where}: variant: expected different names, got {[v.name for v in config.variant]}")
+    base = {key: value for key, value in to_table(config).items() if key != "variant"}
+    found = []
+    for variant in config.variant:
+        table = base
+        for key, value in variant.set.items():
+            table = _assigned(table, key.split("."), value, key)
+        found.append((variant.name, parse(table, f"{where}, variant {variant.name!r}")))
+    return found
+
+
+def to_table(config: Config) -> dict[str, Any]:
+    """The configuration as TOML's types, every default filled in; what is not set is left out."""
+    table: dict[str, Any] = config.model_dump(exclude_none=True, serialize_as_any=True)
+    return table if table["variant"] else {key: value for key, value in table.items() if key != "variant"}
+
+
+def to_toml(config: Config) -> str:
+    """The resolved configuration; reading it gives the same configuration again."""
+    return tomli_w.dumps(to_table(config))
+
+
+def flat(config: Config) -> dict[str, str]:
+    """Every value under one name, ``optimizer_learning_rate``: MLflow's parameters."""
+    result: dict[str, str] = {}
+
+    def collect(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                collect(f"{prefix}_{key}" if prefix else key, inner)
+        elif value != "":
+            result[prefix] = str(value)
+
+    collect("", {key: value for key, value in to_table(config).items() if key != "variant"})
+    return result
+
+
+def arguments(section: BaseModel) -> dict[str, Any]:
+    """The constructor's arguments that a section holds."""
+    own = set(next(base for base in _NAMED.values() if isinstance(section, base)).model_fields)
+    return {key: getattr(section, key) for key in type(section).model_fields if key not in own}

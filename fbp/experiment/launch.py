@@ -1,0 +1,74 @@
+"""From an experiment file to a finished run in MLflow: what ``fbp run`` does."""
+
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fbp.errors import InputError
+from fbp.experiment import config as configuration
+from fbp.experiment import shipper, store
+from fbp.experiment.run import Outcome, Reporter, discard, run, run_group
+
+_SEND_SECONDS = 120.0  # how long to wait for MLflow at the end; the journal stays in any case
+
+
+class Launched(NamedTuple):
+    """A run, or a group of variants: their names and outcomes, the folder, and whether MLflow has it all."""
+
+    outcomes: dict[str, Outcome]
+    folder: Path
+    uri: str
+    sent: bool
+
+
+def launch(
+    path: Path,
+    overrides: Sequence[str],
+    make_reporter: Callable[[str], Reporter],
+    tracking_uri: str | None = None,
+    waiting: Callable[[], None] = lambda: None,
+) -> Launched:
+    """Run an experiment file and wait until MLflow has it.
+
+    Args:
+        path: the file.
+        overrides: ``section.key=value`` texts.
+        make_reporter: from a label to who shows the progress of a run.
+        tracking_uri: where to log, if not to the embedded store.
+        waiting: called once, when training is over and MLflow is waited for.
+
+    Raises:
+        InputError: where the configuration or the data cannot be used; no run exists then.
+    """
+    config = configuration.read(path, overrides)
+    variants = configuration.variants(config, str(path))
+    root = store.root()
+    uri = store.tracking_uri(root, tracking_uri)
+    folder = store.new_run_folder(root, config.name)
+    process = shipper.launch(folder, uri)
+    try:
+        if variants:
+            outcomes = dict(
+                zip(
+                    (name for name, _ in variants),
+                    run_group(config, variants, path, folder, lambda name: make_reporter(f"{config.name} {name}")),
+                    strict=False,  # a group that was stopped has fewer outcomes
+                )
+            )
+        else:
+            outcomes = {config.name: run(config, path, folder, make_reporter(config.name))}
+    except InputError as error:
+        process.terminate()
+        process.wait()
+        discard(folder)
+        raise InputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
+    waiting()
+    return Launched(outcomes, folder, uri, _wait(process))
+
+
+def _wait(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        return process.wait(timeout=_SEND_SECONDS) == 0
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        return False

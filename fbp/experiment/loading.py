@@ -1,0 +1,62 @@
+"""Get a trained model back: from a run's folder, its name, or its MLflow run id."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from fbp.errors import InputError
+from fbp.experiment import store
+from fbp.experiment.catalogue import suggest
+from fbp.experiment.saving import Trained, read
+from fbp.experiment.shipper import STATE
+
+
+def load(run: str | os.PathLike[str], tracking_uri: str | None = None) -> Trained:
+    """The trained model of a run.
+
+    Args:
+        run: the run's folder, its name (the folder's), or its MLflow run id; also a folder downloaded from MLflow that holds
+            ``params.npz``.
+        tracking_uri: where to look for a run id that no local run has.
+
+    Returns:
+        A :class:`fbp.experiment.saving.Trained`: ``.predict(x)``, ``.model``, ``.params``, ``.config``.
+
+    Raises:
+        InputError: where there is no such run, or it has no model (yet).
+    """
+    path = Path(run)
+    if path.is_dir():
+        return read(path if (path / "params.npz").exists() else path / "artifacts" / "model")
+    root = store.root()
+    folder = find_folder(root, str(run))
+    if folder:
+        return read(folder / "artifacts" / "model")
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri or (root / "mlflow.db").exists():
+        return _from_mlflow(str(run), store.tracking_uri(root, uri))
+    raise InputError(f"run {str(run)!r}: there is no such folder, and no run of that name or id in {root}")
+
+
+def find_folder(root: Path, run: str) -> Path | None:
+    """The local folder of a run, by its name or its MLflow run id."""
+    for folder in store.run_folders(root):
+        state = folder / STATE
+        if folder.name == run or (state.exists() and json.loads(state.read_text())["run_id"] == run):
+            return folder
+    return None
+
+
+def _from_mlflow(run: str, uri: str) -> Trained:
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            copied = MlflowClient(uri).download_artifacts(run, "model", folder)
+        except (MlflowException, OSError) as error:
+            names = [found.name for found in store.run_folders(store.root())]
+            hint = suggest(run, names) if names else "there are no local runs"
+            raise InputError(f"run {run!r}: no such run with a model in {uri} ({error}); {hint}") from None
+        return read(Path(copied))

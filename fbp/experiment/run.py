@@ -1,0 +1,396 @@
+"""Train what a configuration describes, and write down everything about it.
+
+The training process appends to a journal and never imports mlflow; see shipper.py for the other half.
+"""
+
+import contextlib
+import json
+import math
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fbp import diagnostics, optimizers, training
+from fbp.errors import InputError
+from fbp.experiment import config as configuration
+from fbp.experiment import environment, results, saving, store, summary
+from fbp.experiment.build import Experiment, build
+from fbp.experiment.config import Config
+from fbp.experiment.journal import Journal, history, metrics_digest
+from fbp.layer import Params
+from fbp.training import StepInfo, TrainState
+
+_CHUNK_SECONDS = 1.0  # how long one call to the compiled program should take: signals and progress wait for it
+_PROBE = 128  # how many training examples the norms by layer are measured on
+
+
+class Reporter(Protocol):
+    """Who is told how training goes."""
+
+    def begin(self, experiment: Experiment) -> None: ...
+    def advance(self, step: int, epoch: int, latest: dict[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Outcome(NamedTuple):
+    """How a run ended: FINISHED, FAILED or KILLED; why, if not well; its last metrics; its folder."""
+
+    status: str
+    message: str
+    metrics: dict[str, float]
+    folder: Path
+    signal: int | None = None
+
+
+class Diverged(Exception):
+    """The loss is no longer a finite number."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop."""
+
+
+def run(
+    config: Config,
+    config_path: Path,
+    folder: Path,
+    reporter: Reporter,
+    parent: str | None = None,
+    variant: str = "",
+) -> Outcome:
+    """Train, evaluate, and leave in ``folder`` the journal, the results and the trained model.
+
+    Args:
+        config: what to train.
+        config_path: where it came from: the run's source, and whose repository is recorded.
+        folder: the run's own, already there.
+        reporter: who shows progress.
+        parent: the folder's name of the run under which this one is shown, if any.
+        variant: what this one is called there.
+
+    Raises:
+        InputError: where configuration and data do not fit; the run then does not exist.
+    """
+    experiment = build(config)
+    journal = Journal(folder)
+    record = _Record(experiment, journal, folder)
+    state = _start(experiment)
+    _write_start(experiment, config_path, folder, journal, parent, variant)
+    status, message, caught = "FINISHED", "", None
+    reporter.begin(experiment)
+    try:
+        with _signals() as received:
+            state = _train(experiment, state, record, reporter, received)
+    except Interrupted as interruption:
+        status, message, caught = "KILLED", str(interruption), received[0]
+    except Diverged as divergence:
+        status, message = "FAILED", str(divergence)
+    except BaseException as error:
+        journal.write("end", status="FAILED", message=f"{type(error).__name__}: {error}")
+        journal.close()
+        raise
+    finally:
+        reporter.close()
+    _finish(experiment, record.state or state, record, status, message)
+    journal.close()
+    return Outcome(status, message, record.latest, folder, caught)
+
+
+class _Record:
+    """What a run has shown so far, and where it is written."""
+
+    def __init__(self, experiment: Experiment, journal: Journal, folder: Path):
+        self.experiment, self.journal, self.folder = experiment, journal, folder
+        self.latest: dict[str, float] = {}
+        self.state: TrainState | None = None  # the last good state, while steps are under way
+
+    def metrics(self, step: int, values: dict[str, Any]) -> None:
+        numbers = {key: float(value) for key, value in values.items()}
+        self.journal.write("metrics", step=step, values=numbers)
+        self.latest |= {key: value for key, value in numbers.items() if "/" not in key}
+
+
+def _start(experiment: Experiment) -> TrainState:
+    key = jax.random.key(experiment.config.seed)
+    return training.start(experiment.model, experiment.optimizer, key, experiment.shape)
+
+
+def _write_start(
+    experiment: Experiment, config_path: Path, folder: Path, journal: Journal, parent: str | None, variant: str
+) -> None:
+    config, dataset = experiment.config, experiment.dataset
+    artifacts = folder / "artifacts"
+    (artifacts / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
+    (artifacts / "environment.json").write_text(json.dumps(environment.facts(), indent=1), encoding="utf-8")
+    diff = environment.git(config_path.resolve().parent).get("diff")
+    if diff:
+        (artifacts / "git.diff").write_text(diff, encoding="utf-8")
+    inputs = [
+        {
+            "name": f"{dataset.name}/{part}",
+            "digest": dataset._replace(train=examples, test=None).fingerprint[:36],
+            "context": context,
+            "x": [list(examples.x.shape), str(examples.x.dtype)],
+            "y": [list(examples.y.shape), str(examples.y.dtype)],
+        }
+        for part, context, examples in (
+            ("train", "training", experiment.data.train),
+            ("validation", "validation", experiment.data.validation),
+            ("test", "testing", experiment.data.test),
+        )
+    ]
+    tags = environment.tags(config_path, config.seed) | {"fbp.data_fingerprint": dataset.fingerprint}
+    if config.description:
+        tags["mlflow.note.content"] = config.description
+    if variant:
+        tags["fbp.variant"] = variant
+    journal.write(
+        "start",
+        name=folder.name,
+        experiment=config.tracking.experiment or config.name,
+        params=configuration.flat(config),
+        tags=tags,
+        inputs=inputs,
+        parent=parent,
+        variant=variant,
+        steps=experiment.steps,
+        layers=summary.layer_names(experiment.model),
+    )
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM are noted, not obeyed at once: training stops at the next chunk's end, a second one at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise Interrupted(f"stopped at once by {signal.Signals(number).name}")
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: somebody else's signals
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _train(
+    experiment: Experiment, state: TrainState, record: _Record, reporter: Reporter, received: list[int]
+) -> TrainState:
+    """All epochs, in chunks of about a second; between them come the journal, the progress and the signals."""
+    data, per_epoch = experiment.data, experiment.steps_per_epoch
+    x, y = jnp.asarray(data.train.x), jnp.asarray(data.train.y)
+    validation = jnp.asarray(data.validation.x), jnp.asarray(data.validation.y)
+    steps = training.take_steps(
+        experiment.model,
+        experiment.loss,
+        experiment.optimizer,
+        batch_size=experiment.batch_size,
+        capacity=per_epoch,
+        shuffle=experiment.config.training.shuffle,
+        metrics=experiment.metrics,
+    )
+    advance = jax.jit(steps, donate_argnums=0).lower(state, x, y, 1).compile()
+    evaluate = jax.jit(_evaluation(experiment, batch_size=min(1000, len(data.validation.x))))
+    diagnose = jax.jit(diagnostics.diagnose(experiment.model, experiment.loss, experiment.optimizer))
+    rates = jax.jit(lambda first: jax.vmap(experiment.schedule)(first + jnp.arange(per_epoch)))
+    chunk, at = 1, 0
+    record.state = state = _copy(state)
+    _write_diagnosis(record, diagnose, state, x, y, at)
+    while at < experiment.steps:
+        epoch_end, epoch_costs = at + per_epoch, []
+        began = time.perf_counter()
+        while at < epoch_end:
+            if received:
+                raise Interrupted(f"stopped by {signal.Signals(received[0]).name} at step {at}")
+            count, chunk_began = min(chunk, epoch_end - at), time.perf_counter()
+            new_state, info, taken = advance(_copy(state), x, y, count)
+            taken = int(taken)
+            info = jax.tree.map(lambda column, n=taken: np.asarray(column[:n]), info)
+            _write_steps(record, info, at, np.asarray(rates(at))[:taken])
+            epoch_costs.append(info)
+            if not np.isfinite(info.cost[-1]):
+                _diverge(experiment, record, state, advance, x, y, at, info)
+            record.state = state = new_state
+            at += taken
+            chunk = _next_chunk(chunk, time.perf_counter() - chunk_began)
+            reporter.advance(at, at // per_epoch, _progress(info, began, epoch_costs, experiment))
+        seconds = time.perf_counter() - began
+        _write_epoch(record, evaluate, state, validation, epoch_costs, seconds, at)
+        _write_diagnosis(record, diagnose, state, x, y, at)
+        reporter.advance(at, at // per_epoch, record.latest)
+    return state
+
+
+def _copy(state: TrainState) -> TrainState:
+    """A copy to donate, so that the state before a chunk outlives it."""
+    return jax.tree.map(jnp.copy, state)
+
+
+def _next_chunk(count: int, seconds: float) -> int:
+    """So many steps that they take about _CHUNK_SECONDS, at most eight times as many as before."""
+    return max(1, min(round(count * _CHUNK_SECONDS / max(seconds, 1e-6)), 8 * count))
+
+
+def _evaluation(experiment: Experiment, batch_size: int) -> Any:
+    measure = training.evaluate(experiment.model, experiment.loss, batch_size=batch_size, metrics=experiment.metrics)
+    return lambda state, x, y: measure(optimizers.averaged(state.opt_state, state.params), x, y)
+
+
+def _progress(info: StepInfo, began: float, parts: list[StepInfo], experiment: Experiment) -> dict[str, float]:
+    steps = sum(len(part.cost) for part in parts)
+    shown = {"loss": float(info.cost.mean())} | {name: float(column.mean()) for name, column in info.metrics.items()}
+    return shown | {"examples_per_second": steps * experiment.batch_size / max(time.perf_counter() - began, 1e-9)}
+
+
+def _write_steps(record: _Record, info: StepInfo, first: int, rates: np.ndarray) -> None:
+    columns = {"loss": info.cost, "gradient_norm": info.gradient_norm, "learning_rate": rates}
+    record.journal.steps(first + 1, columns)
+
+
+def _write_epoch(
+    record: _Record, evaluate: Any, state: TrainState, validation: Any, parts: list[StepInfo], seconds: float, at: int
+) -> None:
+    experiment = record.experiment
+    joined = jax.tree.map(lambda *columns: np.concatenate(columns).mean(dtype=np.float64), *parts)
+    values = {"train_loss": joined.cost} | {f"train_{name}": mean for name, mean in joined.metrics.items()}
+    values |= {f"validation_{name}": value for name, value in evaluate(state, *validation).items()}
+    steps = sum(len(part.cost) for part in parts)
+    values |= {
+        "examples_per_second": steps * experiment.batch_size / seconds,
+        "epoch": at // experiment.steps_per_epoch,
+    }
+    record.metrics(at, values)
+
+
+def _write_diagnosis(record: _Record, diagnose: Any, state: TrainState, x: Any, y: Any, at: int) -> None:
+    found = diagnose(state.params, state.opt_state, x[:_PROBE], y[:_PROBE])
+    values = {f"{kind}/{path}": value for kind, norms in found._asdict().items() for path, value in norms.items()}
+    record.metrics(at, values)
+
+
+def _diverge(
+    experiment: Experiment, record: _Record, state: TrainState, advance: Any, x: Any, y: Any, at: int, info: StepInfo
+) -> None:
+    """Keep the last finite parameters and say what happened. Steps are repeatable, so they are simply taken again."""
+    taken = len(info.cost)
+    for count in range(taken - 1, -1, -1):
+        before, _, _ = advance(_copy(state), x, y, count)
+        if all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(before.params)):
+            record.state = before
+            break
+    step = at + taken
+    rate = float(experiment.schedule(jnp.asarray(step - 1)))
+    norms = info.gradient_norm[np.isfinite(info.gradient_norm)]
+    grew = f"the gradient's norm was last {norms[-1]:.3g}" if len(norms) else "the gradient was not finite either"
+    raise Diverged(
+        f"the loss became {info.cost[-1]} at step {step} (epoch {(step - 1) // experiment.steps_per_epoch + 1}); {grew}, the "
+        f"learning rate {rate:.3g}; likely the steps are too large: lower optimizer.learning_rate or set "
+        "optimizer.clip_global_norm"
+    )
+
+
+def _finish(experiment: Experiment, state: TrainState, record: _Record, status: str, message: str) -> None:
+    """The last evaluation, the trained model, the digests, and the journal's end."""
+    params = optimizers.averaged(state.opt_state, state.params)
+    if status == "FINISHED":
+        record.metrics(int(state.step), results.evaluate_and_write(experiment, params, record.folder))
+    _save(experiment, params, record.folder)
+    text = summary.as_text(summary.layer_rows(experiment.model, experiment.shape))
+    (record.folder / "artifacts" / "summary.txt").write_text(text + "\n", encoding="utf-8")
+    tags = {
+        "fbp.params_digest": saving.params_digest(params),
+        "fbp.metrics_digest": metrics_digest(history(record.folder)),
+    }
+    if message:
+        tags["fbp.message"] = message
+    if any(not math.isfinite(value) for value in record.latest.values()) or status == "FAILED":
+        tags["fbp.nonfinite"] = "true"
+    record.journal.write("tags", values=tags)
+    record.journal.write("end", status=status, message=message)
+
+
+def _save(experiment: Experiment, params: Params, folder: Path) -> None:
+    dataset, data = experiment.dataset, experiment.data
+    saving.save(
+        folder / "artifacts" / "model",
+        experiment.config,
+        params,
+        shape=experiment.shape,
+        outputs=len(dataset.classes) or data.train.y.shape[1],
+        classes=dataset.classes,
+        inputs=data.inputs,
+        targets=data.targets,
+    )
+
+
+def run_group(config: Config, variants: list[tuple[str, Config]], config_path: Path, folder: Path, make_reporter: Any) -> list[Outcome]:
+    """Run each variant of an experiment in a folder of its own, shown in MLflow under one run in ``folder``.
+
+    Args:
+        config: the experiment.
+        variants: its variants' names and configurations.
+        config_path: where it came from.
+        folder: the group's own, already there; the variants' folders are made beside it.
+        make_reporter: from a variant's name to its Reporter.
+
+    Raises:
+        InputError: where a variant does not fit its data; then none is run.
+    """
+    for name, variant in variants:
+        _check_fits(variant, f"{config_path}, variant {name!r}")
+    journal = Journal(folder)
+    (folder / "artifacts" / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
+    journal.write(
+        "start",
+        name=folder.name,
+        experiment=config.tracking.experiment or config.name,
+        params=configuration.flat(config),
+        tags=environment.tags(config_path, config.seed) | {"fbp.variants": ", ".join(name for name, _ in variants)},
+        inputs=[],
+        parent=None,
+        variant="",
+        steps=0,
+        layers={},
+    )
+    outcomes: list[Outcome] = []
+    status, message = "FAILED", "a variant could not be run"
+    try:
+        for name, variant in variants:
+            child = store.new_run_folder(folder.parent.parent, f"{config.name}-{name}")
+            journal.write("child", folder=child.name)
+            outcomes.append(run(variant, config_path, child, make_reporter(name), folder.name, name))
+            if outcomes[-1].status == "KILLED":
+                break
+        bad = [outcome for outcome in outcomes if outcome.status != "FINISHED"]
+        status, message = (bad[0].status, bad[0].message) if bad else ("FINISHED", "")
+    finally:
+        journal.write("end", status=status, message=message)
+        journal.close()
+    return outcomes
+
+
+def discard(folder: Path) -> None:
+    """Remove the folder of a run that never began."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_fits(config: Config, where: str) -> None:
+    """Build and throw away: the errors of :func:`build` without a run."""
+    try:
+        build(config)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None

@@ -1,0 +1,142 @@
+"""Parameters on disk, without pickle: ``params.npz`` by path, and the configuration that gives them their structure."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fbp import training
+from fbp.datasets import Scaling
+from fbp.errors import InputError
+from fbp.experiment import config as configuration
+from fbp.experiment.build import build_model, reading
+from fbp.experiment.config import Config
+from fbp.gradient import path_of
+from fbp.layer import Array, Layer, Params, Shape
+
+_FACTS = "model.json"
+
+
+def params_digest(params: Params) -> str:
+    """SHA-256 over every parameter's path, dtype, shape and bytes, in the order of their paths."""
+    digest = hashlib.sha256()
+    for path, array in sorted(by_path(params).items()):
+        digest.update(f"{path}\0{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def by_path(params: Params) -> dict[str, np.ndarray]:
+    """The leaves of a pytree on the host, by path."""
+    return {path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an ``.npz`` file in one piece: it is there whole, or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "wb") as file:
+        np.savez(file, **{key.replace("/", "|"): value for key, value in arrays.items()})
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays that :func:`write_arrays` wrote."""
+    with np.load(path, allow_pickle=False) as archive:
+        return {key.replace("|", "/"): archive[key] for key in archive.files}
+
+
+class Trained(NamedTuple):
+    """A trained model, ready to use.
+
+    Attributes:
+        model: the layer; ``model.forward(params, x)`` works on scaled inputs and gives the raw output.
+        params: its parameters.
+        config: the experiment that made it.
+        shape: one example's.
+        classes: the names of the classes; empty for regression.
+        inputs, targets: the scalings of the training data, None where it was not scaled.
+        forward: the jitted forward pass over scaled inputs.
+    """
+
+    model: Layer
+    params: Params
+    config: Config
+    shape: Shape
+    classes: tuple[str, ...]
+    inputs: Scaling | None
+    targets: Scaling | None
+    forward: Callable[[Params, Array], Array]
+
+    def predict(self, x: Any) -> np.ndarray:
+        """Predictions ``(N, K)`` for inputs in the data set's own units, ``(N, *shape)`` or flat ``(N, F)``.
+
+        Probabilities of the classes where the loss worked on logits; for a regression, numbers in the target's own units.
+        """
+        x = np.asarray(x, np.float32)
+        if x.shape[1:] != self.shape:
+            if x.ndim < 2 or x[0].size != np.prod(self.shape):
+                raise InputError(f"predict: expected inputs of shape (N, {', '.join(map(str, self.shape))}), got {x.shape}")
+            x = x.reshape(len(x), *self.shape)
+        x = self.inputs.apply(x) if self.inputs else x
+        output = np.asarray(reading(self.config)(self.forward(self.params, jnp.asarray(x))))
+        return self.targets.undo(output) if self.targets else output
+
+
+def save(
+    folder: Path,
+    config: Config,
+    params: Params,
+    *,
+    shape: Shape,
+    outputs: int,
+    classes: tuple[str, ...],
+    inputs: Scaling | None,
+    targets: Scaling | None,
+) -> None:
+    """Write a trained model into ``folder``: three files that :func:`read` needs, nothing executable among them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scalings = {"inputs": inputs, "targets": targets}
+    arrays = {f"params/{path}": array for path, array in by_path(params).items()}
+    arrays |= {f"{part}/{field}": getattr(s, field) for part, s in scalings.items() if s for field in s._fields}
+    write_arrays(folder / "params.npz", arrays)
+    (folder / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
+    (folder / _FACTS).write_text(json.dumps({"shape": shape, "outputs": outputs, "classes": classes}), encoding="utf-8")
+
+
+def read(folder: Path) -> Trained:
+    """The trained model that :func:`save` wrote.
+
+    Raises:
+        InputError: where files are missing or do not belong together.
+    """
+    try:
+        facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+        arrays = read_arrays(folder / "params.npz")
+    except FileNotFoundError as error:
+        raise InputError(f"{folder}: expected a trained model, but {Path(error.filename).name} is missing") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{folder}: the trained model is damaged ({error})") from None
+    config = configuration.read(folder / "config.toml")
+    shape = tuple(facts["shape"])
+    model = build_model(config, facts["outputs"])
+    template, _ = jax.eval_shape(lambda key: model.init(key, shape)[0], jax.random.key(0)), None
+    leaves, structure = jax.tree_util.tree_flatten_with_path(template)
+    found = {key.removeprefix("params/"): value for key, value in arrays.items() if key.startswith("params/")}
+    expected = {path_of(keys): leaf.shape for keys, leaf in leaves}
+    if {path: array.shape for path, array in found.items()} != expected:
+        raise InputError(f"{folder}: the parameters do not fit the model of config.toml")
+    params = jax.tree.unflatten(structure, [jnp.asarray(found[path_of(keys)]) for keys, _ in leaves])
+    inputs, targets = (
+        Scaling(arrays[f"{part}/mean"], arrays[f"{part}/scale"]) if f"{part}/mean" in arrays else None
+        for part in ("inputs", "targets")
+    )
+    forward = jax.jit(training.predict(model, batch_size=1000))
+    return Trained(model, params, config, shape, tuple(facts["classes"]), inputs, targets, forward)
