@@ -33,3 +33,14 @@ from fbp.layer import Optimizer as Optimizer
 from fbp.layer import map_layers as map_layers
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """``fbp.load``, ``fbp.datasets`` and ``fbp.experiment`` are imported when first used: they need more than jax."""
+    import importlib
+
+    if name in ("datasets", "experiment"):
+        return importlib.import_module(f"fbp.{name}")
+    if name == "load":
+        return importlib.import_module("fbp.experiment").load
+    raise AttributeError(f"module 'fbp' has no attribute {name!r}")

@@ -10,6 +10,7 @@
 Each tensor is judged by its own norm, so a wrong bias cannot hide behind a large weight. All is computed in float64.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,8 @@ from fbp.layer import Array, Cache, Grads, Key, Layer, Loss, Params, map_layers
 
 TOLERANCE = 1e-10  # against jax.vjp, relative to the tensor's norm
 DIFFERENCE_TOLERANCE = 1e-6  # against finite differences, relative to the tensor's norm
+
+_QUICK = {"xla_backend_optimization_level": 0}  # a check runs once: compiling takes longer than computing
 
 
 class Row(NamedTuple):
@@ -111,43 +114,42 @@ def check_gradients(
     """
     with jax.enable_x64(True):
         params, x, y = jax.tree.map(_to_float64, (params, x, y))
-        rows = [*_check_loss(model, loss, params, x, y, key), *_check_layers(model, loss, params, x, y, key)]
-        rows += _check_whole(model, loss, params, x, y, key)
-        rows += _check_differences(model, loss, params, x, y, key, directions)
-        return Report(tuple(rows))
+        both = jax.jit(lambda *point: _ours_and_reference(model, loss, *point), compiler_options=_QUICK)
+        found = jax.tree.map(np.asarray, both(params, x, y, key))
+        rows = [
+            row
+            for (layer, against, tensor), (ours, reference) in found.items()
+            for row in _compare(layer, against, ours, reference, tensor)
+        ]
+        grads, _ = found["model", "grad", ""]
+        return Report((*rows, *_check_differences(model, loss, params, x, y, key, grads, directions)))
 
 
-def _to_float64(leaf: Any) -> Array:
-    array = jnp.asarray(leaf)
-    return array.astype(jnp.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
+def _to_float64(leaf: Any) -> Any:
+    array = np.asarray(leaf)
+    return array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
-def _compare(layer: str, against: str, ours: Any, reference: Any, names: str = "") -> list[Row]:
+def _compare(layer: str, against: str, ours: Any, reference: Any, name: str) -> list[Row]:
     """One row for each tensor of two trees of the same structure."""
     ours_leaves, structure = jax.tree_util.tree_flatten_with_path(ours)
     reference_leaves, reference_structure = jax.tree.flatten(reference)
     if structure != reference_structure:
-        return [Row(layer, names or "all", against, (), np.nan, np.nan, TOLERANCE)]
+        return [Row(layer, name or "all parameters", against, (), np.nan, np.nan, TOLERANCE)]
     rows = []
     for (keys, our), their in zip(ours_leaves, reference_leaves, strict=True):
-        tensor = path_of(keys) if keys else names
-        if our.shape != their.shape:
-            rows.append(Row(layer, tensor, against, our.shape, np.nan, np.nan, TOLERANCE))
-            continue
-        norm = float(jnp.linalg.norm(jnp.ravel(their)))
-        difference = float(jnp.linalg.norm(jnp.ravel(our - their)))
-        rows.append(Row(layer, tensor, against, our.shape, norm, difference / norm if norm else difference, TOLERANCE))
+        tensor, norm, error = path_of(keys) or name, float(np.linalg.norm(their)), np.nan
+        if our.shape == their.shape:
+            error = float(np.linalg.norm(our - their))
+            error = error / norm if norm else error
+        rows.append(Row(layer, tensor, against, our.shape, norm, error, TOLERANCE))
     return rows
 
 
-def _check_loss(model: Layer, loss: Loss, params: Params, x: Any, y: Array, key: Key | None) -> list[Row]:
-    output, _ = model.forward(params, x, key=key)
-    (reference,) = jax.vjp(lambda a: loss.value(a, y), output)[1](jnp.ones(output.shape[0], output.dtype))
-    return _compare("loss", "vjp", loss.delta(output, y), reference, "output")
-
-
-def _check_layers(model: Layer, loss: Loss, params: Params, x: Any, y: Array, key: Key | None) -> list[Row]:
-    """Each layer's backward against jax.vjp of its own forward, where it stands in the model."""
+def _ours_and_reference(
+    model: Layer, loss: Loss, params: Params, x: Any, y: Array, key: Key | None
+) -> dict[tuple[str, str, str], tuple[Any, Any]]:
+    """What the hand-written passes give, beside what autodiff gives, by (layer, against, tensor)."""
     layers: dict[str, Layer] = {}
 
     def recording(path: str, layer: Layer) -> Layer:
@@ -164,74 +166,70 @@ def _check_layers(model: Layer, loss: Loss, params: Params, x: Any, y: Array, ke
 
         return layer._replace(forward=forward, backward=backward)
 
-    recorded = map_layers(recording, model)
-    _, observed = untap(value_and_grad(recorded, loss)(params, x, y, key)[1])
-    rows = []
+    output, _ = model.forward(params, x, key=key)
+    (loss_reference,) = jax.vjp(lambda a: loss.value(a, y), output)[1](jnp.ones(output.shape[0], output.dtype))
+    found: dict[tuple[str, str, str], tuple[Any, Any]] = {
+        ("loss", "vjp", "output"): (loss.delta(output, y), loss_reference)
+    }
+    whole, observed = untap(value_and_grad(map_layers(recording, model), loss)(params, x, y, key)[1])
     for path, layer in layers.items():
-        rows += _check_layer(f"{path} {layer.name}", layer, *observed[path])
-    return rows
+        name = f"{path} {layer.name}"
+        layer_params, layer_x, layer_key, delta, input_delta, grads = observed[path]
+        function = functools.partial(_output, layer, layer_key)
+        if jnp.issubdtype(layer_x.dtype, jnp.inexact):
+            reference, input_reference = jax.vjp(function, layer_params, layer_x)[1](delta)
+            found[name, "vjp", "input"] = input_delta, input_reference
+        else:  # integers have no derivative
+            (reference,) = jax.vjp(lambda p, f=function, x=layer_x: f(p, x), layer_params)[1](delta)
+        found[name, "vjp", ""] = grads, reference
+    found["model", "grad", ""] = whole, jax.grad(lambda p: _cost(model, loss, p, x, y, key))(params)
+    return found
 
 
-def _check_layer(
-    name: str, layer: Layer, params: Params, x: Any, key: Key | None, delta: Any, input_delta: Any, grads: Grads
-) -> list[Row]:
-    if jnp.issubdtype(x.dtype, jnp.inexact):
-        _, pull_back = jax.vjp(lambda p, x: layer.forward(p, x, key=key)[0], params, x)
-        reference_grads, reference_input = pull_back(delta)
-        return [
-            *_compare(name, "vjp", input_delta, reference_input, "input"),
-            *_compare(name, "vjp", grads, reference_grads),
-        ]
-    (reference_grads,) = jax.vjp(lambda p: layer.forward(p, x, key=key)[0], params)[1](delta)
-    return _compare(name, "vjp", grads, reference_grads)
+def _output(layer: Layer, key: Key | None, params: Params, x: Any) -> Any:
+    return layer.forward(params, x, key=key)[0]
 
 
 def _cost(model: Layer, loss: Loss, params: Params, x: Any, y: Array, key: Key | None) -> Array:
     return loss.value(model.forward(params, x, key=key)[0], y).mean()
 
 
-def _check_whole(model: Layer, loss: Loss, params: Params, x: Any, y: Array, key: Key | None) -> list[Row]:
-    _, grads = value_and_grad(model, loss)(params, x, y, key)
-    return _compare("model", "grad", grads, jax.grad(lambda p: _cost(model, loss, p, x, y, key))(params))
-
-
 def _check_differences(
-    model: Layer, loss: Loss, params: Params, x: Any, y: Array, key: Key | None, directions: int
+    model: Layer, loss: Loss, params: Params, x: Any, y: Array, key: Key | None, grads: Grads, directions: int
 ) -> list[Row]:
     """Each tensor's slope along random directions, from central differences of the cost.
 
     A direction d has unit norm; ``(C(w + h d) - C(w - h d)) / 2h`` has an error from curvature of order h^2 and one from
     rounding of ``eps |C| / h``, which no gradient smaller than that can be resolved against.
     """
-    cost = jax.jit(lambda p: _cost(model, loss, p, x, y, key))
-    _, grads = value_and_grad(model, loss)(params, x, y, key)
-    leaves, structure = jax.tree_util.tree_flatten_with_path(grads)
-    points = jax.tree.leaves(params)
-    if not points:
-        return []
+    if jax.tree.structure(grads) != jax.tree.structure(params):
+        return []  # there are other rows that say so
+
+    @functools.partial(jax.jit, compiler_options=_QUICK)
+    def cost_and_slope(direction: Params, step: Array) -> tuple[Array, Array]:
+        def moved(sign: int) -> Array:
+            there = jax.tree.map(lambda p, d: p + sign * step * d, params, direction)
+            return _cost(model, loss, there, x, y, key)
+
+        ahead, behind = moved(1), moved(-1)
+        return jnp.abs(ahead), (ahead - behind) / (2 * step)
+
     draw = np.random.default_rng(0)
-    here = float(jnp.abs(cost(params)))
+    points, structure = jax.tree.flatten(params)
+    zeros = [np.zeros(point.shape) for point in points]
     rows = []
-    for i, (keys, gradient) in enumerate(leaves):
-        step = 1e-5 * max(1.0, float(jnp.linalg.norm(points[i].ravel())) / np.sqrt(points[i].size))
-        resolution = 16 * np.finfo(np.float64).eps * max(here, 1e-3) / step / DIFFERENCE_TOLERANCE
-        norm, worst = float(jnp.linalg.norm(gradient.ravel())), 0.0
-        for _ in range(directions):
+    for i, (keys, gradient) in enumerate(jax.tree_util.tree_leaves_with_path(grads)):
+        step = 1e-5 * max(1.0, float(np.linalg.norm(points[i])) / np.sqrt(gradient.size))
+        worst = cost = 0.0
+        for _ in range(directions if gradient.shape == points[i].shape else 0):
             direction = draw.normal(size=gradient.shape)
             direction /= np.linalg.norm(direction)
-            slope = (
-                float(cost(_moved(structure, points, i, step * direction)))
-                - float(cost(_moved(structure, points, i, -step * direction)))
-            ) / (2 * step)
-            ours = float(jnp.vdot(gradient, direction))
-            worst = np.fmax(worst, abs(ours - slope)) if np.isfinite(slope + ours) else np.nan
+            along = jax.tree.unflatten(structure, [*zeros[:i], direction, *zeros[i + 1 :]])
+            cost, measured = map(float, cost_and_slope(along, step))
+            worst = float(np.maximum(worst, abs((gradient * direction).sum() - measured)))  # NaN stays NaN
+        norm = float(np.linalg.norm(gradient))
+        resolution = 16 * np.finfo(np.float64).eps * max(cost, 1e-3) / step / DIFFERENCE_TOLERANCE
         # a random direction catches 1/sqrt(size) of the gradient's norm on average
-        scale = max(norm / np.sqrt(gradient.size), resolution)
-        rows.append(
-            Row("model", path_of(keys), "differences", gradient.shape, norm, worst / scale, DIFFERENCE_TOLERANCE)
-        )
+        error = worst / max(norm / np.sqrt(gradient.size), resolution)
+        rows.append(Row("model", path_of(keys), "differences", gradient.shape, norm, error, DIFFERENCE_TOLERANCE))
     return rows
-
-
-def _moved(structure: Any, points: list[Array], i: int, by: np.ndarray) -> Params:
-    return jax.tree.unflatten(structure, [p + by if j == i else p for j, p in enumerate(points)])

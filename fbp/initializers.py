@@ -76,6 +76,11 @@ def scaled_normal() -> Initializer:
     return initialize
 
 
+def scaled(initializer: Initializer, factor: float) -> Initializer:
+    """What ``initializer`` draws, times ``factor``."""
+    return lambda key, shape, dtype=jnp.float32: initializer(key, shape, dtype) * jnp.asarray(factor, dtype)
+
+
 def orthogonal(scale: float = 1.0) -> Initializer:
     """A random orthogonal matrix times ``scale`` (Saxe, McClelland and Ganguli, 2014)."""
     return jax_initializers.orthogonal(scale)

@@ -1,5 +1,6 @@
 """Models, each only a composition of layers."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from fbp import initializers
@@ -29,7 +30,9 @@ def mlp(
         weights: initializer of all weights; the one that suits the activation by default.
         bias: initializer of all biases; zeros by default.
         output_activation: factory of an activation after the last layer, such as ``sigmoid`` for the quadratic cost.
-        residual_blocks: put each hidden layer that does not change the width, with its activation, beside a shortcut.
+        residual_blocks: put each hidden layer that does not change the width, with its activation, beside a shortcut. Their
+            weights start smaller by the number of blocks, so that the sum of all blocks keeps its size at any depth (after
+            Zhang, Dauphin and Ma, 2019, *Fixup initialization*).
 
     Returns:
         A layer from ``(B, ...)`` (flattened) to ``(B, outputs)``.
@@ -40,12 +43,12 @@ def mlp(
     if any(width < 1 for width in (*hidden, outputs)):
         raise InputError(f"mlp: widths must be at least 1, got hidden {list(hidden)} and outputs {outputs}")
     draw = weights or initializers.for_activation(activation().name.split("(")[0])
+    within = [residual_blocks and width == before for before, width in itertools.pairwise((0, *hidden))]
+    draw_within = initializers.scaled(draw, 1 / max(sum(within), 1))
     layers = [flatten()]
-    width = None
-    for features in hidden:
-        block = [dense(features, weights=draw, bias=bias), activation()]
-        layers += [residual(*block)] if residual_blocks and features == width else block
-        width = features
+    for features, is_block in zip(hidden, within, strict=True):
+        block = [dense(features, weights=draw_within if is_block else draw, bias=bias), activation()]
+        layers += [residual(*block)] if is_block else block
     layers.append(dense(outputs, weights=draw if output_activation else weights, bias=bias))
     if output_activation:
         layers.append(output_activation())

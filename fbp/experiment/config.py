@@ -325,24 +325,32 @@ def _lines(
     error: ValidationError, prefix: tuple[str, ...], models: Mapping[tuple[str, ...], type[BaseModel]]
 ) -> list[str]:
     """One line for each of pydantic's errors: the key's path, what was expected, what came."""
-    lines: list[str] = []
+    expected: dict[str, list[str]] = {}  # a union reports each of its branches
+    given: dict[str, str] = {}
     for problem in error.errors():
         location = tuple(str(part) for part in problem["loc"] if not _is_branch(part))
         path = ".".join((*prefix, *location))
         if problem["type"] == "extra_forbidden":
             owner = tuple(part for part in (*prefix, *location[:-1]) if not part.isdigit())
             valid = models[owner].model_fields if owner in models else {}
-            line = f"{path}: unknown key; {suggest(location[-1], valid)}"
+            text = f"unknown key; {suggest(location[-1], valid)}"
         elif problem["type"] == "missing":
-            line = f"{path}: expected a value, got none; add it"
+            text = "expected a value, got none; add it"
         elif problem["type"] == "value_error":
-            line = f"{path}: {problem['ctx']['error']}"
+            text = str(problem["ctx"]["error"])
         else:
-            text = problem["msg"].replace("Input should be", "expected").replace("a valid ", "a ")
-            line = f"{path}: {text}, got {problem['input']!r}"
-        if not any(other.startswith(f"{path}: ") for other in lines):  # a union reports each of its branches
-            lines.append(line)
-    return lines
+            text, given[path] = _expectation(problem["msg"]), f", got {problem['input']!r}"
+        expected.setdefault(path, []).append(text)
+    return [
+        f"{path}: {'expected ' if path in given else ''}{' or '.join(texts)}{given.get(path, '')}"
+        for path, texts in expected.items()
+    ]
+
+
+def _expectation(message: str) -> str:
+    """What pydantic expected, without its "Input should be"."""
+    text = message.removeprefix("Input should be ").replace("a valid ", "a ").replace("a integer", "an integer")
+    return f"a number {text}" if text.startswith(("greater", "less")) else text
 
 
 def _is_branch(part: Any) -> bool:

@@ -268,6 +268,7 @@ def decision_boundary(results: dict[str, np.ndarray], classes: tuple[str, ...]) 
     for label, name in enumerate(classes):
         chosen = results["points"][results["point_labels"] == label]
         axes.scatter(*chosen.T, s=9, color=colors[label], edgecolors="white", linewidths=0.3, label=name)
+    axes.locator_params(nbins=6)
     axes.set(title="decision boundary and training examples")
     axes.legend(loc="upper right", frameon=True)
     axes.grid(visible=False)

@@ -27,7 +27,7 @@ from fbp.experiment.journal import Journal
 _POINTS = 2500  # per metric key: what the dashboard reads at once
 _BATCH = 1000  # metrics per request: MLflow's limit
 _POLL_SECONDS = 0.2
-_RETRY_SECONDS = 60.0  # how long to keep trying after the run's end
+_RETRY_SECONDS = float(os.environ.get("FBP_RETRY_SECONDS", "60"))  # how long to keep trying after the run's end
 
 STATE = "shipped.json"
 

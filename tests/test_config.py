@@ -1,0 +1,247 @@
+"""Configurations: what is read, what is written back, and what is refused in which words."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fbp
+from fbp.errors import InputError
+from fbp.experiment import build, config
+from fbp.experiment.catalogue import CATALOGUE, summary
+
+EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.toml"))
+
+MINIMAL = """
+[data]
+name = "iris"
+[model]
+name = "mlp"
+[loss]
+name = "softmax_cross_entropy"
+[optimizer]
+name = "adam"
+learning_rate = 0.01
+"""
+
+
+@pytest.fixture()
+def minimal(tmp_path):
+    path = tmp_path / "minimal.toml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def problems(path, *overrides):
+    with pytest.raises(InputError) as caught:
+        config.read(path, overrides)
+    return [line.removeprefix(f"{path}: ") for line in str(caught.value).splitlines()]
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_shipped_experiments_are_valid_and_say_source_cost_and_expected_result(path):
+    read = config.read(path)
+    assert read.name == path.stem
+    assert read.description
+    header = path.read_text().split("\n\n")[0]
+    for word in ("Source:", "Run:", "Cost:", "Expected:"):
+        assert f"# {word}" in header
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_the_resolved_configuration_reads_back_as_itself(path, tmp_path):
+    read = config.read(path)
+    resolved = tmp_path / "resolved.toml"
+    resolved.write_text(config.to_toml(read))
+    assert config.to_table(config.read(resolved)) == config.to_table(read)
+
+
+def test_every_default_is_filled_in(minimal):
+    flat = config.flat(config.read(minimal))
+    assert flat["optimizer_name"] == "adam"
+    assert flat["optimizer_beta2"] == "0.999"
+    assert flat["training_batch_size"] == "32"
+    assert flat["model_activation"] == "relu"
+
+
+def test_overrides(minimal):
+    read = config.read(
+        minimal,
+        ["optimizer.learning_rate=3e-4", "model.hidden=[8, 8]", "model.activation=tanh", "training.batch_size=full", "seed=3"],
+    )
+    flat = config.flat(read)
+    assert flat["optimizer_learning_rate"] == "0.0003"
+    assert flat["model_hidden"] == "[8, 8]"
+    assert flat["model_activation"] == "tanh"
+    assert flat["training_batch_size"] == "full"
+    assert read.seed == 3
+    nested = config.read(minimal, ["model.activation.name=leaky_relu", "model.activation.slope=0.3"])
+    assert config.flat(nested)["model_activation_slope"] == "0.3"
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("optimizer.learning_rat=1", "optimizer.learning_rat: unknown key; did you mean 'learning_rate'?"),
+        ("optimiser.name=adam", "optimiser: unknown key; did you mean 'optimizer'?"),
+        ("training.epoch=3", "training.epoch: unknown key; did you mean 'epochs'?"),
+        ("optimizer.learning_rate=-1", "optimizer.learning_rate: expected a number greater than 0, got -1"),
+        ("optimizer.learning_rate='x'", "optimizer.learning_rate: expected a number, got 'x'"),
+        ("optimizer.learning_rate=nan", "optimizer.learning_rate: expected a finite number, got nan"),
+        ("optimizer.beta1=1.0", "optimizer.beta1: expected a number less than 1, got 1.0"),
+        ("optimizer.name=adamm", "optimizer.name: unknown optimizer 'adamm'; did you mean 'adam' or 'nadam' or 'adamw'?"),
+        ("data.name=mnits", "data.name: unknown data 'mnits'; did you mean 'mnist' or 'moons' or 'digits'?"),
+        ("data.validation=1.5", "data.validation: expected a number less than 1, got 1.5"),
+        ("data.standardize=1", "data.standardize: expected a boolean, got 1"),
+        ("model.hidden=3", "model.hidden: expected a list, got 3"),
+        ("model.hidden=[3, 0]", "model.hidden.1: expected a number greater than or equal to 1, got 0"),
+        ("model.activation=rel", "model.activation: unknown activation 'rel'; did you mean 'relu' or 'elu' or 'selu'?"),
+        ("model.name=fbp.models:mpl", "model.name: model 'fbp.models:mpl': the module fbp.models has no 'mpl'"),
+        ("model.name=nowhere:f", "model.name: model 'nowhere:f' cannot be imported: No module named 'nowhere'"),
+        ("model={}", "model.name: expected one of mlp, got nothing"),
+        ("loss=3", "loss: expected a section [loss] with a name, got 3"),
+        ("loss.label_smoothing=1", "loss.label_smoothing: expected a number less than 1, got 1"),
+        ("training.batch_size=0", "training.batch_size: expected a number greater than or equal to 1 or 'full', got 0"),
+        ("training.batch_size=fill", "training.batch_size: expected an integer or 'full', got 'fill'"),
+        ("training.epochs=1.5", "training.epochs: expected an integer, got 1.5"),
+        ("seed=-1", "seed: expected a number greater than or equal to 0, got -1"),
+        ("schedule.name=cosin", "schedule.name: unknown schedule 'cosin'; did you mean 'cosine' or 'cosine_restarts'?"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_one_line(minimal, override, problem):
+    assert problems(minimal, override) == [problem]
+
+
+def test_all_that_is_wrong_is_said_at_once(minimal):
+    found = problems(minimal, "optimizer.learning_rate=-1", "model.hiden=[3]", "training.epochs=0", "sed=3")
+    assert len(found) == 4
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    assert problems(tmp_path / "none.toml")[0].startswith("no such file")
+    (tmp_path / "bad.toml").write_text("[data\n")
+    assert problems(tmp_path / "bad.toml")[0].startswith("not valid TOML")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    assert problems(tmp_path / "binary.toml")[0].startswith("expected a TOML file in UTF-8")
+    assert problems(tmp_path)[0].startswith("expected a file, got a folder")
+    (tmp_path / "empty.toml").write_text("")
+    assert len(problems(tmp_path / "empty.toml")) == 4  # data, model, loss, optimizer
+
+
+def test_bad_overrides(minimal):
+    with pytest.raises(InputError, match=r"expected section.key=value"):
+        config.read(minimal, ["optimizer.learning_rate"])
+    with pytest.raises(InputError, match="seed is not a section"):
+        config.read(minimal, ["seed=1", "seed.x=1"])
+
+
+@pytest.mark.parametrize("kind", CATALOGUE)
+def test_everything_that_can_be_named_has_a_line(kind):
+    for name in CATALOGUE[kind]:
+        assert 10 < len(summary(kind, name)) < 130, name
+
+
+@pytest.mark.parametrize("name", CATALOGUE["optimizer"])
+def test_every_optimizer_can_be_built_and_steps(minimal, name):
+    read = config.read(minimal, ["optimizer={}", f"optimizer.name={name}", "optimizer.learning_rate=0.1"])
+    optimizer = build.build_optimizer(read, build.build_schedule(read, 100))
+    params = {"w": jnp.ones((2, 2))}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert updates["w"].shape == (2, 2)
+
+
+@pytest.mark.parametrize("name", CATALOGUE["schedule"])
+def test_every_schedule_can_be_built_and_falls_or_stays(minimal, name):
+    needed = {
+        "step_decay": ["schedule.every=10"],
+        "piecewise": ["schedule.values=[0.01, 0.001]", "schedule.boundaries=[50]"],
+        "exponential": ["schedule.factor=0.1"],
+    }
+    read = config.read(minimal, [f"schedule.name={name}", *needed.get(name, [])])
+    schedule = build.build_schedule(read, 100)
+    assert 0 <= float(schedule(99)) <= 0.01 + 1e-9
+    assert float(schedule(30)) > 0
+
+
+def assert_builds(minimal, *overrides):
+    model = build.build_model(config.read(minimal, ["model.hidden=[4]", *overrides]), 3)
+    params = jax.eval_shape(lambda key: model.init(key, (4,))[0], jax.random.key(0))
+    assert fbp.gradient.count_parameters(params) == 4 * 4 + 4 + 4 * 3 + 3
+
+
+@pytest.mark.parametrize("name", CATALOGUE["activation"])
+def test_every_activation_can_be_named(minimal, name):
+    assert_builds(minimal, f"model.activation={name}")
+
+
+@pytest.mark.parametrize("name", CATALOGUE["initializer"])
+def test_every_initializer_can_be_named(minimal, name):
+    value = ", value = 0.1" if name == "constant" else ""
+    assert_builds(minimal, f"model.weights={{name = '{name}'{value}}}")
+
+
+@pytest.mark.parametrize("name", CATALOGUE["loss"])
+def test_every_loss_fits_data_it_is_meant_for(minimal, name):
+    activation = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}.get(name)
+    overrides = [f"loss.name={name}", *([f"model.output_activation={activation}"] if activation else [])]
+    if name == "poisson":
+        overrides += ["data.name=linear"]
+    built = build.build(config.read(minimal, overrides))
+    params, _ = built.model.init(jax.random.key(0), built.shape)
+    x, y = (part[:8] for part in built.data.train)
+    cost, _ = fbp.value_and_grad(built.model, built.loss)(params, x, y)
+    assert np.isfinite(cost)
+
+
+class TestFit:
+    def refused(self, minimal, *overrides):
+        with pytest.raises(InputError) as caught:
+            build.build(config.read(minimal, overrides))
+        return str(caught.value)
+
+    def test_a_batch_larger_than_the_data(self, minimal):
+        assert "at most the 120 training examples, got 500" in self.refused(minimal, "training.batch_size=500")
+
+    def test_a_loss_for_classes_on_numbers(self, minimal):
+        assert "expects classes, but data 'linear' has numbers" in self.refused(minimal, "data.name=linear")
+
+    def test_smoothing_numbers(self, minimal):
+        found = self.refused(minimal, "data.name=linear", "loss.name=huber", "loss.label_smoothing=0.1")
+        assert "loss.label_smoothing: expected classes" in found
+
+    def test_counts_for_classes(self, minimal):
+        assert "expects counts" in self.refused(minimal, "loss.name=poisson")
+
+    def test_standardized_classes(self, minimal):
+        assert "expected a regression, got classes" in self.refused(minimal, "data.standardize_targets=true")
+
+    def test_a_model_of_ones_own(self, minimal, tmp_path, monkeypatch):
+        (tmp_path / "mine.py").write_text(
+            "import fbp\n"
+            "def good(outputs: int, width: int = 4):\n"
+            "    return fbp.chain(fbp.layers.dense(width), fbp.layers.relu(), fbp.layers.dense(outputs))\n"
+            "def misfit(outputs: int):\n"
+            "    return fbp.chain(fbp.layers.dense(5), fbp.residual(fbp.layers.dense(4)), fbp.layers.dense(outputs))\n"
+            "def nothing(outputs: int):\n"
+            "    return None\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        assert build.build(config.read(minimal, ["model.name=mine:good", "model.width=7"])).model.parts["0"].name == "dense(7)"
+        assert problems(minimal, "model.name=mine:good", "model.widht=7") == [
+            "model.widht: unknown key; did you mean 'width'?"
+        ]
+        found = self.refused(minimal, "model.name=mine:misfit")
+        assert "model: for examples of shape (4,), layer 1: branches of a sum must give the same shape" in found
+        assert "expected a function that returns a Layer" in self.refused(minimal, "model.name=mine:nothing")
+
+
+def test_variants_override_and_are_checked(minimal):
+    minimal.write_text(MINIMAL + '[[variant]]\nname = "a"\nset = { "model.hidden" = [3] }\n')
+    read = config.read(minimal)
+    ((name, variant),) = config.variants(read, "x")
+    assert (name, config.flat(variant)["model_hidden"]) == ("a", "[3]")
+    minimal.write_text(MINIMAL + '[[variant]]\nname = "a"\nset = { "model.hiden" = [3] }\n')
+    with pytest.raises(InputError, match=r"variant 'a': model.hiden: unknown key; did you mean 'hidden'"):
+        config.variants(config.read(minimal), "x")

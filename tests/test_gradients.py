@@ -1,0 +1,205 @@
+"""Every backward pass against jax.vjp and finite differences; and the check itself against wrong ones."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fbp
+from fbp import layers, losses
+from fbp.layer import Layer, Loss
+from tests.tables import LAYERS, LOSSES, MODELS, draw, loss_point, model_batch, numbers
+
+
+def ids(cases):
+    return [f"{case.name}-{i}" for i, case in enumerate(cases)]
+
+
+def public(module):
+    return {name for name in vars(module) if not name.startswith("_") and inspect.isfunction(getattr(module, name))}
+
+
+def test_every_public_layer_loss_and_model_is_in_the_table():
+    combinators = {"chain", "residual", "parallel"}
+    assert {case.name for case in LAYERS} == public(layers) | combinators
+    named = {name for name, value in vars(losses).items() if isinstance(value, Loss)}
+    assert {case.name for case in LOSSES} == named | {"huber"}
+    constructors = {name for name in public(fbp.models) if getattr(fbp.models, name).__module__ == "fbp.models"}
+    assert {case.name for case in MODELS} == constructors
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=ids(LAYERS))
+def test_layer_agrees_with_vjp_and_finite_differences(case):
+    layer = case.make()
+    params, shape = draw(layer, case.shape)
+    report = fbp.check_gradients(layer, losses.quadratic, params, numbers(5, *case.shape), numbers(5, *shape, seed=2))
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=ids(LAYERS))
+def test_layer_in_float32_cut_apart_by_jit_vmap_and_scan(case):
+    """Shapes and dtypes are kept, and caches hold arrays only: forward and backward may stand in different programs."""
+    layer = case.make()
+    params, shape = draw(layer, case.shape)
+    x = numbers(3, 5, *case.shape)
+    delta = numbers(5, *shape, seed=2)
+    y, cache = jax.jit(layer.forward)(params, x[0])
+    assert (y.shape, y.dtype) == ((5, *shape), jnp.float32)
+    ours = jax.jit(layer.backward)(params, cache, delta)
+
+    @jax.jit
+    def others(params, x, delta):
+        def one(_, x):
+            y, cache = layer.forward(params, x)
+            return None, layer.backward(params, cache, delta)[0]
+
+        reference = jax.vjp(lambda p, x: layer.forward(p, x)[0], params, x[0])[1](delta)
+        return reference, jax.lax.scan(one, None, x)[1], jax.vmap(lambda x: one(None, x)[1])(x)
+
+    (grads, input_delta), scanned, mapped = others(params, x, delta)
+    for our, their in zip(jax.tree.leaves(ours), jax.tree.leaves((input_delta, grads)), strict=True):
+        assert our.dtype == jnp.float32
+        assert np.linalg.norm(our - their) <= 1e-5 * np.linalg.norm(their) + 1e-30
+    np.testing.assert_allclose(scanned, mapped, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(scanned[0], ours[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (3, 5, 4)], ids=["BK", "BTK"])
+@pytest.mark.parametrize("case", LOSSES, ids=ids(LOSSES))
+def test_loss_delta_is_the_derivative_of_its_value(case, shape, x64):
+    output, target = loss_point(case, jax.random.key(3), shape)
+    values = case.loss.value(output, target)
+    assert values.shape == (shape[0],)
+    reference = jax.grad(lambda a: case.loss.value(a, target).sum())(output)
+    delta = case.loss.delta(output, target)
+    assert delta.shape == output.shape
+    assert jnp.linalg.norm((delta - reference).ravel()) <= 1e-10 * jnp.linalg.norm(reference.ravel())
+    step = 1e-6 * jax.random.normal(jax.random.key(4), shape)
+    slope = (case.loss.value(output + step, target) - case.loss.value(output - step, target)) / 2
+    expected = (delta * step).reshape(shape[0], -1).sum(axis=1)
+    assert jnp.allclose(slope, expected, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", MODELS, ids=[f"{i}-{case.model.name[:40]}" for i, case in enumerate(MODELS)])
+def test_model(case):
+    params, _ = draw(case.model, case.shape)
+    report = fbp.check_gradients(case.model, case.loss, params, *model_batch(case, 6), directions=1)
+    assert report.ok, str(report)
+
+
+class Mutant:
+    """A layer or loss that is wrong in one way."""
+
+    def __init__(self, name, model, loss=losses.quadratic, shape=(6,)):
+        self.name, self.model, self.loss, self.shape = name, model, loss, shape
+
+
+def mutated(layer: Layer, change) -> Layer:
+    """The layer with ``change(params, cache, delta, (input_delta, grads))`` in place of what its backward returns."""
+
+    def backward(params, cache, delta):
+        return change(params, cache, delta, layer.backward(params, cache, delta))
+
+    return layer._replace(backward=backward)
+
+
+def between(layer: Layer) -> Layer:
+    return fbp.chain(layers.dense(6), layer, layers.dense(3))
+
+
+DENSE = layers.dense(6)
+MUTANTS = [
+    Mutant("input delta has the wrong sign", between(mutated(DENSE, lambda p, c, d, r: (-r[0], r[1])))),
+    Mutant("weight is not transposed", between(mutated(DENSE, lambda p, c, d, r: (d @ p["w"], r[1])))),
+    Mutant(
+        "bias gradient is the batch's mean",
+        between(mutated(DENSE, lambda p, c, d, r: (r[0], {**r[1], "b": d.mean(axis=0)}))),
+    ),
+    Mutant(
+        "bias gradient is dropped",
+        between(mutated(DENSE, lambda p, c, d, r: (r[0], {**r[1], "b": 0 * r[1]["b"]}))),
+    ),
+    Mutant(
+        "weight gradient misses one example",
+        between(mutated(DENSE, lambda p, c, d, r: (r[0], {**r[1], "w": c[1:].T @ d[1:]}))),
+    ),
+    Mutant(
+        "weight gradient is transposed",
+        between(mutated(DENSE, lambda p, c, d, r: (r[0], {**r[1], "w": r[1]["w"].T}))),
+    ),
+    Mutant(
+        "one number of a weight's gradient is off by a thousandth",
+        between(mutated(DENSE, lambda p, c, d, r: (r[0], {**r[1], "w": r[1]["w"].at[0, 0].multiply(1.001)}))),
+    ),
+    Mutant("sigma' is left out", between(mutated(layers.sigmoid(), lambda p, c, d, r: (d, ())))),
+    Mutant("sigma' is a instead of a(1-a)", between(mutated(layers.sigmoid(), lambda p, c, d, r: (d * c, ())))),
+    Mutant("relu's mask is inverted", between(mutated(layers.relu(), lambda p, c, d, r: (d * (c <= 0), ())))),
+    Mutant("relu lets all pass", between(mutated(layers.relu(), lambda p, c, d, r: (d, ())))),
+    Mutant("softmax's Jacobian is taken as diagonal", between(mutated(layers.softmax(), lambda p, c, d, r: (d * c * (1 - c), ())))),
+    Mutant("a shortcut's delta is dropped", between(mutated(fbp.residual(DENSE), lambda p, c, d, r: (r[0] - d, r[1])))),
+    Mutant("a layer returns no gradients", between(mutated(DENSE, lambda p, c, d, r: (r[0], {"w": r[1]["w"]})))),
+    Mutant("gradients are NaN", between(mutated(DENSE, lambda p, c, d, r: (r[0], jax.tree.map(lambda g: g * jnp.nan, r[1]))))),
+    Mutant("the loss misses 1/K", between(DENSE), losses.mean_squared_error._replace(delta=lambda a, y: 2 * (a - y))),
+    Mutant("the loss misses the factor 2", between(DENSE), losses.mean_squared_error._replace(delta=lambda a, y: (a - y) / 3)),
+    Mutant("the loss is reduced twice", between(DENSE), losses.quadratic._replace(delta=lambda a, y: (a - y) / len(a))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_the_check_catches_mutants(mutant):
+    params, shape = draw(mutant.model, mutant.shape)
+    report = fbp.check_gradients(mutant.model, mutant.loss, params, numbers(5, *mutant.shape), numbers(5, *shape, seed=2))
+    assert not report.ok
+    assert not report.worst.ok
+    assert "WRONG" in str(report)
+
+
+def test_finite_differences_alone_catch_a_forward_and_backward_that_are_wrong_together(key):
+    """jax.vjp of a forward with a wrong custom derivative agrees with a backward written from it; differences do not."""
+
+    @jax.custom_jvp
+    def square(x):
+        return x * x
+
+    square.defjvp(lambda primals, tangents: (square(primals[0]), 3 * primals[0] * tangents[0]))
+    wrong = Layer(
+        lambda key, shape: ((), shape),
+        lambda params, x, *, key=None: (square(x), x),
+        lambda params, cache, delta: (3 * cache * delta, ()),
+        name="square",
+    )
+    model = fbp.chain(layers.dense(4), wrong)
+    params, _ = model.init(key, (3,))
+    report = fbp.check_gradients(model, losses.quadratic, params, jax.random.normal(key, (5, 3)), jnp.ones((5, 4)))
+    assert not report.ok
+    assert {row.against for row in report.failures} == {"differences"}
+
+
+def test_the_report_names_the_layer_that_is_wrong(key):
+    model = fbp.chain(layers.dense(6), mutated(layers.tanh(), lambda p, c, d, r: (2 * r[0], ())), layers.dense(3))
+    params, _ = model.init(key, (4,))
+    report = fbp.check_gradients(model, losses.quadratic, params, jax.random.normal(key, (5, 4)), jnp.zeros((5, 3)))
+    assert [row.layer for row in report.failures if row.against == "vjp"] == ["1 tanh"]
+
+
+class TestKinks:
+    """The convention: at a kink, the derivative from the left."""
+
+    @pytest.mark.parametrize(
+        ("layer", "slope"),
+        [(layers.relu(), 0.0), (layers.leaky_relu(0.2), 0.2), (layers.elu(0.5), 0.5)],
+        ids=["relu", "leaky_relu", "elu"],
+    )
+    def test_activation_at_zero(self, layer, slope):
+        _, cache = layer.forward((), jnp.zeros((1, 1)))
+        assert layer.backward((), cache, jnp.ones((1, 1)))[0] == slope
+
+    def test_absolute_error_at_zero(self):
+        assert losses.mean_absolute_error.delta(jnp.zeros((1, 1)), jnp.zeros((1, 1))) == 0
+
+    def test_maxout_tie_goes_to_the_first(self):
+        layer = layers.maxout(2)
+        _, cache = layer.forward((), jnp.ones((1, 2)))
+        assert layer.backward((), cache, jnp.ones((1, 1)))[0].tolist() == [[1.0, 0.0]]

@@ -1,0 +1,169 @@
+"""Steps, chunks, epochs and evaluation as pure functions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fbp
+from fbp import initializers, layers, losses, training
+from fbp.diagnostics import dead_units, diagnose, per_example_gradient_norms
+from tests.tables import draw, numbers
+
+MODEL = fbp.chain(layers.dense(8), layers.relu(), layers.dense(3))
+LOSS = losses.softmax_cross_entropy
+OPTIMIZER = fbp.optimizers.adam(0.01)
+X, Y = numbers(50, 4), np.random.default_rng(2).integers(0, 3, 50).astype(np.int32)
+
+
+def begin():
+    params, _ = draw(MODEL, (4,))
+    return training.TrainState(params, OPTIMIZER.init(params), jnp.int32(0), jax.random.key(3))
+
+
+def runner(batch_size=8, **options):
+    return jax.jit(training.take_steps(MODEL, LOSS, OPTIMIZER, batch_size=batch_size, capacity=64, **options))
+
+
+def same_bits(a, b):
+    data = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf  # noqa: E731
+    return all(
+        np.array_equal(data(x), data(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def test_cutting_a_run_into_chunks_changes_not_one_bit():
+    run = runner()
+    whole, history, taken = run(begin(), X, Y, 20)
+    assert taken == 20
+    pieces, costs = begin(), []
+    for count in (1, 5, 6, 8):  # across the ends of epochs, which have 6 steps
+        pieces, part, _ = run(pieces, X, Y, count)
+        costs += part.cost[:count].tolist()
+    assert same_bits(whole, pieces)
+    assert costs == history.cost[:20].tolist()
+
+
+def test_single_steps_give_the_same_as_the_program_of_many():
+    whole, _, _ = runner()(begin(), X, Y, 6)
+    step, state = jax.jit(training.take_step(MODEL, LOSS, OPTIMIZER)), begin()
+    order = training.example_order(state.key, 0, 50)
+    for rows in np.asarray(order)[:48].reshape(6, 8):
+        state, info = step(state, X[rows], Y[rows])
+    assert info.gradient_norm > 0
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_each_epoch_has_an_order_of_its_own_that_is_a_permutation():
+    first, second = (training.example_order(jax.random.key(0), epoch, 50) for epoch in (0, 1))
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(50))
+    assert first.tolist() != second.tolist()
+
+
+def test_without_shuffling_examples_come_as_they_lie():
+    state, history, _ = runner(batch_size=25, shuffle=False)(begin(), X, Y, 1)
+    cost = LOSS.value(MODEL.forward(begin().params, X[:25])[0], Y[:25]).mean()
+    np.testing.assert_allclose(history.cost[0], cost, rtol=1e-6)
+
+
+def test_training_stops_after_a_cost_that_is_not_finite():
+    x = X.copy()
+    x[7] = np.nan
+    order = np.asarray(training.example_order(begin().key, 0, 50))
+    _, history, taken = runner()(begin(), x, Y, 40)
+    assert taken == np.flatnonzero(order == 7)[0] // 8 + 1
+    assert np.isfinite(history.cost[: taken - 1]).all()
+    assert np.isnan(history.cost[taken - 1])
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(fbp.InputError, match="between 1 and the 50 training examples, got 51"):
+        runner(batch_size=51)(begin(), X, Y, 1)
+
+
+@pytest.mark.parametrize("batch_size", [7, 50, 64, 10])
+def test_evaluation_counts_every_example_once_whatever_the_batch_size(batch_size):
+    params = begin().params
+    found = jax.jit(training.evaluate(MODEL, LOSS, batch_size=batch_size, metrics={"accuracy": fbp.metrics.accuracy}))(
+        params, X, Y
+    )
+    output = MODEL.forward(params, X)[0]
+    np.testing.assert_allclose(found["loss"], LOSS.value(output, Y).mean(), rtol=1e-5)
+    np.testing.assert_allclose(found["accuracy"], (output.argmax(axis=1) == Y).mean(), rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(training.predict(MODEL, batch_size=batch_size))(params, X), output, rtol=1e-5, atol=1e-6)
+
+
+def test_training_learns():
+    x = numbers(256, 2, seed=5)
+    y = (x[:, 0] * x[:, 1] > 0).astype(np.int32)
+    model = fbp.models.mlp(2, (16,), layers.tanh)
+    optimizer = fbp.optimizers.adam(0.02)
+    state = training.start(model, optimizer, jax.random.key(0), (2,))
+    run = jax.jit(training.take_steps(model, LOSS, optimizer, batch_size=32, capacity=400), donate_argnums=0)
+    state, _, _ = run(state, x, y, 400)
+    accuracy = training.evaluate(model, LOSS, batch_size=256, metrics={"accuracy": fbp.metrics.accuracy})
+    assert accuracy(state.params, x, y)["accuracy"] > 0.97
+
+
+def test_diagnosis_has_a_norm_for_every_layer_and_parameter():
+    state = begin()
+    found = jax.jit(diagnose(MODEL, LOSS, OPTIMIZER))(state.params, state.opt_state, X, Y)
+    assert set(found.delta_norm) == {"0", "1", "2"}
+    assert set(found.gradient_norm) == set(found.update_norm) == set(found.update_ratio) == {"0/b", "0/w", "2/b", "2/w"}
+    cost, grads = fbp.value_and_grad(MODEL, LOSS)(state.params, X, Y)
+    np.testing.assert_allclose(found.gradient_norm["0/w"], np.linalg.norm(grads[0]["w"]), rtol=1e-5)
+    delta = fbp.deltas(MODEL, LOSS)(state.params, X, Y)["1"]
+    np.testing.assert_allclose(found.delta_norm["1"], np.linalg.norm(delta), rtol=1e-5)
+
+
+def test_per_example_gradient_norms():
+    params = begin().params
+    norms = per_example_gradient_norms(MODEL, LOSS)(params, X[:3], Y[:3])
+    for i in range(3):
+        grads = fbp.value_and_grad(MODEL, LOSS)(params, X[i : i + 1], Y[i : i + 1])[1]
+        np.testing.assert_allclose(norms[i], fbp.optimizers.global_norm(grads), rtol=1e-4)
+
+
+def test_dead_units_are_found():
+    params = begin().params
+    params[0]["b"] = params[0]["b"].copy()
+    params[0]["b"][:2] = -1e6
+    assert dead_units(MODEL)(params, X)["1"] >= 0.25
+
+
+class TestInitializers:
+    @pytest.mark.parametrize(
+        ("initializer", "deviation"),
+        [
+            (initializers.small_normal(0.01), 0.01),
+            (initializers.glorot_normal(), (2 / 500) ** 0.5),
+            (initializers.glorot_uniform(), (2 / 500) ** 0.5),
+            (initializers.he_normal(), (2 / 200) ** 0.5),
+            (initializers.he_uniform(), (2 / 200) ** 0.5),
+            (initializers.lecun_normal(), (1 / 200) ** 0.5),
+            (initializers.lecun_uniform(), (1 / 200) ** 0.5),
+            (initializers.scaled_normal(), (1 / 200) ** 0.5),
+            (initializers.scaled(initializers.small_normal(1.0), 0.5), 0.5),
+        ],
+    )
+    def test_deviation(self, initializer, deviation):
+        drawn = initializer(jax.random.key(0), (200, 300), jnp.float32)
+        np.testing.assert_allclose(drawn.std(), deviation, rtol=0.03)
+        assert abs(drawn.mean()) < 0.02 * deviation * 3
+
+    def test_orthogonal(self):
+        w = initializers.orthogonal()(jax.random.key(0), (40, 40), jnp.float32)
+        np.testing.assert_allclose(w @ w.T, np.eye(40), atol=1e-5)
+
+    def test_constants(self):
+        for made, value in ((initializers.zeros(), 0), (initializers.ones(), 1), (initializers.constant(3.0), 3)):
+            assert (made(jax.random.key(0), (2, 3), jnp.float32) == value).all()
+
+    def test_deep_residual_networks_start_at_a_size_that_does_not_depend_on_depth(self):
+        sizes = []
+        for depth in (4, 64):
+            model = fbp.models.mlp(10, (32,) * depth, residual_blocks=True)
+            params, _ = model.init(jax.random.key(0), (32,))
+            sizes.append(float(jnp.std(model.forward(params, numbers(64, 32))[0])))
+        assert 1 / 5 < sizes[0] / sizes[1] < 5
