@@ -110,7 +110,7 @@ def check(experiment: str, overrides: tuple[str, ...], examples: int) -> None:
     path = _experiment_path(experiment)
     config = configuration.read(path, overrides)
     all_right = True
-    for name, variant in configuration.variants(config, str(path)) or [("", config)]:
+    for name, variant in (configuration.variants(config, str(path)) or {"": config}).items():
         built = build(variant)
         params, _ = built.model.init(jax.random.key(variant.seed), built.shape)
         x, y = (part[:examples] for part in built.data.train)

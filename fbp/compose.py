@@ -59,9 +59,7 @@ def chain(*layers: Layer) -> Layer:
     def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
         _expect(params, len(layers), "a chain")
         caches = []
-        for i, (layer, layer_params, layer_key) in enumerate(
-            zip(layers, params, _keys(key, len(layers)), strict=True)
-        ):
+        for i, (layer, layer_params, layer_key) in enumerate(zip(layers, params, _keys(key, len(layers)), strict=True)):
             x, cache = _at(str(i), layer, layer.forward, layer_params, x, key=layer_key)
             caches.append(cache)
         return x, tuple(caches)

@@ -134,7 +134,7 @@ def _compare(layer: str, against: str, ours: Any, reference: Any, name: str) -> 
     """One row for each tensor of two trees of the same structure."""
     ours_leaves, structure = jax.tree_util.tree_flatten_with_path(ours)
     reference_leaves, reference_structure = jax.tree.flatten(reference)
-    if structure != reference_structure:
+    if structure != reference_structure:  # type: ignore[operator]
         return [Row(layer, name or "all parameters", against, (), np.nan, np.nan, TOLERANCE)]
     rows = []
     for (keys, our), their in zip(ours_leaves, reference_leaves, strict=True):
@@ -202,7 +202,7 @@ def _check_differences(
     A direction d has unit norm; ``(C(w + h d) - C(w - h d)) / 2h`` has an error from curvature of order h^2 and one from
     rounding of ``eps |C| / h``, which no gradient smaller than that can be resolved against.
     """
-    if jax.tree.structure(grads) != jax.tree.structure(params):
+    if jax.tree.structure(grads) != jax.tree.structure(params):  # type: ignore[operator]
         return []  # there are other rows that say so
 
     @functools.partial(jax.jit, compiler_options=_QUICK)

@@ -115,7 +115,7 @@ def tap(model: Layer, observe: Callable[[Array], Any] = lambda delta: delta) -> 
 
 def untap(grads: Grads) -> tuple[Grads, dict[str, Any]]:
     """The gradients of a tapped model, and what was observed at each layer by its path."""
-    is_tapped = lambda node: isinstance(node, Tapped)  # noqa: E731
+    is_tapped = lambda node: isinstance(node, Tapped)
     leaves, structure = jax.tree_util.tree_flatten_with_path(grads, is_leaf=is_tapped)
     observed = {path_of(keys) or "model": node.observed for keys, node in leaves}
     return jax.tree.unflatten(structure, [node.grads for _, node in leaves]), observed

@@ -38,7 +38,7 @@ def constant(value: float) -> Initializer:
 
 
 def glorot_uniform() -> Initializer:
-    """Uniform with variance 2/(in + out), also named after Xavier; for sigmoid, tanh and linear layers (Glorot and Bengio, 2010)."""
+    """Uniform with variance 2/(in + out), also named after Xavier; for sigmoid and tanh (Glorot and Bengio, 2010)."""
     return jax_initializers.glorot_uniform()
 
 
@@ -68,7 +68,7 @@ def lecun_normal() -> Initializer:
 
 
 def scaled_normal() -> Initializer:
-    """Normal, not truncated, with standard deviation 1/sqrt(in): the "large weights" remedy of Nielsen (2015), chapter 3."""
+    """Normal, not truncated, with standard deviation 1/sqrt(in): the better weights of Nielsen (2015), chapter 3."""
 
     def initialize(key: Key, shape: Shape, dtype: jnp.dtype = jnp.float32) -> Array:
         return jax.random.normal(key, shape, dtype) / jnp.sqrt(jnp.asarray(shape[-2], dtype))

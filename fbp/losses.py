@@ -250,13 +250,13 @@ cross_entropy = Loss(_probability_value, _probability_delta)
 
 def _bernoulli_value(output: Array, target: Array) -> Array:
     y = _same_shape("binary_cross_entropy", output, target)
-    log = lambda p: jnp.log(jnp.maximum(p, _TINY))  # noqa: E731
+    log = lambda p: jnp.log(jnp.maximum(p, _TINY))
     return _per_example(-y * log(output) - (1 - y) * log(1 - output))
 
 
 def _bernoulli_delta(output: Array, target: Array) -> Array:
     y = _same_shape("binary_cross_entropy", output, target)
-    over = lambda a, p: jnp.where(p > _TINY, a / jnp.maximum(p, _TINY), 0)  # noqa: E731
+    over = lambda a, p: jnp.where(p > _TINY, a / jnp.maximum(p, _TINY), 0)
     return (over(1 - y, 1 - output) - over(y, output)) / _positions(output)
 
 

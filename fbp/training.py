@@ -171,7 +171,9 @@ def evaluate(
     return run
 
 
-def _mapped_in_batches(f: Callable[[Any, Array], dict[str, Array]], x: Any, y: Array, *, batch_size: int) -> dict[str, Array]:
+def _mapped_in_batches(
+    f: Callable[[Any, Array], dict[str, Array]], x: Any, y: Array, *, batch_size: int
+) -> dict[str, Array]:
     examples = x.shape[0]
     full = examples // batch_size * batch_size
     totals = []

@@ -12,12 +12,12 @@ DATA = Path(os.environ.get("FBP_DATA", REPOSITORY.parent / "shared" / "data"))
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
-@pytest.fixture()
+@pytest.fixture
 def key():
     return jax.random.key(0)
 
 
-@pytest.fixture()
+@pytest.fixture
 def x64():
     with jax.enable_x64(True):
         yield
@@ -31,7 +31,7 @@ def mnist_folder():
     return str(folder)
 
 
-@pytest.fixture()
+@pytest.fixture
 def project(tmp_path, monkeypatch):
     """An empty project folder, in which the test runs."""
     (tmp_path / "mlruns").mkdir()

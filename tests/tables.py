@@ -23,7 +23,7 @@ def draw(layer: Layer, shape: tuple[int, ...], seed: int = 0):
         return params
 
     params = jax.eval_shape(init, jax.random.key(0))
-    scale = lambda leaf: 1 / np.sqrt(leaf.shape[-2]) if leaf.ndim > 1 else 0.1  # noqa: E731
+    scale = lambda leaf: 1 / np.sqrt(leaf.shape[-2]) if leaf.ndim > 1 else 0.1
     drawn = jax.tree.map(lambda p: (scale(p) * random.normal(size=p.shape)).astype(p.dtype), params)
     return drawn, out_shape[0]
 
@@ -128,13 +128,15 @@ class ModelCase(NamedTuple):
     labels: bool
 
 
-_CE = losses.softmax_cross_entropy
+_CE, _MSE = losses.softmax_cross_entropy, losses.mean_squared_error
+_TEXTBOOK = models.mlp(10, (30,), layers.sigmoid, output_activation=layers.sigmoid)
+_SOFTMAX_OUTPUT = models.mlp(10, (32, 32), layers.softplus, output_activation=layers.softmax)
 _MODELS = [
-    ModelCase("mlp", models.mlp(10, (30,), layers.sigmoid, output_activation=layers.sigmoid), losses.quadratic, (784,), 10, False),
+    ModelCase("mlp", _TEXTBOOK, losses.quadratic, (784,), 10, False),
     ModelCase("mlp", models.mlp(10, (100,), layers.sigmoid), losses.sigmoid_cross_entropy, (784,), 10, False),
     ModelCase("mlp", models.mlp(10, (512, 512)), _CE, (28, 28, 1), 10, True),
-    ModelCase("mlp", models.mlp(3, (64, 64, 64), residual_blocks=True), losses.mean_squared_error, (13,), 3, False),
-    ModelCase("mlp", models.mlp(10, (32, 32), layers.softplus, output_activation=layers.softmax), losses.mean_squared_error, (64,), 10, False),
+    ModelCase("mlp", models.mlp(3, (64, 64, 64), residual_blocks=True), _MSE, (13,), 3, False),
+    ModelCase("mlp", _SOFTMAX_OUTPUT, _MSE, (64,), 10, False),
 ]  # fmt: skip
 # and every activation inside the same network
 _ACTIVATIONS = [

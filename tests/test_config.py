@@ -27,7 +27,7 @@ learning_rate = 0.01
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def minimal(tmp_path):
     path = tmp_path / "minimal.toml"
     path.write_text(MINIMAL)
@@ -69,7 +69,13 @@ def test_every_default_is_filled_in(minimal):
 def test_overrides(minimal):
     read = config.read(
         minimal,
-        ["optimizer.learning_rate=3e-4", "model.hidden=[8, 8]", "model.activation=tanh", "training.batch_size=full", "seed=3"],
+        [
+            "optimizer.learning_rate=3e-4",
+            "model.hidden=[8, 8]",
+            "model.activation=tanh",
+            "training.batch_size=full",
+            "seed=3",
+        ],
     )
     flat = config.flat(read)
     assert flat["optimizer_learning_rate"] == "0.0003"
@@ -228,7 +234,10 @@ class TestFit:
             "    return None\n"
         )
         monkeypatch.syspath_prepend(tmp_path)
-        assert build.build(config.read(minimal, ["model.name=mine:good", "model.width=7"])).model.parts["0"].name == "dense(7)"
+        assert (
+            build.build(config.read(minimal, ["model.name=mine:good", "model.width=7"])).model.parts["0"].name
+            == "dense(7)"
+        )
         assert problems(minimal, "model.name=mine:good", "model.widht=7") == [
             "model.widht: unknown key; did you mean 'width'?"
         ]
@@ -240,7 +249,7 @@ class TestFit:
 def test_variants_override_and_are_checked(minimal):
     minimal.write_text(MINIMAL + '[[variant]]\nname = "a"\nset = { "model.hidden" = [3] }\n')
     read = config.read(minimal)
-    ((name, variant),) = config.variants(read, "x")
+    ((name, variant),) = config.variants(read, "x").items()
     assert (name, config.flat(variant)["model_hidden"]) == ("a", "[3]")
     minimal.write_text(MINIMAL + '[[variant]]\nname = "a"\nset = { "model.hiden" = [3] }\n')
     with pytest.raises(InputError, match=r"variant 'a': model.hiden: unknown key; did you mean 'hidden'"):

@@ -183,7 +183,7 @@ class TestBridge:
         model, params, x, y = small()
         doubled = model._replace(backward=lambda p, c, d: jax.tree.map(lambda g: 2 * g, model.backward(p, c, d)))
         function = fbp.as_function(doubled)
-        cost = lambda params: losses.quadratic.value(function(params, x), y).mean()  # noqa: E731
+        cost = lambda params: losses.quadratic.value(function(params, x), y).mean()
         ours = jax.jit(jax.grad(cost))(params)
         reference = fbp.value_and_grad(model, losses.quadratic)(params, x, y)[1]
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
@@ -205,7 +205,9 @@ def test_shapes_that_do_not_fit_are_named_with_their_layer():
         model.init(jax.random.key(0), (2,))
     good = fbp.chain(layers.dense(4), fbp.residual(layers.dense(4)))
     params, _ = good.init(jax.random.key(0), (2,))
-    with pytest.raises(fbp.ShapeError, match=r"layer 0 \(dense\(4\)\): expected an input whose last axis is 2 .*\(7, 3\)"):
+    with pytest.raises(
+        fbp.ShapeError, match=r"layer 0 \(dense\(4\)\): expected an input whose last axis is 2 .*\(7, 3\)"
+    ):
         good.forward(params, jnp.ones((7, 3)))
     with pytest.raises(fbp.ShapeError, match="a chain of 2 layers expects parameters for 2, got 1"):
         good.forward(params[:1], jnp.ones((7, 2)))
@@ -228,14 +230,23 @@ def test_importing_fbp_is_cheap_and_pulls_in_no_heavy_package():
 
 
 def test_everything_public_says_what_it_is():
-    for module in (fbp, fbp.layers, fbp.losses, fbp.optimizers, fbp.schedules, fbp.initializers, fbp.training, fbp.models):
+    for module in (
+        fbp,
+        fbp.layers,
+        fbp.losses,
+        fbp.optimizers,
+        fbp.schedules,
+        fbp.initializers,
+        fbp.training,
+        fbp.models,
+    ):
         for name, value in vars(module).items():
             if not name.startswith("_") and callable(value) and getattr(value, "__module__", "").startswith("fbp"):
                 assert value.__doc__, f"{module.__name__}.{name}"
 
 
 def test_a_layer_is_exactly_three_functions():
-    init, forward, backward = layers.dense(3)
+    _, _, backward = layers.dense(3)
     assert fbp.Layer._fields == ("init", "forward", "backward")
     changed = layers.dense(3)._replace(backward=backward)
     assert (changed.name, len(changed)) == ("dense(3)", 3)

@@ -178,13 +178,13 @@ class TestFiles:
 
     def test_other_mistakes(self, tmp_path):
         np.savez(tmp_path / "d.npz", a=self.x)
-        with pytest.raises(InputError, match="expected arrays 'x' and 'y' in .*, got a"):
+        with pytest.raises(InputError, match=r"expected arrays 'x' and 'y' in .*, got a"):
             datasets.file(str(tmp_path / "d.npz"))
         np.savez(tmp_path / "e.npz", x=self.x, y=self.labels, x_test=self.x[:1], y_test=np.array(["cow"]))
         with pytest.raises(InputError, match="test labels that the training part lacks: cow"):
             datasets.file(str(tmp_path / "e.npz"))
         self.frame().to_csv(tmp_path / "d.csv", index=False)
-        with pytest.raises(InputError, match=r"data.target: expected a column of .* \(a, b\), got 'z'"):
+        with pytest.raises(InputError, match=r"data\.target: expected a column of .* \(a, b\), got 'z'"):
             datasets.file(str(tmp_path / "d.csv"), target="z")
 
 
@@ -228,7 +228,7 @@ class TestImages:
 
     def test_damage_is_recognized(self, tmp_path, monkeypatch):
         monkeypatch.delenv("FBP_DATA", raising=False)
-        with pytest.raises(InputError, match="got no such folder; set data.folder"):
+        with pytest.raises(InputError, match=r"got no such folder; set data\.folder"):
             datasets.mnist(str(tmp_path / "nowhere"))
         with pytest.raises(InputError, match=r"expected the file train-images-idx3-ubyte or .*\.gz in .*, got neither"):
             datasets.mnist(str(tmp_path))
@@ -271,7 +271,7 @@ class TestImages:
 class TestDownload:
     def test_a_wrong_checksum_is_refused(self):
         for archive in (download.ARCHIVES["mnist"][0], download.ARCHIVES["cifar10"][0]):
-            with pytest.raises(InputError, match="expected the .* digest .* the file was not kept"):
+            with pytest.raises(InputError, match=r"expected the .* digest .* the file was not kept"):
                 download.verify(archive, gzip.compress(b"other"))
         with pytest.raises(InputError, match="what was fetched is damaged"):
             download.verify(download.ARCHIVES["mnist"][0], b"not gzip")
@@ -285,9 +285,7 @@ class TestDownload:
     def test_fetching_keeps_what_is_there_and_verifies_what_is_not(self, tmp_path, monkeypatch):
         content = gzip.compress(b"content")
         archive = download.Archive("a.gz", tmp_path.as_uri() + "/", download.ARCHIVES["mnist"][0].checksum)
-        good = archive._replace(
-            checksum="sha256:ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
-        )
+        good = archive._replace(checksum="sha256:ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73")
         (tmp_path / "a.gz").write_bytes(content)
         monkeypatch.setitem(download.ARCHIVES, "mnist", (good,))
         download.fetch("mnist", tmp_path / "to")

@@ -52,7 +52,7 @@ def test_layer_in_float32_cut_apart_by_jit_vmap_and_scan(case):
     @jax.jit
     def others(params, x, delta):
         def one(_, x):
-            y, cache = layer.forward(params, x)
+            _, cache = layer.forward(params, x)
             return None, layer.backward(params, cache, delta)[0]
 
         reference = jax.vjp(lambda p, x: layer.forward(p, x)[0], params, x[0])[1](delta)
@@ -137,7 +137,10 @@ MUTANTS = [
     Mutant("sigma' is a instead of a(1-a)", between(mutated(layers.sigmoid(), lambda p, c, d, r: (d * c, ())))),
     Mutant("relu's mask is inverted", between(mutated(layers.relu(), lambda p, c, d, r: (d * (c <= 0), ())))),
     Mutant("relu lets all pass", between(mutated(layers.relu(), lambda p, c, d, r: (d, ())))),
-    Mutant("softmax's Jacobian is taken as diagonal", between(mutated(layers.softmax(), lambda p, c, d, r: (d * c * (1 - c), ())))),
+    Mutant(
+        "softmax's Jacobian is taken as diagonal",
+        between(mutated(layers.softmax(), lambda p, c, d, r: (d * c * (1 - c), ()))),
+    ),
     Mutant("a shortcut's delta is dropped", between(mutated(fbp.residual(DENSE), lambda p, c, d, r: (r[0] - d, r[1])))),
     Mutant("a layer returns no gradients", between(mutated(DENSE, lambda p, c, d, r: (r[0], {"w": r[1]["w"]})))),
     Mutant("gradients are NaN", between(mutated(DENSE, lambda p, c, d, r: (r[0], jax.tree.map(lambda g: g * jnp.nan, r[1]))))),
@@ -150,7 +153,9 @@ MUTANTS = [
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_the_check_catches_mutants(mutant):
     params, shape = draw(mutant.model, mutant.shape)
-    report = fbp.check_gradients(mutant.model, mutant.loss, params, numbers(5, *mutant.shape), numbers(5, *shape, seed=2))
+    report = fbp.check_gradients(
+        mutant.model, mutant.loss, params, numbers(5, *mutant.shape), numbers(5, *shape, seed=2)
+    )
     assert not report.ok
     assert not report.worst.ok
     assert "WRONG" in str(report)

@@ -208,7 +208,7 @@ class TestPenalties:
         np.testing.assert_allclose(updated(optimizers.l1(0.1), self.zero, self.params)["w"], [[0.1, -0.1]])
 
     def test_a_mask_chooses(self):
-        everything = lambda params: jax.tree.map(lambda _: True, params)  # noqa: E731
+        everything = lambda params: jax.tree.map(lambda _: True, params)
         assert updated(optimizers.l2(0.1, everything), self.zero, self.params)["b"].tolist() == [0.5, 0.5]
 
 

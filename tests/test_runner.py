@@ -1,5 +1,6 @@
 """Whole runs, as a user starts them: what MLflow has afterwards, and what happens when something goes wrong."""
 
+import itertools
 import json
 import os
 import signal
@@ -109,7 +110,7 @@ class TestFinishedRun:
         for key in ("loss", "learning_rate", "gradient_norm"):
             points = mlflow.get_metric_history(run.info.run_id, key)
             assert [point.step for point in points] == list(range(1, steps + 1))
-            assert all(a.timestamp <= b.timestamp for a, b in zip(points, points[1:], strict=False))
+            assert all(a.timestamp <= b.timestamp for a, b in itertools.pairwise(points))
         for key in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "examples_per_second"):
             assert [p.step for p in mlflow.get_metric_history(run.info.run_id, key)] == [44, 88, 132]
         for key in ("delta_norm/1", "gradient_norm/1/w", "update_norm/3/b", "update_ratio/3/w"):
@@ -174,7 +175,10 @@ class TestFinishedRun:
         project, _ = finished
         first = the_run(project).data.tags
         again = subprocess.run(
-            command("run", "small.toml", "--set", "tracking.experiment=again"), cwd=project, capture_output=True, timeout=240
+            command("run", "small.toml", "--set", "tracking.experiment=again"),
+            cwd=project,
+            capture_output=True,
+            timeout=240,
         )
         assert again.returncode == 0
         second = the_run(project, "again").data.tags
@@ -186,9 +190,9 @@ def test_two_runs_at_once_on_a_new_store(project):
     """A new SQLite store that two processes open at once is destroyed, were it not for the lock."""
     write_config(project)
     runs = [
-        subprocess.Popen(command("run", "small.toml", "--set", f"seed={seed}"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        subprocess.Popen(command("run", "small.toml", "--set", f"seed={seed}"), stderr=subprocess.DEVNULL)
         for seed in (0, 1)
-    ]  # fmt: skip
+    ]
     assert [run.wait(timeout=240) for run in runs] == [0, 0]
     found = client(project)
     stored = found.search_runs([found.get_experiment_by_name("small").experiment_id])

@@ -26,10 +26,8 @@ def runner(batch_size=8, **options):
 
 
 def same_bits(a, b):
-    data = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf  # noqa: E731
-    return all(
-        np.array_equal(data(x), data(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
+    data = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    return all(np.array_equal(data(x), data(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def test_cutting_a_run_into_chunks_changes_not_one_bit():
@@ -62,7 +60,7 @@ def test_each_epoch_has_an_order_of_its_own_that_is_a_permutation():
 
 
 def test_without_shuffling_examples_come_as_they_lie():
-    state, history, _ = runner(batch_size=25, shuffle=False)(begin(), X, Y, 1)
+    _, history, _ = runner(batch_size=25, shuffle=False)(begin(), X, Y, 1)
     cost = LOSS.value(MODEL.forward(begin().params, X[:25])[0], Y[:25]).mean()
     np.testing.assert_allclose(history.cost[0], cost, rtol=1e-6)
 
@@ -91,7 +89,9 @@ def test_evaluation_counts_every_example_once_whatever_the_batch_size(batch_size
     output = MODEL.forward(params, X)[0]
     np.testing.assert_allclose(found["loss"], LOSS.value(output, Y).mean(), rtol=1e-5)
     np.testing.assert_allclose(found["accuracy"], (output.argmax(axis=1) == Y).mean(), rtol=1e-6)
-    np.testing.assert_allclose(jax.jit(training.predict(MODEL, batch_size=batch_size))(params, X), output, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(training.predict(MODEL, batch_size=batch_size))(params, X), output, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_training_learns():
@@ -111,7 +111,7 @@ def test_diagnosis_has_a_norm_for_every_layer_and_parameter():
     found = jax.jit(diagnose(MODEL, LOSS, OPTIMIZER))(state.params, state.opt_state, X, Y)
     assert set(found.delta_norm) == {"0", "1", "2"}
     assert set(found.gradient_norm) == set(found.update_norm) == set(found.update_ratio) == {"0/b", "0/w", "2/b", "2/w"}
-    cost, grads = fbp.value_and_grad(MODEL, LOSS)(state.params, X, Y)
+    _, grads = fbp.value_and_grad(MODEL, LOSS)(state.params, X, Y)
     np.testing.assert_allclose(found.gradient_norm["0/w"], np.linalg.norm(grads[0]["w"]), rtol=1e-5)
     delta = fbp.deltas(MODEL, LOSS)(state.params, X, Y)["1"]
     np.testing.assert_allclose(found.delta_norm["1"], np.linalg.norm(delta), rtol=1e-5)

@@ -91,7 +91,7 @@ def check(dataset: Dataset) -> Dataset:
                     f"{where}: expected finite {what}, got NaN or infinity in {bad.sum()} of {len(bad)} rows, "
                     f"the first in row {bad.argmax()} (counted from 0); remove or replace them"
                 )
-        if dataset.classes and len(y) and not (0 <= y.min() and y.max() < len(dataset.classes)):
+        if dataset.classes and len(y) and not (y.min() >= 0 and y.max() < len(dataset.classes)):
             raise InputError(
                 f"{where}: expected labels from 0 to {len(dataset.classes) - 1}, got labels from {y.min()} to {y.max()}"
             )

@@ -28,16 +28,24 @@ _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 ARCHIVES = {
     "mnist": (
         Archive(
-            "train-images-idx3-ubyte.gz", _MNIST, "sha256:ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
+            "train-images-idx3-ubyte.gz",
+            _MNIST,
+            "sha256:ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
         ),
         Archive(
-            "train-labels-idx1-ubyte.gz", _MNIST, "sha256:65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
+            "train-labels-idx1-ubyte.gz",
+            _MNIST,
+            "sha256:65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
         ),
         Archive(
-            "t10k-images-idx3-ubyte.gz", _MNIST, "sha256:0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
+            "t10k-images-idx3-ubyte.gz",
+            _MNIST,
+            "sha256:0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
         ),
         Archive(
-            "t10k-labels-idx1-ubyte.gz", _MNIST, "sha256:ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
+            "t10k-labels-idx1-ubyte.gz",
+            _MNIST,
+            "sha256:ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
         ),
     ),
     "fashion_mnist": (
@@ -47,9 +55,7 @@ ARCHIVES = {
         Archive("t10k-labels-idx1-ubyte.gz", _FASHION, "md5:bb300cfdad3c16e7a12a480ee83cd310"),
     ),
     "cifar10": (
-        Archive(
-            "cifar-10-binary.tar.gz", "https://www.cs.toronto.edu/~kriz/", "md5:c32a1d4ab5d03f1284b67883e8d87530"
-        ),
+        Archive("cifar-10-binary.tar.gz", "https://www.cs.toronto.edu/~kriz/", "md5:c32a1d4ab5d03f1284b67883e8d87530"),
     ),
 }
 

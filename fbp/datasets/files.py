@@ -49,7 +49,9 @@ def _read_npz(path: Path, target: str | None, task: Task) -> Dataset:
     if "x_test" not in arrays:
         return dataset
     if f"{target}_test" not in arrays:
-        raise InputError(f"data.path: {path} has an array 'x_test', and so needs {target + '_test'!r}, which is missing")
+        raise InputError(
+            f"data.path: {path} has an array 'x_test', and so needs {target + '_test'!r}, which is missing"
+        )
     test_y = arrays[f"{target}_test"]
     if dataset.classes:
         known = {name: i for i, name in enumerate(dataset.classes)}
@@ -73,11 +75,15 @@ def _read_table(path: Path, target: str | None, task: Task) -> Dataset:
         raise InputError(f"data.path: expected at least two columns in {path}, got {list(table.columns)}")
     target = target or str(table.columns[-1])
     if target not in table.columns:
-        raise InputError(f"data.target: expected a column of {path} ({', '.join(map(str, table.columns))}), got {target!r}")
+        raise InputError(
+            f"data.target: expected a column of {path} ({', '.join(map(str, table.columns))}), got {target!r}"
+        )
     features = table.drop(columns=target)
     texts = [str(column) for column in features if not pd.api.types.is_numeric_dtype(features[column])]
     if texts:
-        raise InputError(f"data.path: expected numbers in every feature column of {path}, got text in {', '.join(texts)}")
+        raise InputError(
+            f"data.path: expected numbers in every feature column of {path}, got text in {', '.join(texts)}"
+        )
     if table[target].isna().any():
         raise InputError(f"data.path: expected a target in every row of {path}, got empty cells in column {target!r}")
     return _dataset(path, features.to_numpy(np.float32), table[target].to_numpy(), task)

@@ -141,7 +141,8 @@ def build_loss(config: Config) -> Loss:
 
 def build_schedule(config: Config, steps: int) -> Schedule:
     """The learning rate by step; a schedule without ``steps`` of its own spans the run (after the warm-up)."""
-    section, rate, warmup = config.schedule, getattr(config.optimizer, "learning_rate", 1.0), config.schedule.warmup
+    section, warmup = config.schedule, config.schedule.warmup
+    rate = getattr(config.optimizer, "learning_rate", 1.0)
     constructor: Any = find("schedule", section.name)
     values = arguments(section)
     if "steps" in values and values["steps"] is None:
@@ -160,7 +161,7 @@ def build_optimizer(config: Config, schedule: Schedule) -> Optimizer:
     values = {key: value for key, value in arguments(section).items() if key != "learning_rate" and value is not None}
     constant = config.schedule.name == "constant" and not config.schedule.warmup
     rule = constructor(getattr(section, "learning_rate", 1.0) if constant else schedule, **values)
-    before = [
+    before: list[tuple[Any, Any]] = [
         (section.l2, optimizers.l2),
         (section.l1, optimizers.l1),
         (section.clip_value, optimizers.clip_by_value),
@@ -180,7 +181,9 @@ def _with_targets(data: Prepared, config: Config, classes: int) -> Prepared:
     name, smoothing = config.loss.name, config.loss.label_smoothing
     if not classes:
         if name in (*_TAKES_LABELS, "hinge"):
-            raise InputError(f"loss.name: {name!r} expects classes, but data {config.data.name!r} has numbers as targets")
+            raise InputError(
+                f"loss.name: {name!r} expects classes, but data {config.data.name!r} has numbers as targets"
+            )
         if smoothing:
             raise InputError("loss.label_smoothing: expected classes, but the data has numbers as targets; remove it")
         return data

@@ -40,7 +40,8 @@ CATALOGUE: Mapping[str, Mapping[str, Constructor | Loss]] = {
         optimizers, "sgd momentum nesterov adagrad adadelta rmsprop adam amsgrad nadam adamw lion lamb"
     ),
     "schedule": _named(
-        schedules, "constant step_decay piecewise exponential polynomial inverse_square_root cosine cosine_restarts one_cycle"
+        schedules,
+        "constant step_decay piecewise exponential polynomial inverse_square_root cosine cosine_restarts one_cycle",
     ),
 }
 
@@ -83,7 +84,7 @@ def _import(name: str) -> Constructor:
         raise InputError(f"model {name!r}: the module {module_name} has no {function!r}") from None
     if not callable(found):
         raise InputError(f"model {name!r} is not a function")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def suggest(wrong: str, valid: Any) -> str:

@@ -125,7 +125,7 @@ _NAMED: Mapping[str, type[_Section]] = {
 # what the runner gives to a constructor itself
 _GIVEN = {"model": {"outputs"}, "schedule": {"value"}, "optimizer": {"mask"}}
 
-_RANGES: Mapping[str, dict[str, float]] = {
+_RANGES: Mapping[str, dict[str, Any]] = {
     "learning_rate": {"gt": 0},
     "momentum": {"ge": 0, "lt": 1},
     "decay": {"ge": 0, "lt": 1},
@@ -178,9 +178,11 @@ def _nested(kind: str) -> Any:
 
 def _field_type(annotation: Any, name: str) -> Any:
     """A constructor's annotation as a configuration sees it: numbers for traced numbers, names for functions."""
-    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) or typing.get_origin(
-        annotation
-    ) is typing.Union else (annotation,)
+    options = (
+        typing.get_args(annotation)
+        if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
+        else (annotation,)
+    )
     optional = type(None) in options
     if annotation == Activation or Activation in options:
         kind: Any = _nested("activation")
@@ -194,9 +196,8 @@ def _field_type(annotation: Any, name: str) -> Any:
     else:
         kind = next(option for option in options if option is not type(None))
     if name in _RANGES and kind in (int, float):
-        kind = Annotated[kind, Field(allow_inf_nan=False, **_RANGES[name])] if kind is float else Annotated[
-            kind, Field(**_RANGES[name])
-        ]
+        finite: dict[str, Any] = {"allow_inf_nan": False} if kind is float else {}
+        kind = Annotated[kind, Field(**finite, **_RANGES[name])]
     return kind | None if optional else kind
 
 
@@ -285,7 +286,7 @@ def parse(table: dict[str, Any], where: str) -> Config:
     problems: list[str] = []
     sections: dict[str, Any] = {}
     fields: dict[tuple[str, ...], type[BaseModel]] = {(): Config}
-    for kind, base in _NAMED.items():
+    for kind in _NAMED:
         given = table.get(kind, {} if kind == "schedule" else None)
         if not isinstance(given, dict):
             problems.append(f"{kind}: expected a section [{kind}] with a name, got {_shown(given)}")
@@ -358,17 +359,17 @@ def _is_branch(part: Any) -> bool:
     return isinstance(part, str) and (part in ("int", "float", "none", "str") or "[" in part or "-" in part)
 
 
-def variants(config: Config, where: str) -> list[tuple[str, Config]]:
+def variants(config: Config, where: str) -> dict[str, Config]:
     """The configurations of an experiment's variants by name; none where it has no variants."""
     if len({variant.name for variant in config.variant}) != len(config.variant):
         raise InputError(f"{where}: variant: expected different names, got {[v.name for v in config.variant]}")
     base = {key: value for key, value in to_table(config).items() if key != "variant"}
-    found = []
+    found = {}
     for variant in config.variant:
         table = base
         for key, value in variant.set.items():
             table = _assigned(table, key.split("."), value, key)
-        found.append((variant.name, parse(table, f"{where}, variant {variant.name!r}")))
+        found[variant.name] = parse(table, f"{where}, variant {variant.name!r}")
     return found
 
 

@@ -13,6 +13,8 @@ import jax
 
 import fbp
 
+_FLAGS = ("enable_x64", "default_prng_impl", "threefry_partitionable", "default_matmul_precision")
+
 
 def git(folder: Path) -> dict[str, str]:
     """Commit, branch, whether the tree is dirty, and its difference to the commit; empty outside a repository."""
@@ -55,10 +57,7 @@ def facts() -> dict[str, Any]:
         "jax": {
             "jax": jax.__version__,
             "jaxlib": importlib.metadata.version("jaxlib"),
-            "enable_x64": jax.config.jax_enable_x64,
-            "default_prng_impl": jax.config.jax_default_prng_impl,
-            "threefry_partitionable": jax.config.jax_threefry_partitionable,
-            "default_matmul_precision": jax.config.jax_default_matmul_precision,
+            **{name: getattr(jax.config, f"jax_{name}") for name in _FLAGS},
         },
         "variables": {
             name: value

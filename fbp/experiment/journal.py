@@ -2,7 +2,7 @@
 
 Each line is an object with ``kind`` and ``time`` (milliseconds since 1970):
 
-    start     name, experiment, params, tags, inputs, parent: what MLflow needs to create the run
+    start     label, experiment, params, tags, inputs, parent, steps, layers: what MLflow needs to create the run
     steps     first (step), until (time of the last), columns {key: float32 numbers as base64}: per-step metrics
     metrics   step, values {key: number}: everything that is not per step
     tags      values {key: text}
@@ -16,7 +16,7 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +43,44 @@ class Journal:
         self._last_time = now()
         self._file.write(json.dumps({"kind": kind, "time": self._last_time, **fields}) + "\n")
         self._file.flush()
+
+    def start(
+        self,
+        folder: Path,
+        *,
+        label: str,
+        experiment: str,
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+        inputs: Sequence[Mapping[str, Any]] = (),
+        parent: str | None = None,
+        steps: int = 0,
+        layers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Append the line that makes this a run.
+
+        Args:
+            folder: the run's.
+            label: what the run is called in lists; the end of the folder's name is added to tell equals apart.
+            experiment: the MLflow experiment it belongs to.
+            params, tags: MLflow's; empty tags are left out.
+            inputs: descriptions of data sets: name, digest, context, shape and dtype of x and y.
+            parent: the name of the folder of the run under which this one is shown.
+            steps: how many steps it will take.
+            layers: names of the model's layers by path.
+        """
+        self.write(
+            "start",
+            label=label,
+            name=f"{label}-{folder.name[-4:]}",
+            experiment=experiment,
+            params=params,
+            tags={key: value for key, value in tags.items() if value} | {"fbp.folder": folder.name},
+            inputs=inputs,
+            parent=parent,
+            steps=steps,
+            layers=layers or {},
+        )
 
     def steps(self, first: int, columns: Mapping[str, np.ndarray]) -> None:
         """Append a chunk of per-step metrics that ends now and began when the line before was written."""
@@ -102,7 +140,9 @@ def history(folder: Path) -> dict[str, Series]:
             for key, value in line["values"].items():
                 point = Series(np.array([line["step"]]), np.array([float(value)]), np.array([line["time"]]))
                 gathered.setdefault(key, []).append(point)
-    return {key: Series(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True))) for key, parts in gathered.items()}
+    return {
+        key: Series(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True))) for key, parts in gathered.items()
+    }
 
 
 def metrics_digest(metrics: Mapping[str, Series]) -> str:

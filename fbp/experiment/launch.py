@@ -1,5 +1,6 @@
 """From an experiment file to a finished run in MLflow: what ``fbp run`` does."""
 
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import NamedTuple
 from fbp.errors import InputError
 from fbp.experiment import config as configuration
 from fbp.experiment import shipper, store
-from fbp.experiment.run import Outcome, Reporter, discard, run, run_group
+from fbp.experiment.group import run_group
+from fbp.experiment.run import Origin, Outcome, Reporter, run
 
 _SEND_SECONDS = 120.0  # how long to wait for MLflow at the end; the journal stays in any case
 
@@ -45,23 +47,18 @@ def launch(
     variants = configuration.variants(config, str(path))
     root = store.root()
     uri = store.tracking_uri(root, tracking_uri)
+    origin = Origin(path, ", ".join(overrides)[:80] or config.name)
     folder = store.new_run_folder(root, config.name)
     process = shipper.launch(folder, uri)
     try:
         if variants:
-            outcomes = dict(
-                zip(
-                    (name for name, _ in variants),
-                    run_group(config, variants, path, folder, lambda name: make_reporter(f"{config.name} {name}")),
-                    strict=False,  # a group that was stopped has fewer outcomes
-                )
-            )
+            outcomes = run_group(config, variants, origin, folder, lambda name: make_reporter(f"{config.name} {name}"))
         else:
-            outcomes = {config.name: run(config, path, folder, make_reporter(config.name))}
+            outcomes = {config.name: run(config, origin, folder, make_reporter(config.name))}
     except InputError as error:
         process.terminate()
         process.wait()
-        discard(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # the run never began
         raise InputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     waiting()
     return Launched(outcomes, folder, uri, _wait(process))

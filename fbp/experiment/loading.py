@@ -8,6 +8,7 @@ from pathlib import Path
 from fbp.errors import InputError
 from fbp.experiment import store
 from fbp.experiment.catalogue import suggest
+from fbp.experiment.journal import start_of
 from fbp.experiment.saving import Trained, read
 from fbp.experiment.shipper import STATE
 
@@ -16,7 +17,7 @@ def load(run: str | os.PathLike[str], tracking_uri: str | None = None) -> Traine
     """The trained model of a run.
 
     Args:
-        run: the run's folder, its name (the folder's), or its MLflow run id; also a folder downloaded from MLflow that holds
+        run: the run's folder, its name (the folder's or MLflow's), or its MLflow run id; also a folder downloaded from MLflow that holds
             ``params.npz``.
         tracking_uri: where to look for a run id that no local run has.
 
@@ -40,10 +41,11 @@ def load(run: str | os.PathLike[str], tracking_uri: str | None = None) -> Traine
 
 
 def find_folder(root: Path, run: str) -> Path | None:
-    """The local folder of a run, by its name or its MLflow run id."""
+    """The local folder of a run, by the folder's name, the run's name in MLflow, or its MLflow run id."""
     for folder in store.run_folders(root):
         state = folder / STATE
-        if folder.name == run or (state.exists() and json.loads(state.read_text())["run_id"] == run):
+        names = [folder.name, (start_of(folder) or {}).get("name")]
+        if run in names or (state.exists() and json.loads(state.read_text())["run_id"] == run):
             return folder
     return None
 

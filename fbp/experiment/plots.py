@@ -68,11 +68,15 @@ def _group_pictures(children: Sequence[Path]) -> dict[str, Callable[[], Figure |
     for child in children:
         start = journal.start_of(child)
         if start:
-            named[start["variant"] or start["name"]] = (journal.history(child), start["layers"])
+            named[start["label"]] = (journal.history(child), start["layers"])
     return {
         "delta_norms": lambda: delta_norms(named),
         "learning_curves": lambda: compared_curves({name: series for name, (series, _) in named.items()}),
     }
+
+
+def _axes(figure: Figure, rows: int, columns: int) -> list[Any]:
+    return list(figure.subplots(rows, columns, squeeze=False).ravel())
 
 
 def _curve(axes: Any, series: Series, **style: Any) -> None:
@@ -90,7 +94,7 @@ def learning_curves(series: dict[str, Series]) -> Figure | None:
         return None
     metric = _second_metric(series)
     figure = Figure(figsize=(10 if metric else 5.5, 3.8), layout="constrained")
-    all_axes = np.atleast_1d(figure.subplots(1, 2 if metric else 1))
+    all_axes = _axes(figure, 1, 2 if metric else 1)
     for axes, name in zip(all_axes, ["loss", metric], strict=False):
         for part, color in (("train", "tab:blue"), ("validation", "tab:orange")):
             _curve(axes, series[f"{part}_{name}"], label=part, color=color)
@@ -111,7 +115,7 @@ def compared_curves(named: dict[str, dict[str, Series]]) -> Figure | None:
     metric = _second_metric(next(iter(named.values())))
     keys = ["train_loss", *([f"validation_{metric}"] if metric else [])]
     figure = Figure(figsize=(5.2 * len(keys), 3.8), layout="constrained")
-    for axes, key in zip(np.atleast_1d(figure.subplots(1, len(keys))), keys, strict=True):
+    for axes, key in zip(_axes(figure, 1, len(keys)), keys, strict=True):
         for name, series in named.items():
             _curve(axes, series[key], label=name)
         axes.set(xlabel="step", title=key.replace("_", " "))
@@ -132,8 +136,8 @@ def learning_rate(series: dict[str, Series]) -> Figure | None:
 
 def delta_norms(named: dict[str, tuple[dict[str, Series], dict[str, str]]]) -> Figure | None:
     """A heat map for each run: the norm of delta at each layer with parameters (there, delta is dC/dz), over the steps."""
-    maps = {name: _delta_map(series, layers) for name, (series, layers) in named.items()}
-    maps = {name: drawn for name, drawn in maps.items() if drawn is not None}
+    drawn = {name: _delta_map(series, layers) for name, (series, layers) in named.items()}
+    maps = {name: found for name, found in drawn.items() if found is not None}
     if not maps:
         return None
     logs = np.concatenate([np.log10(values[values > 0]) for _, _, values in maps.values()])
@@ -143,10 +147,8 @@ def delta_norms(named: dict[str, tuple[dict[str, Series], dict[str, str]]]) -> F
     rows = max(len(labels) for labels, _, _ in maps.values())
     width = 4.6 if len(maps) > 1 else 6.5
     figure = Figure(figsize=(width * len(maps) + 1, max(2.6, 0.22 * rows + 1.4)), layout="constrained")
-    image = None
-    for axes, (name, (labels, steps, values)) in zip(
-        np.atleast_1d(figure.subplots(1, len(maps))), maps.items(), strict=True
-    ):
+    image: Any = None
+    for axes, (name, (labels, steps, values)) in zip(_axes(figure, 1, len(maps)), maps.items(), strict=True):
         with np.errstate(divide="ignore"):
             shown = np.log10(values)
         edges = np.concatenate([steps, [steps[-1] + max(1, (steps[-1] - steps[0]) / max(len(steps) - 1, 1))]])
@@ -161,9 +163,7 @@ def delta_norms(named: dict[str, tuple[dict[str, Series], dict[str, str]]]) -> F
     return figure
 
 
-def _delta_map(
-    series: dict[str, Series], layers: dict[str, str]
-) -> tuple[list[str], np.ndarray, np.ndarray] | None:
+def _delta_map(series: dict[str, Series], layers: dict[str, str]) -> tuple[list[str], np.ndarray, np.ndarray] | None:
     """Labels of layers with parameters, steps, and the norms ``(layers, steps)``."""
     learned = {key.removeprefix("gradient_norm/") for key in series if key.startswith("gradient_norm/")}
     paths = [
@@ -209,7 +209,7 @@ def misclassified(results: dict[str, np.ndarray], classes: tuple[str, ...]) -> F
     columns = min(5, len(pictures))
     rows = -(-len(pictures) // columns)
     figure = Figure(figsize=(1.7 * columns, 2.0 * rows + 0.4), layout="constrained")
-    for i, axes in enumerate(np.ravel(figure.subplots(rows, columns))):
+    for i, axes in enumerate(_axes(figure, rows, columns)):
         axes.set_axis_off()
         if i < len(pictures):
             _picture(axes, pictures[i])
@@ -235,7 +235,7 @@ def first_layer_weights(results: dict[str, np.ndarray], shape: tuple[int, ...]) 
     columns = min(10, shown)
     rows = -(-shown // columns)
     figure = Figure(figsize=(1.0 * columns, 1.0 * rows + 0.5), layout="constrained")
-    for i, axes in enumerate(np.ravel(figure.subplots(rows, columns))):
+    for i, axes in enumerate(_axes(figure, rows, columns)):
         axes.set_axis_off()
         if i < shown:
             limit = max(float(np.abs(weights[:, i]).max()), 1e-12)
@@ -267,7 +267,9 @@ def decision_boundary(results: dict[str, np.ndarray], classes: tuple[str, ...]) 
         colors = [f"C{i}" for i in range(grid.shape[-1])]
     for label, name in enumerate(classes):
         chosen = results["points"][results["point_labels"] == label]
-        axes.scatter(*chosen.T, s=9, color=colors[label], edgecolors="white", linewidths=0.3, label=name)
+        axes.scatter(
+            chosen[:, 0], chosen[:, 1], s=9, color=colors[label], edgecolors="white", linewidths=0.3, label=name
+        )
     axes.locator_params(nbins=6)
     axes.set(title="decision boundary and training examples")
     axes.legend(loc="upper right", frameon=True)

@@ -60,7 +60,9 @@ class Bar:
             if step == self.steps and "validation_loss" not in latest:
                 return  # the epoch's own numbers follow at once
             self.last_line = time.monotonic()
-            print(f"{self.label}: epoch {epoch}/{self.epochs} step {step}/{self.steps}  {shown(latest)}", file=sys.stderr)
+            print(
+                f"{self.label}: epoch {epoch}/{self.epochs} step {step}/{self.steps}  {shown(latest)}", file=sys.stderr
+            )
 
     def close(self) -> None:
         """Training is over, well or not."""

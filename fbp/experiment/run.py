@@ -6,7 +6,6 @@ The training process appends to a journal and never imports mlflow; see shipper.
 import contextlib
 import json
 import math
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -18,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fbp import diagnostics, optimizers, training
-from fbp.errors import InputError
 from fbp.experiment import config as configuration
-from fbp.experiment import environment, results, saving, store, summary
+from fbp.experiment import environment, results, saving, summary
 from fbp.experiment.build import Experiment, build
 from fbp.experiment.config import Config
 from fbp.experiment.journal import Journal, history, metrics_digest
@@ -37,6 +35,14 @@ class Reporter(Protocol):
     def begin(self, experiment: Experiment) -> None: ...
     def advance(self, step: int, epoch: int, latest: dict[str, float]) -> None: ...
     def close(self) -> None: ...
+
+
+class Origin(NamedTuple):
+    """Where a run comes from: the experiment's file, the run's label in lists, and the folder's name of its parent, if any."""
+
+    source: Path
+    label: str
+    parent: str | None = None
 
 
 class Outcome(NamedTuple):
@@ -57,23 +63,14 @@ class Interrupted(Exception):
     """A signal asked the run to stop."""
 
 
-def run(
-    config: Config,
-    config_path: Path,
-    folder: Path,
-    reporter: Reporter,
-    parent: str | None = None,
-    variant: str = "",
-) -> Outcome:
+def run(config: Config, origin: Origin, folder: Path, reporter: Reporter) -> Outcome:
     """Train, evaluate, and leave in ``folder`` the journal, the results and the trained model.
 
     Args:
         config: what to train.
-        config_path: where it came from: the run's source, and whose repository is recorded.
+        origin: where it came from, and what it is called.
         folder: the run's own, already there.
         reporter: who shows progress.
-        parent: the folder's name of the run under which this one is shown, if any.
-        variant: what this one is called there.
 
     Raises:
         InputError: where configuration and data do not fit; the run then does not exist.
@@ -82,7 +79,7 @@ def run(
     journal = Journal(folder)
     record = _Record(experiment, journal, folder)
     state = _start(experiment)
-    _write_start(experiment, config_path, folder, journal, parent, variant)
+    _write_start(experiment, origin, folder, journal)
     status, message, caught = "FINISHED", "", None
     reporter.begin(experiment)
     try:
@@ -122,14 +119,12 @@ def _start(experiment: Experiment) -> TrainState:
     return training.start(experiment.model, experiment.optimizer, key, experiment.shape)
 
 
-def _write_start(
-    experiment: Experiment, config_path: Path, folder: Path, journal: Journal, parent: str | None, variant: str
-) -> None:
+def _write_start(experiment: Experiment, origin: Origin, folder: Path, journal: Journal) -> None:
     config, dataset = experiment.config, experiment.dataset
     artifacts = folder / "artifacts"
     (artifacts / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
     (artifacts / "environment.json").write_text(json.dumps(environment.facts(), indent=1), encoding="utf-8")
-    diff = environment.git(config_path.resolve().parent).get("diff")
+    diff = environment.git(origin.source.resolve().parent).get("diff")
     if diff:
         (artifacts / "git.diff").write_text(diff, encoding="utf-8")
     inputs = [
@@ -146,20 +141,15 @@ def _write_start(
             ("test", "testing", experiment.data.test),
         )
     ]
-    tags = environment.tags(config_path, config.seed) | {"fbp.data_fingerprint": dataset.fingerprint}
-    if config.description:
-        tags["mlflow.note.content"] = config.description
-    if variant:
-        tags["fbp.variant"] = variant
-    journal.write(
-        "start",
-        name=folder.name,
+    journal.start(
+        folder,
+        label=origin.label,
         experiment=config.tracking.experiment or config.name,
         params=configuration.flat(config),
-        tags=tags,
+        tags=environment.tags(origin.source, config.seed)
+        | {"fbp.data_fingerprint": dataset.fingerprint, "mlflow.note.content": config.description},
         inputs=inputs,
-        parent=parent,
-        variant=variant,
+        parent=origin.parent,
         steps=experiment.steps,
         layers=summary.layer_names(experiment.model),
     )
@@ -257,7 +247,7 @@ def _progress(info: StepInfo, began: float, parts: list[StepInfo], experiment: E
 
 
 def _write_steps(record: _Record, info: StepInfo, first: int, rates: np.ndarray) -> None:
-    columns = {"loss": info.cost, "gradient_norm": info.gradient_norm, "learning_rate": rates}
+    columns = {"loss": np.asarray(info.cost), "gradient_norm": np.asarray(info.gradient_norm), "learning_rate": rates}
     record.journal.steps(first + 1, columns)
 
 
@@ -265,8 +255,10 @@ def _write_epoch(
     record: _Record, evaluate: Any, state: TrainState, validation: Any, parts: list[StepInfo], seconds: float, at: int
 ) -> None:
     experiment = record.experiment
-    joined = jax.tree.map(lambda *columns: np.concatenate(columns).mean(dtype=np.float64), *parts)
-    values = {"train_loss": joined.cost} | {f"train_{name}": mean for name, mean in joined.metrics.items()}
+    joined: StepInfo = jax.tree.map(lambda *columns: np.concatenate(columns).mean(dtype=np.float64), *parts)
+    values: dict[str, Any] = {"train_loss": joined.cost} | {
+        f"train_{name}": mean for name, mean in joined.metrics.items()
+    }
     values |= {f"validation_{name}": value for name, value in evaluate(state, *validation).items()}
     steps = sum(len(part.cost) for part in parts)
     values |= {
@@ -335,62 +327,3 @@ def _save(experiment: Experiment, params: Params, folder: Path) -> None:
         inputs=data.inputs,
         targets=data.targets,
     )
-
-
-def run_group(config: Config, variants: list[tuple[str, Config]], config_path: Path, folder: Path, make_reporter: Any) -> list[Outcome]:
-    """Run each variant of an experiment in a folder of its own, shown in MLflow under one run in ``folder``.
-
-    Args:
-        config: the experiment.
-        variants: its variants' names and configurations.
-        config_path: where it came from.
-        folder: the group's own, already there; the variants' folders are made beside it.
-        make_reporter: from a variant's name to its Reporter.
-
-    Raises:
-        InputError: where a variant does not fit its data; then none is run.
-    """
-    for name, variant in variants:
-        _check_fits(variant, f"{config_path}, variant {name!r}")
-    journal = Journal(folder)
-    (folder / "artifacts" / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
-    journal.write(
-        "start",
-        name=folder.name,
-        experiment=config.tracking.experiment or config.name,
-        params=configuration.flat(config),
-        tags=environment.tags(config_path, config.seed) | {"fbp.variants": ", ".join(name for name, _ in variants)},
-        inputs=[],
-        parent=None,
-        variant="",
-        steps=0,
-        layers={},
-    )
-    outcomes: list[Outcome] = []
-    status, message = "FAILED", "a variant could not be run"
-    try:
-        for name, variant in variants:
-            child = store.new_run_folder(folder.parent.parent, f"{config.name}-{name}")
-            journal.write("child", folder=child.name)
-            outcomes.append(run(variant, config_path, child, make_reporter(name), folder.name, name))
-            if outcomes[-1].status == "KILLED":
-                break
-        bad = [outcome for outcome in outcomes if outcome.status != "FINISHED"]
-        status, message = (bad[0].status, bad[0].message) if bad else ("FINISHED", "")
-    finally:
-        journal.write("end", status=status, message=message)
-        journal.close()
-    return outcomes
-
-
-def discard(folder: Path) -> None:
-    """Remove the folder of a run that never began."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check_fits(config: Config, where: str) -> None:
-    """Build and throw away: the errors of :func:`build` without a run."""
-    try:
-        build(config)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None

@@ -41,7 +41,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write an ``.npz`` file in one piece: it is there whole, or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     with open(partial, "wb") as file:
-        np.savez(file, **{key.replace("/", "|"): value for key, value in arrays.items()})
+        np.savez(file, **{key.replace("/", "|"): value for key, value in arrays.items()})  # type: ignore[arg-type]
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
@@ -83,7 +83,9 @@ class Trained(NamedTuple):
         x = np.asarray(x, np.float32)
         if x.shape[1:] != self.shape:
             if x.ndim < 2 or x[0].size != np.prod(self.shape):
-                raise InputError(f"predict: expected inputs of shape (N, {', '.join(map(str, self.shape))}), got {x.shape}")
+                raise InputError(
+                    f"predict: expected inputs of shape (N, {', '.join(map(str, self.shape))}), got {x.shape}"
+                )
             x = x.reshape(len(x), *self.shape)
         x = self.inputs.apply(x) if self.inputs else x
         output = np.asarray(reading(self.config)(self.forward(self.params, jnp.asarray(x))))

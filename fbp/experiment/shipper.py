@@ -349,7 +349,7 @@ def main() -> int:
         os.environ.setdefault(name, value)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError):
-        os.nice(10)  # training goes first
+        os.nice(19)  # training goes first
     import mlflow  # noqa: F401  (while training starts)
 
     for name in ("mlflow", "alembic"):

@@ -1,8 +1,8 @@
 """Where runs live: the embedded MLflow store, and each run's own folder beside it.
 
-    mlruns/mlflow.db           MLflow's SQLite database
-    mlruns/artifacts/          MLflow's artifacts
-    mlruns/runs/RUN/           what the training process writes: journal, configuration, parameters, results
+mlruns/mlflow.db           MLflow's SQLite database
+mlruns/artifacts/          MLflow's artifacts
+mlruns/runs/RUN/           what the training process writes: journal, configuration, parameters, results
 """
 
 import os

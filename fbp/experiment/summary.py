@@ -55,7 +55,9 @@ def layer_rows(model: Layer, shape: Shape, dtype: Any = jnp.float32) -> list[Lay
 
 
 def _row(path: str, layer: Layer, params: Params, x: Any, y: Any, cache: Cache) -> LayerRow:
-    params, x, delta, kept = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, x, y, cache))
+    params, x, delta, kept = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, x, y, cache)
+    )
     return LayerRow(
         path,
         layer.name,
@@ -79,10 +81,12 @@ def _flops(function: Any, *shapes: Any) -> int:
 
 def as_text(rows: list[LayerRow]) -> str:
     """The table with its totals, for a terminal or a file."""
-    cells = [("layer", "name", "output", "parameters", "bytes", "cache bytes", "forward FLOPs", "backward FLOPs")]
+    cells: list[tuple[str, ...]] = [
+        ("layer", "name", "output", "parameters", "bytes", "cache bytes", "forward FLOPs", "backward FLOPs")
+    ]
     for row in rows:
         cells.append((row.path, row.name, " x ".join(map(str, row.shape)), *(f"{count:,}" for count in row[3:])))
-    totals = (f"{sum(row[i] for row in rows):,}" for i in range(3, 8))
+    totals = (f"{sum(column):,}" for column in zip(*(row[3:] for row in rows), strict=True))
     cells.append(("total", "", "", *totals))
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = [

@@ -22,7 +22,7 @@ class Stateless(NamedTuple):
 class Counted(NamedTuple):
     """The state of a transform whose strength follows a schedule: how many updates there were."""
 
-    count: Array
+    step: Array
 
 
 def stateless(update: Callable[[Grads, Params], Grads]) -> Optimizer:
@@ -62,8 +62,8 @@ def scale_by_learning_rate(learning_rate: Scalar) -> Optimizer:
         return scale(-learning_rate)
 
     def update(grads: Grads, state: Counted, params: Params) -> tuple[Grads, Counted]:
-        rate = learning_rate(state.count)
-        return jax.tree.map(lambda g: (-rate).astype(g.dtype) * g, grads), Counted(state.count + 1)
+        rate = learning_rate(state.step)
+        return jax.tree.map(lambda g: (-rate).astype(g.dtype) * g, grads), Counted(state.step + 1)
 
     return Optimizer(lambda params: Counted(jnp.zeros((), jnp.int32)), update)
 

@@ -38,7 +38,7 @@ class RMS(NamedTuple):
 class Moments(NamedTuple):
     """Adam's count and first and second moments."""
 
-    count: Array
+    step: Array
     mean: Grads
     squares: Grads
 
@@ -46,7 +46,7 @@ class Moments(NamedTuple):
 class MaxMoments(NamedTuple):
     """AMSGrad's count, moments, and the largest second moment so far."""
 
-    count: Array
+    step: Array
     mean: Grads
     squares: Grads
     largest: Grads
@@ -115,7 +115,9 @@ def scale_by_rms(decay: float | Array, epsilon: float | Array, centered: bool = 
     return Optimizer(init, update)
 
 
-def scale_by_adam(beta1: float | Array, beta2: float | Array, epsilon: float | Array, nesterov: bool = False) -> Optimizer:
+def scale_by_adam(
+    beta1: float | Array, beta2: float | Array, epsilon: float | Array, nesterov: bool = False
+) -> Optimizer:
     """``u = m^ / (sqrt(v^) + epsilon)`` with bias-corrected moments ``m^ = m/(1 - beta1^t)``, ``v^ = v/(1 - beta2^t)``.
 
     With ``nesterov``, ``m^ = beta1 m/(1 - beta1^{t+1}) + (1 - beta1) g/(1 - beta1^t)``.
@@ -125,7 +127,7 @@ def scale_by_adam(beta1: float | Array, beta2: float | Array, epsilon: float | A
         return Moments(jnp.zeros((), jnp.int32), zeros_like(params), zeros_like(params))
 
     def update(grads: Grads, state: Moments, params: Params) -> tuple[Grads, Moments]:
-        count = state.count + 1
+        count = state.step + 1
         mean = _average(state.mean, grads, beta1)
         squares = _average(state.squares, grads, beta2, power=2)
         one, two = _correction(beta1, count), _correction(beta2, count)
@@ -147,14 +149,12 @@ def scale_by_amsgrad(beta1: float | Array, beta2: float | Array, epsilon: float 
         return MaxMoments(jnp.zeros((), jnp.int32), zeros_like(params), zeros_like(params), zeros_like(params))
 
     def update(grads: Grads, state: MaxMoments, params: Params) -> tuple[Grads, MaxMoments]:
-        count = state.count + 1
+        count = state.step + 1
         mean = _average(state.mean, grads, beta1)
         squares = _average(state.squares, grads, beta2, power=2)
         largest = jax.tree.map(jnp.maximum, state.largest, squares)
         one, two = _correction(beta1, count), _correction(beta2, count)
-        updates = jax.tree.map(
-            lambda m, v: m / _as(one, m) / (jnp.sqrt(v / _as(two, v)) + epsilon), mean, largest
-        )
+        updates = jax.tree.map(lambda m, v: m / _as(one, m) / (jnp.sqrt(v / _as(two, v)) + epsilon), mean, largest)
         return updates, MaxMoments(count, mean, squares, largest)
 
     return Optimizer(init, update)

@@ -16,7 +16,9 @@ def clip_by_value(limit: float | Array) -> Optimizer:
 
 def clip_by_norm(limit: float | Array) -> Optimizer:
     """Each parameter's gradient scaled down to a norm of at most ``limit``."""
-    return stateless(lambda grads, params: jax.tree.map(lambda g: g * _shrink(jnp.linalg.norm(g.ravel()), limit), grads))
+    return stateless(
+        lambda grads, params: jax.tree.map(lambda g: g * _shrink(jnp.linalg.norm(g.ravel()), limit), grads)
+    )
 
 
 def clip_by_global_norm(limit: float | Array) -> Optimizer:
@@ -74,7 +76,7 @@ def decoupled_weight_decay(strength: float | Array, mask: Mask = None) -> Optimi
 class Accumulation(NamedTuple):
     """Micro-batches seen, the running mean of their gradients, and the inner optimizer's state."""
 
-    count: Array
+    step: Array
     mean: Grads
     inner: Any
 
@@ -93,9 +95,9 @@ def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
             return updates, Accumulation(jnp.zeros((), jnp.int32), zeros_like(mean), inner)
 
         def wait() -> tuple[Grads, Accumulation]:
-            return zeros_like(mean), Accumulation(state.count + 1, mean, state.inner)
+            return zeros_like(mean), Accumulation(state.step + 1, mean, state.inner)
 
-        return jax.lax.cond(state.count + 1 >= every, step, wait)
+        return jax.lax.cond(state.step + 1 >= every, step, wait)
 
     return Optimizer(init, update)
 
@@ -103,7 +105,7 @@ def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
 class Average(NamedTuple):
     """The count of updates and the average of the parameters, not yet corrected for its start at 0."""
 
-    count: Array
+    step: Array
     mean: Params
     decay: Array
 
@@ -118,21 +120,19 @@ def average_parameters(decay: float | Array) -> Optimizer:
         return Average(jnp.zeros((), jnp.int32), zeros_like(params), jnp.asarray(decay, jnp.result_type(float)))
 
     def update(grads: Grads, state: Average, params: Params) -> tuple[Grads, Average]:
-        mean = jax.tree.map(
-            lambda m, p, u: decay * m + (1 - decay) * (p + u), state.mean, params, grads
-        )
-        return grads, Average(state.count + 1, mean, state.decay)
+        mean = jax.tree.map(lambda m, p, u: decay * m + (1 - decay) * (p + u), state.mean, params, grads)
+        return grads, Average(state.step + 1, mean, state.decay)
 
     return Optimizer(init, update)
 
 
 def averaged(state: Any, params: Params) -> Params:
     """The averaged parameters that an optimizer's state holds; ``params`` where it holds none (or no step was taken)."""
-    is_average = lambda node: isinstance(node, Average)  # noqa: E731
-    for node in jax.tree.leaves(state, is_leaf=is_average):
-        if is_average(node):
-            correction = jnp.where(node.count > 0, 1 - node.decay**node.count, 1)
-            return jax.tree.map(
-                lambda m, p: jnp.where(node.count > 0, m / correction.astype(m.dtype), p), node.mean, params
-            )
-    return params
+    is_average = lambda node: isinstance(node, Average)
+    found = [node for node in jax.tree.leaves(state, is_leaf=is_average) if is_average(node)]
+    if not found:
+        return params
+    average = found[0]
+    begun = average.step > 0
+    correction = jnp.where(begun, 1 - average.decay**average.step, 1)
+    return jax.tree.map(lambda m, p: jnp.where(begun, m / correction.astype(m.dtype), p), average.mean, params)

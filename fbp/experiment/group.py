@@ -1,0 +1,73 @@
+"""Several variants of one experiment: a run each, shown in MLflow under a run of their own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fbp.errors import InputError
+from fbp.experiment import config as configuration
+from fbp.experiment import environment, store
+from fbp.experiment.build import build
+from fbp.experiment.config import Config
+from fbp.experiment.journal import Journal
+from fbp.experiment.run import Origin, Outcome, Reporter, run
+
+
+def run_group(
+    config: Config,
+    variants: dict[str, Config],
+    origin: Origin,
+    folder: Path,
+    make_reporter: Callable[[str], Reporter],
+) -> dict[str, Outcome]:
+    """Run each variant in a folder of its own; one that fails does not stop the others, a signal does.
+
+    Args:
+        config: the experiment.
+        variants: its variants' configurations by name.
+        origin: where it came from.
+        folder: the group's own, already there; the variants' folders are made beside it.
+        make_reporter: from a variant's name to its Reporter.
+
+    Returns:
+        The outcomes by variant; fewer than variants where a signal stopped the group.
+
+    Raises:
+        InputError: where a variant does not fit its data; then none is run.
+    """
+    for name, variant in variants.items():
+        _check_fits(variant, f"{origin.source}, variant {name!r}")
+    journal = Journal(folder)
+    (folder / "artifacts" / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
+    journal.start(
+        folder,
+        label=origin.label,
+        experiment=config.tracking.experiment or config.name,
+        params=configuration.flat(config),
+        tags=environment.tags(origin.source, config.seed)
+        | {"fbp.variants": ", ".join(variants), "mlflow.note.content": config.description},
+    )
+    outcomes: dict[str, Outcome] = {}
+    status, message = "FAILED", "a variant could not be run"
+    try:
+        for name, variant in variants.items():
+            child = store.new_run_folder(folder.parent.parent, f"{config.name}-{name}")
+            journal.write("child", folder=child.name)
+            outcomes[name] = run(variant, Origin(origin.source, name, folder.name), child, make_reporter(name))
+            if outcomes[name].status == "KILLED":
+                break
+        bad = [outcome for outcome in outcomes.values() if outcome.status != "FINISHED"]
+        status, message = (bad[0].status, bad[0].message) if bad else ("FINISHED", "")
+        results = {f"{name}/{key}": value for name, out in outcomes.items() for key, value in out.metrics.items()}
+        journal.write("metrics", step=0, values={key: value for key, value in results.items() if "/test_" in key})
+    finally:
+        journal.write("end", status=status, message=message)
+        journal.close()
+    return outcomes
+
+
+def _check_fits(config: Config, where: str) -> None:
+    """Build and throw away: the errors of :func:`build` without a run."""
+    try:
+        build(config)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
