@@ -17,8 +17,8 @@ def load(run: str | os.PathLike[str], tracking_uri: str | None = None) -> Traine
     """The trained model of a run.
 
     Args:
-        run: the run's folder, its name (the folder's or MLflow's), or its MLflow run id; also a folder downloaded from MLflow that holds
-            ``params.npz``.
+        run: the run's folder, its name (the folder's or MLflow's), or its MLflow run id; also a folder from MLflow
+            that holds ``params.npz``.
         tracking_uri: where to look for a run id that no local run has.
 
     Returns:
