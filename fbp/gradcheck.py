@@ -114,8 +114,16 @@ def check_gradients(
     """
     with jax.enable_x64(True):
         params, x, y = jax.tree.map(_to_float64, (params, x, y))
-        both = jax.jit(lambda *point: _ours_and_reference(model, loss, *point), compiler_options=_QUICK)
-        found = jax.tree.map(np.asarray, both(params, x, y, key))
+        names: list[tuple[str, str, str]] = []
+
+        @functools.partial(jax.jit, compiler_options=_QUICK)
+        def both(*point: Any) -> list[tuple[Any, Any]]:
+            found = _ours_and_reference(model, loss, *point)
+            names.extend(found)  # beside the arrays: a dictionary's order does not survive jit
+            return list(found.values())
+
+        pairs = jax.tree.map(np.asarray, both(params, x, y, key))
+        found = dict(zip(names, pairs, strict=True))
         rows = [
             row
             for (layer, against, tensor), (ours, reference) in found.items()
