@@ -129,6 +129,10 @@ def map_layers(f: Callable[[str, Layer], Layer], layer: Layer, path: str = "") -
     )
 
 
+STATISTICS = ("mean", "variance")
+"""Names of parameters that are filled from data and not learned: constants to every derivative (see ``batch_norm``)."""
+
+
 def shape_token(shape: Shape) -> Array:
     """An array with no elements whose shape carries ``shape`` through a cache (caches hold arrays only)."""
     return jnp.zeros((0, *shape), jnp.bool_)

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from fbp.errors import InputError
-from fbp.gradient import backpropagate
-from fbp.layer import Array, Key, Layer, Loss, Optimizer, Params, Shape
+from fbp.gradient import backpropagate, path_of
+from fbp.layer import Array, Cache, Grads, Key, Layer, Loss, Optimizer, Params, Shape, map_layers
+from fbp.layers.normalization import statistics
 from fbp.optimizers import apply_updates, global_norm
 
 Metric = Callable[[Array, Array], Array]  # (output, target) -> (B,)
@@ -202,3 +203,60 @@ def predict(model: Layer, *, batch_size: int) -> Callable[[Params, Any], Array]:
         return jnp.concatenate(outputs)
 
     return run
+
+
+def with_statistics(model: Layer, *, batch_size: int) -> Callable[[Params, Any, Key], Params]:
+    """Fill the population statistics of every ``batch_norm`` from data; do so before evaluating such a model.
+
+    Each batch passes through the model as in training, and each normalization's input is measured. The population's
+    variance is the mean of the batches' variances and the variance of their means. Examples beyond the last whole batch
+    do not count.
+
+    Returns:
+        A pure function ``(params, x (N, ...), key) -> params`` with new ``mean`` and ``variance``, all else unchanged.
+        ``key`` is for layers that draw random numbers. jit it.
+    """
+
+    def measuring(path: str, layer: Layer) -> Layer:
+        if layer.name != "batch_norm":
+            return layer
+
+        def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
+            y, cache = layer.forward(params, x, key=key)
+            return y, (cache, statistics(x))
+
+        def backward(params: Params, cache: Cache, delta: Array) -> tuple[Any, Grads]:
+            layer_cache, (mean, variance) = cache
+            input_delta, grads = layer.backward(params, layer_cache, delta)
+            return input_delta, grads | {"mean": mean, "variance": variance}  # where they stand among the parameters
+
+        return layer._replace(forward=forward, backward=backward)
+
+    measured = map_layers(measuring, model)
+
+    def of_batch(params: Params, x: Any, key: Key) -> Grads:
+        y, cache = measured.forward(params, x, key=key)
+        return measured.backward(params, cache, jnp.zeros_like(y))[1]
+
+    def filled(params: Params, x: Any, key: Key) -> Params:
+        batches = x.shape[0] // batch_size
+        if not batches:
+            raise InputError(f"with_statistics: expected at least batch_size = {batch_size} examples, got {x.shape[0]}")
+        rows = x[: batches * batch_size].reshape(batches, batch_size, *x.shape[1:])
+        keys = jax.random.split(key, batches)
+        found = jax.lax.map(lambda batch: of_batch(params, *batch), (rows, keys))
+        by_path = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(found)}
+
+        def new(keys: Any, old: Array) -> Array:
+            path = path_of(keys)
+            layer, _, name = path.rpartition("/")
+            if name == "mean":
+                return by_path[path].mean(axis=0).astype(old.dtype)
+            if name == "variance":
+                means = by_path[f"{layer}/mean" if layer else "mean"]
+                return (by_path[path].mean(axis=0) + means.var(axis=0)).astype(old.dtype)
+            return old
+
+        return jax.tree_util.tree_map_with_path(new, params)
+
+    return filled

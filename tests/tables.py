@@ -23,9 +23,15 @@ def draw(layer: Layer, shape: tuple[int, ...], seed: int = 0):
         return params
 
     params = jax.eval_shape(init, jax.random.key(0))
-    scale = lambda leaf: 1 / np.sqrt(leaf.shape[-2]) if leaf.ndim > 1 else 0.1
-    drawn = jax.tree.map(lambda p: (scale(p) * random.normal(size=p.shape)).astype(p.dtype), params)
-    return drawn, out_shape[0]
+
+    def drawn(path, leaf):
+        values = random.normal(size=leaf.shape)
+        name = getattr(path[-1], "key", "")
+        if name in ("scale", "g", "variance"):
+            return (1 + 0.1 * np.abs(values)).astype(leaf.dtype)
+        return ((1 / np.sqrt(leaf.shape[-2]) if leaf.ndim > 1 else 0.1) * values).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(drawn, params), out_shape[0]
 
 
 def numbers(*shape: int, seed: int = 1):
@@ -37,6 +43,17 @@ class LayerCase(NamedTuple):
     name: str  # in fbp.layers or fbp; what coverage is counted by
     make: Callable[[], Layer]
     shape: tuple[int, ...] = (6,)
+    training: bool = False  # with a key
+    tokens: int = 0  # inputs are whole numbers below this
+
+    @property
+    def key(self):
+        return jax.random.key(3) if self.training else None
+
+    def input(self, *batch: int):
+        if self.tokens:
+            return np.random.default_rng(1).integers(0, self.tokens, (*batch, *self.shape)).astype(np.int32)
+        return numbers(*batch, *self.shape)
 
 
 LAYERS = [
@@ -57,7 +74,43 @@ LAYERS = [
     LayerCase("log_softmax", layers.log_softmax),
     LayerCase("glu", layers.glu),
     LayerCase("maxout", lambda: layers.maxout(3)),
+    LayerCase("conv1d", lambda: layers.conv1d(5, 3, stride=2, dilation=2), (11, 3)),
+    LayerCase("conv2d", lambda: layers.conv2d(5, 3), (6, 5, 2)),
+    LayerCase("conv2d", lambda: layers.conv2d(5, (3, 2), stride=(2, 1), padding="VALID"), (6, 5, 3)),
+    LayerCase("conv2d", lambda: layers.conv2d(3, 3, padding=[(2, 1), (0, 3)], dilation=(1, 2), stride=2), (7, 6, 2)),
+    LayerCase("conv2d", lambda: layers.conv2d(3, 3, padding=1), (4, 4, 20)),
+    LayerCase("conv2d", lambda: layers.conv2d(6, 3, groups=2, stride=2), (6, 5, 4)),
+    LayerCase("conv2d", lambda: layers.conv2d(8, 3, groups=4), (5, 5, 4)),  # depthwise
+    LayerCase("conv_transpose1d", lambda: layers.conv_transpose1d(4, 4, stride=3), (4, 2)),
+    LayerCase("conv_transpose2d", lambda: layers.conv_transpose2d(3, 3, stride=2), (3, 4, 2)),
+    LayerCase("conv_transpose2d", lambda: layers.conv_transpose2d(3, (3, 2), stride=2, padding="VALID"), (3, 4, 5)),
+    LayerCase("max_pool", lambda: layers.max_pool(2), (6, 4, 3)),
+    LayerCase("max_pool", lambda: layers.max_pool((3, 2), stride=2, padding="SAME"), (5, 6, 3)),
+    LayerCase("max_pool", lambda: layers.max_pool(3, stride=1, padding=1), (9, 2)),
+    LayerCase("avg_pool", lambda: layers.avg_pool(2), (6, 4, 3)),
+    LayerCase("avg_pool", lambda: layers.avg_pool(3, stride=2, padding="SAME"), (5, 6, 3)),
+    LayerCase("global_avg_pool", layers.global_avg_pool, (4, 3, 2)),
+    LayerCase("global_max_pool", layers.global_max_pool, (4, 3, 2)),
+    LayerCase("layer_norm", layers.layer_norm, (3, 6)),
+    LayerCase("rms_norm", layers.rms_norm, (3, 6)),
+    LayerCase("group_norm", lambda: layers.group_norm(2), (3, 2, 6)),
+    LayerCase("batch_norm", layers.batch_norm, (3, 2, 6)),
+    LayerCase("batch_norm", layers.batch_norm, (3, 2, 6), training=True),
+    LayerCase("weight_norm", lambda: layers.weight_norm(layers.dense(4))),
+    LayerCase("weight_norm", lambda: layers.weight_norm(layers.conv2d(4, 3)), (4, 4, 2)),
+    LayerCase("dropout", lambda: layers.dropout(0.4)),
+    LayerCase("dropout", lambda: layers.dropout(0.4), training=True),
+    LayerCase("stochastic_depth", lambda: layers.stochastic_depth(0.5)),
+    LayerCase("stochastic_depth", lambda: fbp.residual(layers.dense(6), layers.stochastic_depth(0.5)), training=True),
+    LayerCase("embedding", lambda: layers.embedding(7, 4), (5,), tokens=7),
+    LayerCase("learned_positions", lambda: layers.learned_positions(8), (5, 4)),
+    LayerCase("sinusoidal_positions", layers.sinusoidal_positions, (5, 3)),
     LayerCase("flatten", layers.flatten, (2, 3, 2)),
+    LayerCase("reshape", lambda: layers.reshape((3, -1)), (2, 6)),
+    LayerCase("transpose", lambda: layers.transpose((2, 0, 1)), (2, 3, 4)),
+    LayerCase("pad", lambda: layers.pad([(1, 2), (0, 1)]), (3, 2, 2)),
+    LayerCase("crop", lambda: layers.crop([(1, 0), (0, 2)]), (3, 4, 2)),
+    LayerCase("upsample", lambda: layers.upsample(2), (2, 3, 2)),
     LayerCase("chain", lambda: fbp.chain(layers.dense(5), layers.tanh(), layers.dense(3))),
     LayerCase("residual", lambda: fbp.residual(layers.dense(6), layers.tanh())),
     LayerCase("residual", lambda: fbp.residual(layers.dense(4), layers.tanh(), shortcut=layers.dense(4))),

@@ -132,6 +132,21 @@ def test_dead_units_are_found():
     assert dead_units(MODEL)(params, X)["1"] >= 0.25
 
 
+def test_population_statistics_make_evaluation_agree_with_the_whole_data_as_one_batch():
+    model = fbp.chain(layers.dense(5), layers.batch_norm(), fbp.residual(layers.relu(), layers.batch_norm()))
+    params, _ = draw(model, (4,))
+    x = 3 + 2 * numbers(60, 4)
+    filled = jax.jit(training.with_statistics(model, batch_size=60))(params, x, jax.random.key(0))
+    as_one_batch, _ = model.forward(params, x, key=jax.random.key(0))
+    np.testing.assert_allclose(model.forward(filled, x)[0], as_one_batch, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(filled[0]["w"], params[0]["w"])
+    hidden = layers.dense(5).forward(params[0], x)[0]
+    in_parts = jax.jit(training.with_statistics(model, batch_size=20))(params, x, jax.random.key(0))
+    np.testing.assert_allclose(in_parts[1]["variance"], hidden.var(axis=0), rtol=1e-4)
+    with pytest.raises(fbp.InputError, match="at least batch_size = 100 examples, got 60"):
+        training.with_statistics(model, batch_size=100)(params, x, jax.random.key(0))
+
+
 class TestInitializers:
     @pytest.mark.parametrize(
         ("initializer", "deviation"),

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fbp.layer import Array, Grads, Optimizer, Params
+from fbp.layer import STATISTICS, Array, Grads, Optimizer, Params
 
 Schedule = Callable[[Array], Array]  # step -> value
 Scalar = float | Array | Schedule
 Mask = Callable[[Params], Any] | None  # params -> the same tree of booleans
 
-_NOT_DECAYED = ("b", "bias", "scale", "offset")
+_NOT_DECAYED = ("b", "bias", "scale", "offset", "g", *STATISTICS)
 
 
 class Stateless(NamedTuple):
