@@ -12,8 +12,12 @@ from fbp import models as models
 from fbp import optimizers as optimizers
 from fbp import schedules as schedules
 from fbp import training as training
+from fbp.compose import bidirectional as bidirectional
 from fbp.compose import chain as chain
 from fbp.compose import parallel as parallel
+from fbp.compose import precision as precision
+from fbp.compose import recompute as recompute
+from fbp.compose import repeat as repeat
 from fbp.compose import residual as residual
 from fbp.errors import InputError as InputError
 from fbp.errors import ShapeError as ShapeError

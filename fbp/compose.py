@@ -182,4 +182,135 @@ def _branches(
 def add_deltas(deltas: Iterable[Any]) -> Any:
     """The sum of what several consumers send back to one value; None (no derivative) where none sends any."""
     present = [delta for delta in deltas if delta is not None]
+    if present and isinstance(present[0], tuple):
+        return tuple(add_deltas(parts) for parts in zip(*present, strict=True))
     return functools.reduce(jnp.add, present) if present else None
+
+
+def bidirectional(make: Callable[..., Layer], features: int, **options: Any) -> Layer:
+    """``make(features)`` forwards and backwards over the same sequence, outputs side by side: ``2 * features`` wide.
+
+    ``make`` is ``rnn``, ``lstm`` or ``gru``; ``options`` are theirs, but for ``reverse``. Schuster and Paliwal (1997).
+    """
+    return parallel(make(features, **options), make(features, reverse=True, **options), combine="concatenate")
+
+
+def repeat(layer: Layer, times: int) -> Layer:
+    """``times`` copies of a layer one after another, as one scan over their stacked parameters.
+
+    Compile time does not grow with depth. Backward is a scan the other way, over the same stack of parameters and caches.
+
+    Returns:
+        A layer whose parameters are the part's, with one more axis of length ``times`` in front.
+
+    Raises:
+        ShapeError: where the layer changes the shape of its input.
+    """
+    if times < 1:
+        raise InputError(f"repeat: times must be at least 1, got {times}")
+
+    def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
+        out_shapes = []
+
+        def one(key: Key) -> Params:
+            params, out_shape = _at("0", layer, layer.init, key, shape)
+            out_shapes.append(out_shape)
+            return params
+
+        params = jax.vmap(one)(jax.random.split(key, times))
+        if out_shapes[0] != shape:
+            raise ShapeError(
+                f"repeat expects a layer that keeps the shape {shape}, but {layer.name} gives {out_shapes[0]}"
+            )
+        return params, shape
+
+    def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
+        def step(x: Any, at: Any) -> tuple[Any, Cache]:
+            layer_params, layer_key = at
+            return layer.forward(layer_params, x, key=layer_key)
+
+        return jax.lax.scan(step, x, (params, None if key is None else jax.random.split(key, times)), length=times)
+
+    def backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
+        def step(delta: Any, at: Any) -> tuple[Any, Grads]:
+            layer_params, layer_cache = at
+            return layer.backward(layer_params, layer_cache, delta)
+
+        return jax.lax.scan(step, delta, (params, cache), length=times, reverse=True)
+
+    return Layer(
+        init,
+        forward,
+        backward,
+        name=f"repeat({layer.name}, {times})",
+        parts={"": layer},
+        rebuild=lambda parts: repeat(parts[""], times),
+    )
+
+
+def recompute(layer: Layer) -> Layer:
+    """The same layer, keeping only its input; backward runs the forward pass again. Chen et al. (2016).
+
+    Gradient checkpointing: one more forward pass for the memory of all the caches inside.
+    """
+
+    def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
+        return layer.forward(params, x, key=key)[0], (x, key)
+
+    def backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
+        # without the barrier XLA would find that this was computed before, and keep it
+        (x, key), delta = jax.lax.optimization_barrier((cache, delta))
+        _, layer_cache = layer.forward(params, x, key=key)
+        return layer.backward(params, layer_cache, delta)
+
+    return Layer(
+        layer.init,
+        forward,
+        backward,
+        name=f"recompute({layer.name})",
+        parts={"": layer},
+        rebuild=lambda parts: recompute(parts[""]),
+    )
+
+
+def precision(layer: Layer, compute: Any = jnp.bfloat16, *, loss_scale: float | Array | None = None) -> Layer:
+    """The same layer computed in another dtype; parameters, gradients, output and input delta keep theirs (float32).
+
+    Micikevicius et al. (2018), *Mixed precision training*.
+
+    Args:
+        layer: what to compute.
+        compute: the dtype inside, such as ``jnp.bfloat16`` or ``jnp.float16``.
+        loss_scale: what deltas are multiplied with inside and gradients divided by outside, so that small ones do not
+            vanish; 2^15 by default for float16, whose range is small, 1 for other dtypes.
+    """
+    scale = loss_scale if loss_scale is not None else 2.0**15 if compute == jnp.float16 else None
+
+    def inside(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.astype(compute) if _is_floating(leaf) else leaf, tree)
+
+    def outside(tree: Any, like: Any, unscale: bool = False) -> Any:
+        def cast(leaf: Array, dtype: Any) -> Array:
+            wide = leaf.astype(dtype)
+            return wide / scale if unscale and scale is not None else wide
+
+        return jax.tree.map(lambda leaf, old: cast(leaf, old.dtype), tree, like)
+
+    def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
+        y, cache = layer.forward(inside(params), inside(x), key=key)
+        wide = jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves((params, x)) if _is_floating(leaf)))
+        return jax.tree.map(lambda leaf: leaf.astype(wide) if _is_floating(leaf) else leaf, y), cache
+
+    def backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
+        scaled = delta if scale is None else jax.tree.map(lambda d: d * jnp.asarray(scale, d.dtype), delta)
+        input_delta, grads = layer.backward(inside(params), cache, inside(scaled))
+        wide = jax.tree.leaves(delta)[0]
+        if input_delta is not None:
+            input_delta = outside(input_delta, jax.tree.map(lambda _: wide, input_delta), unscale=True)
+        return input_delta, outside(grads, params, unscale=True)
+
+    return Layer(layer.init, forward, backward, name=f"precision({layer.name}, {jnp.dtype(compute).name})")
+
+
+def _is_floating(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jnp.floating))

@@ -158,10 +158,10 @@ def _ours_and_reference(
     model: Layer, loss: Loss, params: Params, x: Any, y: Array, key: Key | None
 ) -> dict[tuple[str, str, str], tuple[Any, Any]]:
     """What the hand-written passes give, beside what autodiff gives, by (layer, against, tensor)."""
-    layers: dict[str, Layer] = {}
+    names: dict[str, str] = {}
 
-    def recording(path: str, layer: Layer) -> Layer:
-        layers[path] = layer
+    def comparing(path: str, layer: Layer) -> Layer:
+        names[path] = f"{path} {layer.name}"
 
         def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
             output, cache = layer.forward(params, x, key=key)
@@ -170,7 +170,8 @@ def _ours_and_reference(
         def backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
             layer_cache, x, key = cache
             input_delta, grads = layer.backward(params, layer_cache, delta)
-            return input_delta, Tapped(grads, (params, x, key, delta, input_delta, grads))
+            reference = _layer_reference(layer, params, x, key, delta)
+            return input_delta, Tapped(grads, ((jax.tree.leaves(input_delta), grads), reference))
 
         return layer._replace(forward=forward, backward=backward)
 
@@ -179,23 +180,29 @@ def _ours_and_reference(
     found: dict[tuple[str, str, str], tuple[Any, Any]] = {
         ("loss", "vjp", "output"): (loss.delta(output, y), loss_reference)
     }
-    whole, observed = untap(value_and_grad(map_layers(recording, model), loss)(params, x, y, key)[1])
-    for path, layer in layers.items():
-        name = f"{path} {layer.name}"
-        layer_params, layer_x, layer_key, delta, input_delta, grads = observed[path]
-        function = functools.partial(_output, layer, layer_key)
-        if jnp.issubdtype(layer_x.dtype, jnp.inexact):
-            reference, input_reference = jax.vjp(function, layer_params, layer_x)[1](delta)
-            found[name, "vjp", "input"] = input_delta, input_reference
-        else:  # integers have no derivative
-            (reference,) = jax.vjp(lambda p, f=function, x=layer_x: f(p, x), layer_params)[1](delta)
-        found[name, "vjp", ""] = grads, reference
+    whole, observed = untap(value_and_grad(map_layers(comparing, model), loss)(params, x, y, key)[1])
+    for path, name in names.items():
+        (inputs, grads), (input_references, references) = observed[path]
+        single = len(inputs) == len(input_references) == 1
+        found[name, "vjp", "input"] = (inputs[0], input_references[0]) if single else (inputs, input_references)
+        found[name, "vjp", ""] = grads, references
     found["model", "grad", ""] = whole, jax.grad(lambda p: _cost(model, loss, p, x, y, key))(params)
     return found
 
 
-def _output(layer: Layer, key: Key | None, params: Params, x: Any) -> Any:
-    return layer.forward(params, x, key=key)[0]
+def _layer_reference(layer: Layer, params: Params, x: Any, key: Key | None, delta: Any) -> tuple[list[Array], Grads]:
+    """``(dC/dx, dC/dparams)`` of one layer by jax.vjp, for the parts of x that have a derivative (integers have none)."""
+    leaves, structure = jax.tree.flatten(x)
+    floating = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+    def output(params: Params, parts: list[Array]) -> Any:
+        given = list(leaves)
+        for i, part in zip(floating, parts, strict=True):
+            given[i] = part
+        return layer.forward(params, jax.tree.unflatten(structure, given), key=key)[0]
+
+    grads, inputs = jax.vjp(output, params, [leaves[i] for i in floating])[1](delta)
+    return inputs, grads
 
 
 def _cost(model: Layer, loss: Loss, params: Params, x: Any, y: Array, key: Key | None) -> Array:

@@ -55,7 +55,8 @@ class Layer(_Functions):
 
     Attributes:
         name: what tables and messages call it, such as ``dense(30)``.
-        parts: for a composite, its layers by the keys under which their parameters stand.
+        parts: for a composite, its layers by the keys under which their parameters stand (the key is empty where the
+            parameters are the part's own, as in ``repeat``).
         rebuild: for a composite, the function that makes it again from other parts (see :func:`map_layers`).
     """
 
@@ -125,7 +126,7 @@ def map_layers(f: Callable[[str, Layer], Layer], layer: Layer, path: str = "") -
     if layer.rebuild is None:
         return f(path or "model", layer)
     return layer.rebuild(
-        {name: map_layers(f, part, f"{path}/{name}" if path else name) for name, part in layer.parts.items()}
+        {name: map_layers(f, part, "/".join(filter(None, (path, name)))) for name, part in layer.parts.items()}
     )
 
 

@@ -33,6 +33,10 @@ from fbp.layers.pooling import avg_pool as avg_pool
 from fbp.layers.pooling import global_avg_pool as global_avg_pool
 from fbp.layers.pooling import global_max_pool as global_max_pool
 from fbp.layers.pooling import max_pool as max_pool
+from fbp.layers.recurrent import gru as gru
+from fbp.layers.recurrent import lstm as lstm
+from fbp.layers.recurrent import rnn as rnn
+from fbp.layers.recurrent import zero_state as zero_state
 from fbp.layers.shape import crop as crop
 from fbp.layers.shape import flatten as flatten
 from fbp.layers.shape import pad as pad
