@@ -67,7 +67,10 @@ def chain(*layers: Layer) -> Layer:
     def backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
         grads = []
         for layer, layer_params, layer_cache in zip(reversed(layers), reversed(params), reversed(cache), strict=True):
-            delta, layer_grads = layer.backward(layer_params, layer_cache, delta)
+            if delta is None:  # what comes before has no derivative: whole numbers, such as tokens
+                layer_grads = jax.tree.map(jnp.zeros_like, layer_params)
+            else:
+                delta, layer_grads = layer.backward(layer_params, layer_cache, delta)
             grads.append(layer_grads)
         return delta, tuple(reversed(grads))
 
@@ -144,8 +147,12 @@ def _branches(
             allowed = "must give the same shape" if combine == "sum" else "may differ in the last axis only"
             given = ", ".join(f"{part}: {out_shape}" for part, out_shape in zip(parts, shapes, strict=True))
             raise ShapeError(f"branches of a {combine} {allowed}, got {given} for an input of {shape}")
-        widths = sum(out_shape[-1] for out_shape in shapes) if combine == "concatenate" else shapes[0][-1]
-        return pack(params for params, _ in drawn), (*shapes[0][:-1], widths)
+        params = pack(params for params, _ in drawn)
+        if combine == "sum":
+            return params, shapes[0]
+        if not shapes[0]:
+            raise ShapeError("branches that are concatenated must have at least one axis, got shape ()")
+        return params, (*shapes[0][:-1], sum(out_shape[-1] for out_shape in shapes))
 
     def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
         _expect(params, len(parts), name.split("(")[0])

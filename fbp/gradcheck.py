@@ -1,9 +1,9 @@
 """Does a hand-written backward pass tell the truth? Three independent answers, tensor by tensor.
 
-1. *Layer by layer*: each layer's backward, at the inputs and the delta that it really gets inside the model, against
+1. *Layer by layer*: each layer's backward, at the inputs that it really gets inside the model and a random delta, against
    ``jax.vjp`` of its own forward. This says which layer is wrong.
-2. *End to end*: the gradient of the whole model against ``jax.grad`` of the whole forward and loss. This says that the
-   layers are put together right.
+2. *End to end*: the gradient of the whole model, by its parameters and its input, against ``jax.grad`` of the whole
+   forward and loss. This says that the layers are put together right.
 3. *Finite differences* of the cost, along random directions: independent of any differentiation, so it also finds a
    forward and a derivative that are wrong together.
 
@@ -17,11 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fbp.gradient import Tapped, path_of, untap, value_and_grad
+from fbp.gradient import Tapped, backpropagate, path_of, untap, value_and_grad
 from fbp.layer import STATISTICS, Array, Cache, Grads, Key, Layer, Loss, Params, map_layers
 
 TOLERANCE = 1e-10  # against jax.vjp, relative to the tensor's norm
 DIFFERENCE_TOLERANCE = 1e-6  # against finite differences, relative to the tensor's norm
+
+_KINK = 0.01  # slopes on two sides that differ by more than this share have a kink between them
+_ROUNDING = 1e-14  # a tensor whose norm is this small beside the largest gradient's is 0 but for rounding
 
 _QUICK = {"xla_backend_optimization_level": 0}  # a check runs once: compiling takes longer than computing
 
@@ -99,7 +102,8 @@ def check_gradients(
 
     Args:
         params, x, y: a point to check at, as ``value_and_grad`` takes them; floats are converted to float64. A handful of
-            examples is enough. At a kink (relu at exactly 0) finite differences have no meaning: take random points.
+            examples is enough. Across a kink (relu at exactly 0) finite differences have no meaning: directions in which the
+            cost has different slopes on its two sides are left out, and a tensor with no other directions has no such row.
         key: for layers that draw random numbers; the same key is used throughout.
         directions: how many random directions to take finite differences in, per tensor.
 
@@ -124,10 +128,13 @@ def check_gradients(
 
         pairs = jax.tree.map(np.asarray, both(params, x, y, key))
         found = dict(zip(names, pairs, strict=True))
+        largest = max(
+            (float(np.linalg.norm(leaf)) for leaf in jax.tree.leaves(found["model", "grad", ""][1])), default=0.0
+        )
         rows = [
             row
             for (layer, against, tensor), (ours, reference) in found.items()
-            for row in _compare(layer, against, ours, reference, tensor)
+            for row in _compare(layer, against, ours, reference, tensor, _ROUNDING * largest)
         ]
         grads, _ = found["model", "grad", ""]
         return Report((*rows, *_check_differences(model, loss, params, x, y, key, grads, directions)))
@@ -138,7 +145,7 @@ def _to_float64(leaf: Any) -> Any:
     return array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
-def _compare(layer: str, against: str, ours: Any, reference: Any, name: str) -> list[Row]:
+def _compare(layer: str, against: str, ours: Any, reference: Any, name: str, floor: float) -> list[Row]:
     """One row for each tensor of two trees of the same structure."""
     ours_leaves, structure = jax.tree_util.tree_flatten_with_path(ours)
     reference_leaves, reference_structure = jax.tree.flatten(reference)
@@ -149,7 +156,7 @@ def _compare(layer: str, against: str, ours: Any, reference: Any, name: str) -> 
         tensor, norm, error = path_of(keys) or name, float(np.linalg.norm(their)), np.nan
         if our.shape == their.shape:
             error = float(np.linalg.norm(our - their))
-            error = error / norm if norm else error
+            error = error / max(norm, floor) if norm or floor else error
         rows.append(Row(layer, tensor, against, our.shape, norm, error, TOLERANCE))
     return rows
 
@@ -170,8 +177,10 @@ def _ours_and_reference(
         def backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
             layer_cache, x, key = cache
             input_delta, grads = layer.backward(params, layer_cache, delta)
-            reference = _layer_reference(layer, params, x, key, delta)
-            return input_delta, Tapped(grads, ((jax.tree.leaves(input_delta), grads), reference))
+            other = _random_like(delta)  # the delta that arrives may be 0, behind a dead relu for example
+            other_input, other_grads = layer.backward(params, layer_cache, other)
+            reference = _layer_reference(layer, params, x, key, other)
+            return input_delta, Tapped(grads, ((jax.tree.leaves(other_input), other_grads), reference))
 
         return layer._replace(forward=forward, backward=backward)
 
@@ -180,14 +189,27 @@ def _ours_and_reference(
     found: dict[tuple[str, str, str], tuple[Any, Any]] = {
         ("loss", "vjp", "output"): (loss.delta(output, y), loss_reference)
     }
-    whole, observed = untap(value_and_grad(map_layers(comparing, model), loss)(params, x, y, key)[1])
+    _, observed = untap(value_and_grad(map_layers(comparing, model), loss)(params, x, y, key)[1])
     for path, name in names.items():
+        if path not in observed:
+            continue  # before a layer whose input has no derivative
         (inputs, grads), (input_references, references) = observed[path]
         single = len(inputs) == len(input_references) == 1
         found[name, "vjp", "input"] = (inputs[0], input_references[0]) if single else (inputs, input_references)
         found[name, "vjp", ""] = grads, references
-    found["model", "grad", ""] = whole, jax.grad(lambda p: _cost(model, loss, p, x, y, key))(params)
+    whole = backpropagate(model, loss)(params, x, y, key)  # the model's own backward, as it is
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        references, x_reference = jax.grad(lambda p, x: _cost(model, loss, p, x, y, key), argnums=(0, 1))(params, x)
+        found["model", "grad", "input"] = whole.input_delta, x_reference
+    else:
+        references = jax.grad(lambda p: _cost(model, loss, p, x, y, key))(params)
+    found["model", "grad", ""] = whole.grads, references
     return found
+
+
+def _random_like(delta: Any) -> Any:
+    """Normal numbers in place of a delta's."""
+    return jax.tree.map(lambda d: jax.random.normal(jax.random.key(0), d.shape, d.dtype), delta)
 
 
 def _layer_reference(layer: Layer, params: Params, x: Any, key: Key | None, delta: Any) -> tuple[list[Array], Grads]:
@@ -221,13 +243,15 @@ def _check_differences(
         return []  # there are other rows that say so
 
     @functools.partial(jax.jit, compiler_options=_QUICK)
-    def cost_and_slope(direction: Params, step: Array) -> tuple[Array, Array]:
+    def slopes(direction: Params, step: Array) -> tuple[Array, Array, Array]:
+        """The cost, and its slope ahead and behind: they differ at a kink."""
+
         def moved(sign: int) -> Array:
             there = jax.tree.map(lambda p, d: p + sign * step * d, params, direction)
             return _cost(model, loss, there, x, y, key)
 
-        ahead, behind = moved(1), moved(-1)
-        return jnp.abs(ahead), (ahead - behind) / (2 * step)
+        behind, here, ahead = moved(-1), moved(0), moved(1)
+        return jnp.abs(here), (ahead - here) / step, (here - behind) / step
 
     draw = np.random.default_rng(0)
     points, structure = jax.tree.flatten(params)
@@ -237,13 +261,18 @@ def _check_differences(
         if path_of(keys).split("/")[-1] in STATISTICS:
             continue  # constants by definition, though the cost depends on them
         step = 1e-5 * max(1.0, float(np.linalg.norm(points[i])) / np.sqrt(gradient.size))
-        worst = cost = 0.0
+        worst, cost, smooth = 0.0, 0.0, 0
         for _ in range(directions if gradient.shape == points[i].shape else 0):
             direction = draw.normal(size=gradient.shape)
             direction /= np.linalg.norm(direction)
             along = jax.tree.unflatten(structure, [*zeros[:i], direction, *zeros[i + 1 :]])
-            cost, measured = map(float, cost_and_slope(along, step))
-            worst = float(np.maximum(worst, abs((gradient * direction).sum() - measured)))  # NaN stays NaN
+            cost, ahead, behind = map(float, slopes(along, step))
+            if abs(ahead - behind) > _KINK * max(abs(ahead), abs(behind), 1e-6 * cost):
+                continue  # a slope that is not the same on both sides is no slope
+            smooth += 1
+            worst = float(np.maximum(worst, abs((gradient * direction).sum() - (ahead + behind) / 2)))  # NaN stays NaN
+        if not smooth:
+            continue
         norm = float(np.linalg.norm(gradient))
         resolution = 16 * np.finfo(np.float64).eps * max(cost, 1e-3) / step / DIFFERENCE_TOLERANCE
         # a random direction catches 1/sqrt(size) of the gradient's norm on average

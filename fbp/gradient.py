@@ -60,9 +60,16 @@ def backpropagate(model: Layer, loss: Loss) -> Callable[..., Backpropagated]:
             cost = (seed * costs).sum()
             output_delta = output_delta * seed.reshape(-1, *[1] * (output.ndim - 1)).astype(output.dtype)
         input_delta, grads = model.backward(params, cache, output_delta)
-        return Backpropagated(cost, output, output_delta, input_delta, grads)
+        return Backpropagated(cost, output, output_delta, input_delta, _in_dtypes_of(params, grads))
 
     return run
+
+
+def _in_dtypes_of(params: Params, grads: Grads) -> Grads:
+    """Each gradient in its parameter's dtype (a tapped model's gradients are left as they are)."""
+    if jax.tree.structure(params) != jax.tree.structure(grads):  # type: ignore[operator]
+        return grads
+    return jax.tree.map(lambda p, g: g.astype(p.dtype), params, grads)
 
 
 def value_and_grad(model: Layer, loss: Loss) -> Differentiated:

@@ -53,22 +53,23 @@ def _class_targets(name: str, output: Array, target: Array) -> Array:
         return target.astype(output.dtype)
     if target.shape != output.shape[:-1]:
         raise ShapeError(f"{name} expects labels of shape {output.shape[:-1]}, got {target.shape}")
-    return jax.nn.one_hot(target, output.shape[-1], dtype=output.dtype)
+    return jax.nn.one_hot(target.astype(jnp.int32), output.shape[-1], dtype=output.dtype)
 
 
 def smooth_labels(target: Array, classes: int, smoothing: float) -> Array:
     """Targets ``(1 - smoothing) onehot + smoothing / classes``. Szegedy et al. (2016).
 
     Args:
-        target: integer labels, any shape, or one-hot rows ``(..., classes)``.
+        target: integer labels, any shape, or rows of floats ``(..., classes)``. A negative label gives a row of zeros.
         classes: how many classes there are.
         smoothing: the share that is spread over all classes, between 0 and 1.
 
     Returns:
         float array ``(..., classes)``.
     """
-    rows = jax.nn.one_hot(target, classes) if jnp.issubdtype(target.dtype, jnp.integer) else target
-    return rows * (1 - smoothing) + smoothing / classes
+    if jnp.issubdtype(target.dtype, jnp.integer):
+        target = jax.nn.one_hot(target.astype(jnp.int32), classes)
+    return target * (1 - smoothing) + target.sum(axis=-1, keepdims=True) * (smoothing / classes)
 
 
 # --- regression -------------------------------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ def huber(threshold: float = 1.0) -> Loss:
 
 def _log_cosh_value(output: Array, target: Array) -> Array:
     error = jnp.abs(output - _same_shape("log_cosh", output, target))
-    return (error + jnp.log1p(jnp.exp(-2 * error)) - jnp.log(2.0)).reshape(error.shape[0], -1).mean(axis=1)
+    return (error + jnp.log1p(0.5 * jnp.expm1(-2 * error))).reshape(error.shape[0], -1).mean(axis=1)
 
 
 def _log_cosh_delta(output: Array, target: Array) -> Array:
@@ -148,7 +149,12 @@ log_cosh = Loss(_log_cosh_value, _log_cosh_delta)
 
 def _softmax_value(output: Array, target: Array) -> Array:
     y = _class_targets("softmax_cross_entropy", output, target)
-    return _per_example(-y * jax.nn.log_softmax(output, axis=-1))
+    return _per_example(_times_log(-y, jax.nn.log_softmax(output, axis=-1)))
+
+
+def _times_log(y: Array, log: Array) -> Array:
+    """``y log``, 0 where y is 0, though the logarithm may be minus infinity there."""
+    return jnp.where(y == 0, 0, y * log)
 
 
 def _softmax_delta(output: Array, target: Array) -> Array:
@@ -161,7 +167,8 @@ def _softmax_delta(output: Array, target: Array) -> Array:
 def _mass(output: Array, target: Array) -> Array:
     """The sum of each row of class targets: 1 for a distribution, 0 where a label says that there is no target."""
     if _is_labels(output, target):
-        return ((target >= 0) & (target < output.shape[-1])).astype(output.dtype)[..., None]
+        labels = target.astype(jnp.int32)  # a narrower type could not hold the number of classes
+        return ((labels >= 0) & (labels < output.shape[-1])).astype(output.dtype)[..., None]
     return target.sum(axis=-1, keepdims=True, dtype=output.dtype)
 
 
@@ -222,7 +229,7 @@ multiclass_hinge = Loss(_multiclass_hinge_value, _multiclass_hinge_delta)
 def _divergence_value(output: Array, target: Array) -> Array:
     y = _same_shape("kl_divergence", output, target)
     entropy_term = jnp.where(y > 0, y * jnp.log(jnp.where(y > 0, y, 1)), 0)  # 0 log 0 = 0
-    return _per_example(entropy_term - y * jax.nn.log_softmax(output, axis=-1))
+    return _per_example(entropy_term - _times_log(y, jax.nn.log_softmax(output, axis=-1)))
 
 
 kl_divergence = Loss(_divergence_value, _softmax_delta)
@@ -231,17 +238,21 @@ kl_divergence = Loss(_divergence_value, _softmax_delta)
 
 # --- on probabilities and rates ---------------------------------------------------------------------------------------
 
-_TINY = 1e-30  # keeps log(0) and 1/0 finite in float32 and changes no representable probability that matters
+
+def _tiny(output: Array) -> float:
+    """What keeps log(0) and 1/0 finite: the smallest normal number of the dtype."""
+    return float(jnp.finfo(output.dtype).tiny)
 
 
 def _probability_value(output: Array, target: Array) -> Array:
     y = _class_targets("cross_entropy", output, target)
-    return _per_example(-y * jnp.log(jnp.maximum(output, _TINY)))
+    return _per_example(-y * jnp.log(jnp.maximum(output, _tiny(output))))
 
 
 def _probability_delta(output: Array, target: Array) -> Array:
     y = _class_targets("cross_entropy", output, target)
-    return jnp.where(output > _TINY, -y / jnp.maximum(output, _TINY), 0) / _positions(output)
+    tiny = _tiny(output)
+    return jnp.where(output > tiny, -y / jnp.maximum(output, tiny), 0) / _positions(output)
 
 
 cross_entropy = Loss(_probability_value, _probability_delta)
@@ -250,13 +261,13 @@ cross_entropy = Loss(_probability_value, _probability_delta)
 
 def _bernoulli_value(output: Array, target: Array) -> Array:
     y = _same_shape("binary_cross_entropy", output, target)
-    log = lambda p: jnp.log(jnp.maximum(p, _TINY))
+    log = lambda p: jnp.log(jnp.maximum(p, _tiny(output)))
     return _per_example(-y * log(output) - (1 - y) * log(1 - output))
 
 
 def _bernoulli_delta(output: Array, target: Array) -> Array:
     y = _same_shape("binary_cross_entropy", output, target)
-    over = lambda a, p: jnp.where(p > _TINY, a / jnp.maximum(p, _TINY), 0)
+    over = lambda a, p: jnp.where(p > _tiny(output), a / jnp.maximum(p, _tiny(output)), 0)
     return (over(1 - y, 1 - output) - over(y, output)) / _positions(output)
 
 

@@ -11,8 +11,8 @@ def accuracy(output: Array, target: Array) -> Array:
     Positions of a sequence ``(B, T, K)`` are averaged. A single output neuron ``(B, 1)`` counts as the logit of class 1.
     """
     labels = target if jnp.issubdtype(target.dtype, jnp.integer) and target.ndim == output.ndim - 1 else None
-    if labels is None and output.shape[-1] == 1:
-        hits = (output[..., 0] > 0) == (target[..., 0] > 0.5)
+    if output.shape[-1] == 1:
+        hits = (output[..., 0] > 0) == ((target[..., 0] if labels is None else labels) > 0.5)
     else:
         hits = output.argmax(axis=-1) == (target.argmax(axis=-1) if labels is None else labels)
     return hits.astype(jnp.float32).reshape(hits.shape[0], -1).mean(axis=1)

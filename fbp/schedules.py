@@ -60,8 +60,10 @@ def cosine(value: float | Array, steps: int, end: float | Array = 0.0) -> Schedu
 
 def cosine_restarts(value: float | Array, steps: int, end: float | Array = 0.0, growth: int = 1) -> Schedule:
     """Cosine decay that starts again after ``steps``, each period ``growth`` times the one before: SGDR, the same paper."""
-    if growth < 1:
-        raise InputError(f"cosine_restarts: growth must be at least 1, got {growth}")
+    if growth < 1 or steps < 1:
+        raise InputError(
+            f"cosine_restarts: growth must be at least 1 and steps too, got growth {growth}, steps {steps}"
+        )
 
     def schedule(step: Array) -> Array:
         step = jnp.asarray(step)

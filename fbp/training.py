@@ -110,7 +110,8 @@ def take_steps(
         A pure function ``(state, x (N, ...), y (N, ...), count) -> (state, history, taken)``. ``count`` (at most ``capacity``)
         may be traced: one compiled program serves any number of steps. ``history`` is a StepInfo of arrays ``(capacity,)``,
         of which the first ``taken`` are filled. It stops early, ``taken < count``, after a step whose cost is not finite.
-        jit it with ``donate_argnums=0``.
+        jit it with ``donate_argnums=0``; then the state that is given (its key too) is used up, so keep copies of what you
+        need of it.
 
     Raises:
         InputError: where there are fewer examples than ``batch_size``.
@@ -118,6 +119,8 @@ def take_steps(
     one = take_step(model, loss, optimizer, metrics)
 
     def steps(state: TrainState, x: Any, y: Array, count: Any) -> tuple[TrainState, StepInfo, Array]:
+        x, y = jax.tree.map(jnp.asarray, (x, y))
+        count = jnp.minimum(count, capacity)
         examples = x.shape[0]
         if not 1 <= batch_size <= examples:
             raise InputError(f"batch_size must lie between 1 and the {examples} training examples, got {batch_size}")
@@ -176,6 +179,8 @@ def _mapped_in_batches(
     f: Callable[[Any, Array], dict[str, Array]], x: Any, y: Array, *, batch_size: int
 ) -> dict[str, Array]:
     examples = x.shape[0]
+    if not examples:
+        raise InputError("evaluate: expected at least one example, got none")
     full = examples // batch_size * batch_size
     totals = []
     if full:
@@ -191,6 +196,8 @@ def predict(model: Layer, *, batch_size: int) -> Callable[[Params, Any], Array]:
     """``(params, x (N, ...)) -> output (N, ...)``, batch by batch, the last one at its own size; jit it."""
 
     def run(params: Params, x: Any) -> Array:
+        if not x.shape[0]:
+            raise InputError("predict: expected at least one example, got none")
         full = x.shape[0] // batch_size * batch_size
         outputs = []
         if full:

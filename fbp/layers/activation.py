@@ -18,9 +18,9 @@ from fbp.layer import Array, Cache, Grads, Key, Layer, Params, Shape
 
 
 def _elementwise(
-    name: str, forward_and_cache: Callable[[Array], tuple[Array, Array]], derivative: Callable[[Array], Array]
+    name: str, forward_and_cache: Callable[[Array], tuple[Array, Array]], pull: Callable[[Array, Array], Array]
 ) -> Layer:
-    """A layer without parameters from ``z -> (a, cache)`` and ``cache -> sigma'(z)``."""
+    """A layer without parameters from ``z -> (a, cache)`` and ``(delta, cache) -> delta * sigma'(z)``."""
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         return (), shape
@@ -29,24 +29,24 @@ def _elementwise(
         return forward_and_cache(x)
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
-        return delta * derivative(cache), ()  # the factor sigma'(z) of equations (1) and (2)
+        return pull(delta, cache), ()  # the factor sigma'(z) of equations (1) and (2)
 
     return Layer(init, forward, backward, name=name)
 
 
-def _from_activation(name: str, f: Callable[[Array], Array], derivative: Callable[[Array], Array]) -> Layer:
-    """An activation whose derivative is a function of its value a."""
+def _from_activation(name: str, f: Callable[[Array], Array], pull: Callable[[Array, Array], Array]) -> Layer:
+    """An activation whose backward is a function of its value, ``(delta, a) -> delta * sigma'(z)``."""
 
     def forward_and_cache(z: Array) -> tuple[Array, Array]:
         a = f(z)
         return a, a
 
-    return _elementwise(name, forward_and_cache, derivative)
+    return _elementwise(name, forward_and_cache, pull)
 
 
 def _from_derivative(name: str, f: Callable[[Array], tuple[Array, Array]]) -> Layer:
     """An activation whose forward pass gives ``(a, sigma'(z))`` at once."""
-    return _elementwise(name, f, lambda cache: cache)
+    return _elementwise(name, f, lambda delta, slope: delta * slope)
 
 
 def identity() -> Layer:
@@ -66,17 +66,17 @@ def identity() -> Layer:
 
 def sigmoid() -> Layer:
     """``a = 1 / (1 + exp(-z))``; sigma'(z) = a (1 - a), at most 1/4: the cause of vanishing deltas in deep stacks."""
-    return _from_activation("sigmoid", jax.nn.sigmoid, lambda a: a * (1 - a))
+    return _from_activation("sigmoid", jax.nn.sigmoid, lambda delta, a: delta * (a * (1 - a)))
 
 
 def tanh() -> Layer:
     """``a = tanh(z)``; sigma'(z) = 1 - a^2."""
-    return _from_activation("tanh", jnp.tanh, lambda a: 1 - a * a)
+    return _from_activation("tanh", jnp.tanh, lambda delta, a: delta * (1 - a * a))
 
 
 def relu() -> Layer:
     """``a = max(z, 0)``; sigma'(z) = 1 where a > 0, else 0 (also at 0). Nair and Hinton (2010)."""
-    return _from_activation("relu", lambda z: jnp.maximum(z, 0), lambda a: (a > 0).astype(a.dtype))
+    return _from_activation("relu", lambda z: jnp.where(z > 0, z, 0), lambda delta, a: jnp.where(a > 0, delta, 0))
 
 
 def leaky_relu(slope: float = 0.01) -> Layer:
@@ -84,7 +84,7 @@ def leaky_relu(slope: float = 0.01) -> Layer:
     return _from_activation(
         "leaky_relu",
         lambda z: jnp.where(z > 0, z, slope * z),
-        lambda a: jnp.where(a > 0, 1, slope).astype(a.dtype),
+        lambda delta, a: jnp.where(a > 0, delta, slope * delta),
     )
 
 
@@ -92,8 +92,8 @@ def elu(alpha: float = 1.0) -> Layer:
     """``a = z`` where z > 0, else ``alpha (exp(z) - 1)``, whose derivative is a + alpha. Clevert et al. (2016)."""
     return _from_activation(
         "elu",
-        lambda z: jnp.where(z > 0, z, alpha * jnp.expm1(jnp.minimum(z, 0))),
-        lambda a: jnp.where(a > 0, 1, a + alpha).astype(a.dtype),
+        lambda z: jnp.where(z > 0, z, alpha * jnp.expm1(jnp.where(z > 0, 0, z))),
+        lambda delta, a: jnp.where(a > 0, delta, delta * (a + alpha)),
     )
 
 
@@ -104,14 +104,14 @@ def selu() -> Layer:
     """``scale * elu(z, alpha)`` with the fixed point's constants. Klambauer et al. (2017), use lecun_normal weights."""
     return _from_activation(
         "selu",
-        lambda z: _SELU_SCALE * jnp.where(z > 0, z, _SELU_ALPHA * jnp.expm1(jnp.minimum(z, 0))),
-        lambda a: jnp.where(a > 0, _SELU_SCALE, a + _SELU_SCALE * _SELU_ALPHA).astype(a.dtype),
+        lambda z: _SELU_SCALE * jnp.where(z > 0, z, _SELU_ALPHA * jnp.expm1(jnp.where(z > 0, 0, z))),
+        lambda delta, a: delta * jnp.where(a > 0, _SELU_SCALE, a + _SELU_SCALE * _SELU_ALPHA),
     )
 
 
 def softplus() -> Layer:
     """``a = log(1 + exp(z))``; sigma'(z) = sigmoid(z) = 1 - exp(-a)."""
-    return _from_activation("softplus", jax.nn.softplus, lambda a: -jnp.expm1(-a))
+    return _from_activation("softplus", jax.nn.softplus, lambda delta, a: delta * -jnp.expm1(-a))
 
 
 def silu() -> Layer:
@@ -138,15 +138,16 @@ def gelu(approximate: bool = False) -> Layer:
     """
 
     def exact(z: Array) -> tuple[Array, Array]:
-        distribution = 0.5 * (1 + jax.lax.erf(z * _SQRT_HALF))
+        distribution = 0.5 * jax.lax.erfc(-z * _SQRT_HALF)
         return z * distribution, distribution + z * _INV_SQRT_2PI * jnp.exp(-0.5 * z * z)
 
     def tanh_form(z: Array) -> tuple[Array, Array]:
+        full, z = z, jnp.clip(z, -30, 30)  # beyond, tanh is 1 to the last bit and the cube might overflow
         square = z * z
         t = jnp.tanh(_SQRT_2_OVER_PI * z * (1 + 0.044715 * square))
         half = 0.5 * (1 + t)
         slope = _SQRT_2_OVER_PI * (1 + 3 * 0.044715 * square)
-        return z * half, half + z * 0.5 * (1 - t * t) * slope
+        return full * half, half + z * 0.5 * (1 - t * t) * slope
 
     return _from_derivative("gelu(tanh)" if approximate else "gelu", tanh_form if approximate else exact)
 

@@ -1,5 +1,6 @@
 """What transforms share: chaining, masks, and the step from updates to new parameters."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -62,10 +63,20 @@ def scale_by_learning_rate(learning_rate: Scalar) -> Optimizer:
         return scale(-learning_rate)
 
     def update(grads: Grads, state: Counted, params: Params) -> tuple[Grads, Counted]:
-        rate = learning_rate(state.step)
+        rate = jnp.asarray(learning_rate(state.step))
         return jax.tree.map(lambda g: (-rate).astype(g.dtype) * g, grads), Counted(state.step + 1)
 
     return Optimizer(lambda params: Counted(jnp.zeros((), jnp.int32)), update)
+
+
+def bias_correction(decay: float | Array, step: Array) -> Array:
+    """``1 - decay^step``, by which a running average that started at 0 is too small; exact also for decays near 1."""
+    log = (
+        math.log(decay)
+        if isinstance(decay, float) and decay > 0
+        else jnp.log(jnp.asarray(decay, jnp.result_type(float)))
+    )
+    return -jnp.expm1(step * log)
 
 
 def weights_only(params: Params) -> Any:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fbp.layer import Array, Grads, Optimizer, Params
-from fbp.optimizers.base import stateless, zeros_like
+from fbp.optimizers.base import bias_correction, stateless, zeros_like
 
 
 class Momentum(NamedTuple):
@@ -130,8 +130,8 @@ def scale_by_adam(
         count = state.step + 1
         mean = _average(state.mean, grads, beta1)
         squares = _average(state.squares, grads, beta2, power=2)
-        one, two = _correction(beta1, count), _correction(beta2, count)
-        ahead = _correction(beta1, count + 1)
+        one, two = bias_correction(beta1, count), bias_correction(beta2, count)
+        ahead = bias_correction(beta1, count + 1)
 
         def step(m: Array, v: Array, g: Array) -> Array:
             first = beta1 * m / _as(ahead, m) + (1 - beta1) * g / _as(one, g) if nesterov else m / _as(one, m)
@@ -153,7 +153,7 @@ def scale_by_amsgrad(beta1: float | Array, beta2: float | Array, epsilon: float 
         mean = _average(state.mean, grads, beta1)
         squares = _average(state.squares, grads, beta2, power=2)
         largest = jax.tree.map(jnp.maximum, state.largest, squares)
-        one, two = _correction(beta1, count), _correction(beta2, count)
+        one, two = bias_correction(beta1, count), bias_correction(beta2, count)
         updates = jax.tree.map(lambda m, v: m / _as(one, m) / (jnp.sqrt(v / _as(two, v)) + epsilon), mean, largest)
         return updates, MaxMoments(count, mean, squares, largest)
 
@@ -184,11 +184,6 @@ def scale_by_trust_ratio() -> Optimizer:
 def _average(average: Grads, new: Grads, decay: float | Array, power: int = 1) -> Grads:
     """``decay average + (1 - decay) new^power``."""
     return jax.tree.map(lambda a, n: decay * a + (1 - decay) * n**power, average, new)
-
-
-def _correction(beta: float | Array, count: Array) -> Array:
-    """``1 - beta^t``, by which a running average that started at 0 is too small."""
-    return 1 - jnp.asarray(beta, jnp.result_type(float)) ** count
 
 
 def _as(scalar: Array, like: Array) -> Array:

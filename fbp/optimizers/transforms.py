@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fbp.layer import Array, Grads, Optimizer, Params
-from fbp.optimizers.base import Mask, global_norm, stateless, where_mask, zeros_like
+from fbp.optimizers.base import Mask, bias_correction, global_norm, stateless, where_mask, zeros_like
 
 
 def clip_by_value(limit: float | Array) -> Optimizer:
@@ -103,11 +103,11 @@ def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
 
 
 class Average(NamedTuple):
-    """The count of updates and the average of the parameters, not yet corrected for its start at 0."""
+    """The count of updates, the average of the parameters (not yet corrected for its start at 0), and the correction."""
 
     step: Array
     mean: Params
-    decay: Array
+    correction: Array
 
 
 def average_parameters(decay: float | Array) -> Optimizer:
@@ -117,11 +117,12 @@ def average_parameters(decay: float | Array) -> Optimizer:
     """
 
     def init(params: Params) -> Average:
-        return Average(jnp.zeros((), jnp.int32), zeros_like(params), jnp.asarray(decay, jnp.result_type(float)))
+        return Average(jnp.zeros((), jnp.int32), zeros_like(params), jnp.ones((), jnp.result_type(float)))
 
     def update(grads: Grads, state: Average, params: Params) -> tuple[Grads, Average]:
         mean = jax.tree.map(lambda m, p, u: decay * m + (1 - decay) * (p + u), state.mean, params, grads)
-        return grads, Average(state.step + 1, mean, state.decay)
+        step = state.step + 1
+        return grads, Average(step, mean, bias_correction(decay, step))
 
     return Optimizer(init, update)
 
@@ -134,5 +135,4 @@ def averaged(state: Any, params: Params) -> Params:
         return params
     average = found[0]
     begun = average.step > 0
-    correction = jnp.where(begun, 1 - average.decay**average.step, 1)
-    return jax.tree.map(lambda m, p: jnp.where(begun, m / correction.astype(m.dtype), p), average.mean, params)
+    return jax.tree.map(lambda m, p: jnp.where(begun, m / average.correction.astype(m.dtype), p), average.mean, params)
