@@ -76,7 +76,7 @@ def tanh() -> Layer:
 
 def relu() -> Layer:
     """``a = max(z, 0)``; sigma'(z) = 1 where a > 0, else 0 (also at 0). Nair and Hinton (2010)."""
-    return _from_activation("relu", lambda z: jnp.where(z > 0, z, 0), lambda delta, a: jnp.where(a > 0, delta, 0))
+    return _from_activation("relu", jax.nn.relu, lambda delta, a: jnp.where(a > 0, delta, 0))
 
 
 def leaky_relu(slope: float = 0.01) -> Layer:
