@@ -1,9 +1,9 @@
 """Activations: a = sigma(z), and the factor sigma'(z) of equations (1) and (2).
 
 What is cached is chosen so that the backward pass moves the least memory. Where sigma' can be written in the
-activation a (sigmoid, tanh, relu, leaky_relu, elu, selu, softplus), the cache is a, which the next layer keeps
-anyway. Elsewhere (silu, gelu) the forward pass, which has the exponential at hand, computes sigma'(z) itself and
-caches that: one array, and one multiplication going backward.
+activation a (sigmoid, tanh, elu, selu, softplus), the cache is a, which the next layer keeps anyway. Where it has two
+values (relu, leaky_relu), the cache is which of them, one byte. Elsewhere (silu, gelu) the forward pass, which has the
+exponential at hand, computes sigma'(z) itself and caches that: one array, and one multiplication going backward.
 
 At a kink the derivative is the one from the left: relu'(0) = 0, leaky_relu'(0) = slope.
 """
@@ -75,20 +75,20 @@ def tanh() -> Layer:
 
 
 def relu() -> Layer:
-    """``a = max(z, 0)``; sigma'(z) = 1 where a > 0, else 0 (also at 0). Nair and Hinton (2010)."""
-    return _from_activation("relu", jax.nn.relu, lambda delta, a: jnp.where(a > 0, delta, 0))
+    """``a = max(z, 0)``; sigma'(z) = 1 where z > 0, else 0 (also at 0). Nair and Hinton (2010). The cache is where z > 0."""
+    return _elementwise("relu", lambda z: (jnp.where(z > 0, z, 0), z > 0), lambda delta, on: jnp.where(on, delta, 0))
 
 
-def leaky_relu(slope: float = 0.01) -> Layer:
-    """``a = z`` where z > 0, else ``slope * z``; ``slope`` >= 0. Maas, Hannun and Ng (2013)."""
-    return _from_activation(
+def leaky_relu(slope: float | Array = 0.01) -> Layer:
+    """``a = z`` where z > 0, else ``slope * z``. Maas, Hannun and Ng (2013). The cache is where z > 0."""
+    return _elementwise(
         "leaky_relu",
-        lambda z: jnp.where(z > 0, z, slope * z),
-        lambda delta, a: jnp.where(a > 0, delta, slope * delta),
+        lambda z: (jnp.where(z > 0, z, slope * z), z > 0),
+        lambda delta, on: jnp.where(on, delta, slope * delta),
     )
 
 
-def elu(alpha: float = 1.0) -> Layer:
+def elu(alpha: float | Array = 1.0) -> Layer:
     """``a = z`` where z > 0, else ``alpha (exp(z) - 1)``, whose derivative is a + alpha. Clevert et al. (2016)."""
     return _from_activation(
         "elu",
