@@ -1,6 +1,7 @@
 """The ``fbp`` command."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,11 +20,22 @@ class _Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().main(*args, **kwargs)
+            result = super().main(*args, **{**kwargs, "standalone_mode": False})
+            sys.exit(result if isinstance(result, int) else 0)
         except InputError as error:
             for line in str(error).splitlines():
                 click.echo(f"fbp: {line}", err=True)
             sys.exit(2)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"fbp: {where}{error.strerror or error}", err=True)
+            sys.exit(1)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("fbp: stopped", err=True)
+            sys.exit(130)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and args[0] not in self.commands:
@@ -57,6 +69,7 @@ def run(experiment: str, overrides: tuple[str, ...], tracking_uri: str | None) -
     from fbp.experiment.launch import launch
     from fbp.experiment.progress import Bar, results_table
 
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))  # while not training
     console = Console()
     launched = launch(
         _experiment_path(experiment),
@@ -66,7 +79,7 @@ def run(experiment: str, overrides: tuple[str, ...], tracking_uri: str | None) -
         waiting=lambda: click.echo("sending the last of it to MLflow ...", err=True),
     )
     outcomes = launched.outcomes
-    console.print(results_table(launched.folder.name, {name: out.metrics for name, out in outcomes.items()}))
+    console.print(results_table({name: out.metrics for name, out in outcomes.items()}))
     for name, outcome in outcomes.items():
         if outcome.message:
             click.echo(f"fbp: {name}: {outcome.status}: {outcome.message}", err=True)
@@ -78,7 +91,7 @@ def run(experiment: str, overrides: tuple[str, ...], tracking_uri: str | None) -
     else:
         click.echo(
             f"fbp: not all of the run has reached {launched.uri} (see {_shown(launched.folder / 'shipper.log')}); nothing is "
-            "lost: 'fbp sync' sends the rest",
+            "lost: 'fbp sync' sends the rest there",
             err=True,
         )
     interrupted = next((outcome.signal for outcome in outcomes.values() if outcome.signal), None)
@@ -165,21 +178,21 @@ def ui(port: int, tracking_uri: str | None) -> None:
 @main.command()
 @click.option("--tracking-uri", metavar="URI", help="Send there, not to mlruns/ (or set MLFLOW_TRACKING_URI).")
 def sync(tracking_uri: str | None) -> None:
-    """Send to MLflow what did not reach it when it was recorded."""
-    import json
-
-    from fbp.experiment import shipper, store
+    """Send to MLflow what did not reach it when it was recorded, to where it was meant for or to --tracking-uri."""
+    from fbp.experiment import journal, shipper, store
 
     root = store.root()
-    uri = store.tracking_uri(root, tracking_uri)
+    chosen = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     left = []
     for folder in store.run_folders(root):
-        state = folder / shipper.STATE
-        if not (state.exists() and json.loads(state.read_text())["done"]):
+        start = journal.start_of(folder)
+        if start and not start["parent"] and not shipper.shipped(folder).get("done"):
             left.append(folder)
     failed = 0
     for folder in left:
-        click.echo(f"sending {folder.name} ...")
+        meant = folder / shipper.DESTINATION
+        uri = store.tracking_uri(root, chosen or (meant.read_text(encoding="utf-8") if meant.exists() else None))
+        click.echo(f"sending {folder.name} to {uri} ...")
         failed += shipper.launch(folder, uri, follow_me=False).wait() != 0
     click.echo(f"{len(left) - failed} of {len(left)} runs sent" if left else "nothing to send")
     sys.exit(1 if failed else 0)

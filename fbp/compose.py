@@ -37,6 +37,12 @@ def _expect(params: Params, count: int, kind: str) -> None:
         raise ShapeError(f"{kind} of {count} layers expects parameters for {count}, got {len(params)}")
 
 
+def _check_layer(place: int, layer: Any) -> None:
+    if not isinstance(layer, Layer):
+        hint = "; call it" if callable(layer) else ""
+        raise InputError(f"chain: expected a Layer in place {place}, got {getattr(layer, '__name__', layer)!r}{hint}")
+
+
 def chain(*layers: Layer) -> Layer:
     """Layers one after another; the parameters are a tuple with one entry per layer.
 
@@ -48,6 +54,9 @@ def chain(*layers: Layer) -> Layer:
     >>> shape, len(params)
     ((10,), 3)
     """
+
+    for i, layer in enumerate(layers):
+        _check_layer(i, layer)
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         params = []

@@ -24,7 +24,7 @@ TOLERANCE = 1e-10  # against jax.vjp, relative to the tensor's norm
 DIFFERENCE_TOLERANCE = 1e-6  # against finite differences, relative to the tensor's norm
 
 _KINK = 0.01  # slopes on two sides that differ by more than this share have a kink between them
-_ROUNDING = 1e-14  # a tensor whose norm is this small beside the largest gradient's is 0 but for rounding
+_ROUNDING = 4 * np.finfo(np.float64).eps  # differences below this share of the largest norm are rounding
 
 _QUICK = {"xla_backend_optimization_level": 0}  # a check runs once: compiling takes longer than computing
 
@@ -128,13 +128,12 @@ def check_gradients(
 
         pairs = jax.tree.map(np.asarray, both(params, x, y, key))
         found = dict(zip(names, pairs, strict=True))
-        largest = max(
-            (float(np.linalg.norm(leaf)) for leaf in jax.tree.leaves(found["model", "grad", ""][1])), default=0.0
-        )
+        scales = (found["loss", "vjp", "output"][1], found["model", "grad", ""][1])
+        largest = max(float(np.linalg.norm(leaf)) for leaf in jax.tree.leaves(scales))
         rows = [
             row
             for (layer, against, tensor), (ours, reference) in found.items()
-            for row in _compare(layer, against, ours, reference, tensor, _ROUNDING * largest)
+            for row in _compare(layer, against, ours, reference, tensor, _ROUNDING * largest / TOLERANCE)
         ]
         grads, _ = found["model", "grad", ""]
         return Report((*rows, *_check_differences(model, loss, params, x, y, key, grads, directions)))
@@ -260,7 +259,7 @@ def _check_differences(
     for i, (keys, gradient) in enumerate(jax.tree_util.tree_leaves_with_path(grads)):
         if path_of(keys).split("/")[-1] in STATISTICS:
             continue  # constants by definition, though the cost depends on them
-        step = 1e-5 * max(1.0, float(np.linalg.norm(points[i])) / np.sqrt(gradient.size))
+        step = 3e-6 * max(1.0, float(np.linalg.norm(points[i])) / np.sqrt(gradient.size))
         worst, cost, smooth = 0.0, 0.0, 0
         for _ in range(directions if gradient.shape == points[i].shape else 0):
             direction = draw.normal(size=gradient.shape)

@@ -35,6 +35,8 @@ def piecewise(values: Sequence[float], boundaries: Sequence[int]) -> Schedule:
         raise InputError(
             f"piecewise: expected one more value than boundaries, got {len(values)} values and {len(boundaries)} boundaries"
         )
+    if list(boundaries) != sorted(set(boundaries)):
+        raise InputError(f"piecewise: expected boundaries that grow, got {list(boundaries)}")
     return lambda step: jnp.asarray(values)[jnp.searchsorted(jnp.asarray(boundaries), jnp.asarray(step), side="right")]
 
 

@@ -193,7 +193,7 @@ def test_every_loss_fits_data_it_is_meant_for(minimal, name):
     activation = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}.get(name)
     overrides = [f"loss.name={name}", *([f"model.output_activation={activation}"] if activation else [])]
     if name == "poisson":
-        overrides += ["data.name=linear"]
+        overrides += ["data.name=diabetes"]
     built = build.build(config.read(minimal, overrides))
     params, _ = built.model.init(jax.random.key(0), built.shape)
     x, y = (part[:8] for part in built.data.train)

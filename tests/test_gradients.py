@@ -143,7 +143,7 @@ MUTANTS = [
     ),
     Mutant("sigma' is left out", between(mutated(layers.sigmoid(), lambda p, c, d, r: (d, ())))),
     Mutant("sigma' is a instead of a(1-a)", between(mutated(layers.sigmoid(), lambda p, c, d, r: (d * c, ())))),
-    Mutant("relu's mask is inverted", between(mutated(layers.relu(), lambda p, c, d, r: (d * (c <= 0), ())))),
+    Mutant("relu's mask is inverted", between(mutated(layers.relu(), lambda p, c, d, r: (jnp.where(c, d, 0), ())))),
     Mutant("relu lets all pass", between(mutated(layers.relu(), lambda p, c, d, r: (d, ())))),
     Mutant(
         "softmax's Jacobian is taken as diagonal",
@@ -216,3 +216,65 @@ class TestKinks:
         layer = layers.maxout(2)
         _, cache = layer.forward((), jnp.ones((1, 2)))
         assert layer.backward((), cache, jnp.ones((1, 1)))[0].tolist() == [[1.0, 0.0]]
+
+
+def dropping_combinator(body):
+    """A residual that forgets the shortcut's delta."""
+    return Layer(
+        lambda key, shape: ((body.init(key, shape)[0],), shape),
+        lambda params, x, *, key=None: (lambda y, cache: (x + y, cache))(*body.forward(params[0], x)),
+        lambda params, cache, delta: (lambda dx, grads: (dx, (grads,)))(*body.backward(params[0], cache, delta)),
+        parts={"0": body},
+        rebuild=lambda parts: dropping_combinator(parts["0"]),
+    )
+
+
+def check_at(model, x, shape):
+    params, out_shape = draw(model, shape)
+    return fbp.check_gradients(model, losses.quadratic, params, x, numbers(len(x), *out_shape, seed=2))
+
+
+def test_a_combinator_that_drops_a_delta_is_caught_even_before_all_parameters():
+    assert not check_at(fbp.chain(layers.tanh(), dropping_combinator(layers.dense(3))), numbers(4, 3), (3,)).ok
+
+
+def test_a_composite_whose_own_backward_is_not_its_parts_is_caught():
+    good = fbp.chain(layers.dense(3), layers.tanh())
+    doubled = lambda p, c, d: jax.tree.map(lambda a: 2 * a, good.backward(p, c, d))
+    model = Layer(good.init, good.forward, doubled, parts=good.parts, rebuild=good.rebuild)
+    assert not check_at(model, numbers(4, 3), (3,)).ok
+
+
+def test_a_wrong_layer_behind_a_dead_one_is_caught():
+    dead = fbp.from_function(lambda params, x: 0 * x)
+    wrong = mutated(DENSE, lambda p, c, d, r: (7 * r[0], r[1]))
+    assert not check_at(fbp.chain(layers.dense(6), wrong, dead), numbers(4, 6), (6,)).ok
+
+
+@pytest.mark.parametrize("activation", [layers.relu, layers.leaky_relu, layers.elu, layers.selu, layers.sigmoid])
+def test_right_layers_pass_exactly_at_their_kinks(activation):
+    """An example of zeros and fresh biases put every pre-activation at exactly 0."""
+    model = fbp.chain(layers.dense(4), activation(), layers.dense(4), activation(), layers.dense(2))
+    params, _ = model.init(jax.random.key(0), (3,))
+    x = numbers(5, 3)
+    x[0] = 0
+    report = fbp.check_gradients(model, losses.softmax_cross_entropy, params, x, np.zeros(5, np.int32))
+    assert report.ok, str(report)
+
+
+def test_a_gradient_that_is_zero_but_for_rounding_passes():
+    total = fbp.from_function(lambda params, x: x.sum(axis=-1, keepdims=True))
+    assert check_at(fbp.chain(layers.dense(4), layers.softmax(), total), numbers(5, 3), (3,)).ok
+
+
+def test_layers_before_whole_numbers_have_no_delta():
+    model = fbp.chain(layers.flatten(), layers.embedding(7, 4), layers.dense(3))
+    params, _ = draw(model, (2, 3))
+    tokens = np.random.default_rng(0).integers(0, 7, (5, 2, 3))
+    target = numbers(5, 6, 3)
+    assert fbp.check_gradients(model, losses.quadratic, params, tokens, target).ok
+    assert set(fbp.deltas(model, losses.quadratic)(params, tokens, target)) == {"1", "2"}
+
+
+def test_relu_lets_nan_through():
+    assert jnp.isnan(layers.relu().forward((), jnp.array([[jnp.nan]]))[0]).all()

@@ -88,3 +88,27 @@ def test_targets_that_would_broadcast_are_refused():
         losses.softmax_cross_entropy.value(jnp.ones((4, 3)), jnp.ones(4))
     with pytest.raises(ShapeError, match=r"labels of shape \(4,\), got \(5,\)"):
         losses.softmax_cross_entropy.value(jnp.ones((4, 3)), jnp.ones(5, int))
+
+
+def test_labels_of_a_narrow_type_count_to_any_number_of_classes():
+    z = jnp.zeros((1, 300))
+    for loss in (losses.softmax_cross_entropy, losses.multiclass_hinge, losses.cross_entropy):
+        narrow, wide = jnp.array([1], jnp.uint8), jnp.array([1])
+        np.testing.assert_array_equal(loss.value(z, narrow), loss.value(z, wide))
+        np.testing.assert_array_equal(loss.delta(z, narrow), loss.delta(z, wide))
+    assert losses.smooth_labels(jnp.array([1], jnp.int8), 300, 0.1).sum() > 0.99
+
+
+def test_a_class_that_is_masked_out_costs_nothing_and_is_no_nan():
+    z = jnp.array([[1.0, -jnp.inf, 0.0]])
+    assert jnp.isfinite(losses.softmax_cross_entropy.value(z, jnp.array([0]))).all()
+    assert jnp.isfinite(losses.kl_divergence.value(z, jnp.array([[0.5, 0.0, 0.5]]))).all()
+
+
+def test_small_errors_are_not_lost_to_cancellation():
+    np.testing.assert_allclose(losses.log_cosh.value(jnp.array([[3e-4]]), jnp.zeros((1, 1))), 4.5e-8, rtol=1e-3)
+
+
+def test_half_precision_probabilities_of_zero():
+    a = jnp.array([[1.0, 0.0]], jnp.float16)
+    assert losses.cross_entropy.value(a, jnp.array([0])) == 0

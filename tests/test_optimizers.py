@@ -274,3 +274,19 @@ def test_bad_schedules_are_refused():
         schedules.piecewise([1.0], [3])
     with pytest.raises(InputError, match="growth must be at least 1"):
         schedules.cosine_restarts(1.0, 10, growth=0)
+
+
+def test_bias_corrections_are_exact_for_decays_near_one():
+    optimizer = optimizers.average_parameters(0.99999)
+    state, params = optimizer.init(jnp.ones(3)), jnp.ones(3)
+    for _ in range(3):
+        _, state = optimizer.update(jnp.zeros(3), state, params)
+    np.testing.assert_allclose(optimizers.averaged(state, params), 1, rtol=1e-6)
+    adam = optimizers.adam(1.0, beta2=0.99999, epsilon=1e-30)
+    updates, _ = adam.update(params, adam.init(params), params)
+    np.testing.assert_allclose(updates, -1, rtol=1e-6)
+
+
+def test_a_schedule_may_return_a_plain_number():
+    optimizer = optimizers.sgd(lambda step: 0.5)
+    assert optimizer.update(jnp.ones(()), optimizer.init(jnp.ones(())), None)[0] == -0.5

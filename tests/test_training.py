@@ -80,6 +80,21 @@ def test_a_batch_larger_than_the_data_is_refused():
         runner(batch_size=51)(begin(), X, Y, 1)
 
 
+def test_without_jit_on_numpy_arrays_and_never_beyond_the_capacity():
+    steps = training.take_steps(MODEL, LOSS, OPTIMIZER, batch_size=8, capacity=3)
+    _, history, taken = steps(begin(), X, Y, 10)
+    assert taken == 3
+    assert (history.cost > 0).all()
+
+
+def test_gradients_keep_the_dtypes_of_their_parameters():
+    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), begin().params)
+    _, grads = fbp.value_and_grad(MODEL, LOSS)(params, X, Y)
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(jnp.bfloat16)}
+    state = training.TrainState(params, OPTIMIZER.init(params), jnp.int32(0), jax.random.key(3))
+    assert runner()(state, X, Y, 5)[2] == 5
+
+
 @pytest.mark.parametrize("batch_size", [7, 50, 64, 10])
 def test_evaluation_counts_every_example_once_whatever_the_batch_size(batch_size):
     params = begin().params

@@ -82,6 +82,14 @@ def check(dataset: Dataset) -> Dataset:
     parts = {"train": dataset.train} | ({"test": dataset.test} if dataset.test else {})
     for part, (x, y) in parts.items():
         where = f"data {dataset.name!r}, {part} part"
+        if x.ndim < 2 or y.ndim < 1 or not x.size:
+            raise InputError(f"{where}: expected examples with features, got arrays of shapes {x.shape} and {y.shape}")
+        for what, array, like in (("examples", x, dataset.train.x), ("targets", y, dataset.train.y)):
+            if array.shape[1:] != like.shape[1:]:
+                raise InputError(
+                    f"{where}: expected {what} of the training part's shape (N, {', '.join(map(str, like.shape[1:]))}), "
+                    f"got {array.shape}"
+                )
         if len(x) != len(y):
             raise InputError(f"{where}: expected as many targets as examples, got {len(x)} examples, {len(y)} targets")
         for what, values in (("features", x), ("targets", y)):
@@ -121,6 +129,10 @@ def prepare(
     Raises:
         InputError: where a part would be empty.
     """
+    if limit is not None and limit < 1:
+        raise InputError(f"data.limit: expected at least 1, got {limit}")
+    if standardize_targets and dataset.classes:
+        raise InputError("data.standardize_targets: expected a regression, got classes; remove it")
     order = np.random.default_rng(seed).permutation(len(dataset.train.x))
     test_count = 0 if dataset.test else round(test * len(order))
     validation_count = round(validation * len(order))

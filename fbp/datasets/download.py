@@ -62,7 +62,10 @@ ARCHIVES = {
 
 def fetch(name: str, folder: Path) -> None:
     """Download the files of data set ``name`` that ``folder`` lacks; a file whose checksum is wrong is not kept."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"data {name!r}: the folder {folder} cannot be made ({error.strerror})") from None
     for archive in ARCHIVES[name]:
         path = folder / archive.name
         if path.exists():

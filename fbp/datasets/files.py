@@ -1,6 +1,5 @@
 """The user's own data: ``.npz``, ``.csv`` and ``.parquet`` files."""
 
-import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -19,14 +18,18 @@ def file(path: str, target: str | None = None, task: Task = "auto") -> Dataset:
         path: ``.npz`` with arrays ``x`` and ``y`` (and ``x_test``, ``y_test`` if there is a test part), or ``.csv`` or
             ``.parquet`` with one row per example and one column per feature.
         target: the column to predict, the last one by default; for ``.npz``, the name of the array in place of ``y``.
-        task: ``auto`` takes whole numbers and texts as classes, fractions as numbers to predict.
+        task: ``auto`` takes integers and texts as classes, floats as numbers to predict.
 
     Raises:
         InputError: where the file is missing or damaged, or a column cannot be used.
     """
-    where = Path(path).expanduser()
+    try:
+        where = Path(path).expanduser()
+    except RuntimeError as error:  # ~somebody who is not there
+        raise InputError(f"data.path: {path!r}: {error}") from None
     if not where.is_file():
-        raise InputError(f"data.path: expected a file, got {path!r}, which does not exist")
+        problem = "which is a folder" if where.is_dir() else "which does not exist"
+        raise InputError(f"data.path: expected a file, got {path!r}, {problem}")
     readers = {".npz": _read_npz, ".csv": _read_table, ".parquet": _read_table}
     if where.suffix not in readers:
         raise InputError(f"data.path: expected a file ending in .npz, .csv or .parquet, got {where.name!r}")
@@ -37,7 +40,7 @@ def _read_npz(path: Path, target: str | None, task: Task) -> Dataset:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged archives raise a dozen types
         raise InputError(f"data.path: {path} cannot be read as .npz ({error})") from None
     target = target or "y"
     missing = [name for name in ("x", target) if name not in arrays]
@@ -54,13 +57,14 @@ def _read_npz(path: Path, target: str | None, task: Task) -> Dataset:
         )
     test_y = arrays[f"{target}_test"]
     if dataset.classes:
+        test_y = _whole(path, test_y)
         known = {name: i for i, name in enumerate(dataset.classes)}
-        unknown = sorted({str(label) for label in test_y} - set(known))
+        unknown = sorted({str(label) for label in test_y.tolist()} - set(known))
         if unknown:
             raise InputError(f"data.path: {path} has test labels that the training part lacks: {', '.join(unknown)}")
-        labels = np.array([known[str(label)] for label in test_y], np.int32)
-        return dataset._replace(test=Examples(np.asarray(arrays["x_test"], np.float32), labels))
-    return dataset._replace(test=regression("test", arrays["x_test"], test_y).train)
+        labels = np.array([known[str(label)] for label in test_y.tolist()], np.int32)
+        return dataset._replace(test=Examples(_features(path, arrays["x_test"]), labels))
+    return dataset._replace(test=regression("test", _features(path, arrays["x_test"]), _numbers(path, test_y)).train)
 
 
 def _read_table(path: Path, target: str | None, task: Task) -> Dataset:
@@ -71,6 +75,10 @@ def _read_table(path: Path, target: str | None, task: Task) -> Dataset:
     except Exception as error:  # the readers raise a dozen types, of three libraries
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"data.path: {path} cannot be read as {path.suffix} ({first_line})") from None
+    if not len(table):
+        raise InputError(f"data.path: expected rows of examples in {path}, got none")
+    if path.suffix == ".csv" and all(_is_number(column) for column in table.columns):
+        raise InputError(f"data.path: expected names of columns in the first row of {path}, got numbers; add a header")
     if table.shape[1] < 2:
         raise InputError(f"data.path: expected at least two columns in {path}, got {list(table.columns)}")
     target = target or str(table.columns[-1])
@@ -90,28 +98,54 @@ def _read_table(path: Path, target: str | None, task: Task) -> Dataset:
 
 
 def _dataset(path: Path, x: np.ndarray, y: np.ndarray, task: Task) -> Dataset:
-    if not np.issubdtype(x.dtype, np.number):
-        raise InputError(f"data.path: expected numbers as features in {path}, got {x.dtype}")
-    if x.ndim < 2 or len(x) != len(y):
+    x = _features(path, x)
+    if x.ndim < 2 or y.ndim < 1 or len(x) != len(y) or not x.size:
         raise InputError(
             f"data.path: expected features (N, ...) and N targets in {path}, got shapes {x.shape} and {y.shape}"
         )
     if task == "auto":
         task = "regression" if np.issubdtype(y.dtype, np.floating) else "classification"
     if task == "regression":
-        if not np.issubdtype(y.dtype, np.number):
-            raise InputError(f"data.task: expected numbers as targets in {path} for a regression, got {y.dtype}")
-        return regression(path.stem, x, y)
+        return regression(path.stem, x, _numbers(path, y))
     return _labelled(path, x, y)
 
 
 def _labelled(path: Path, x: np.ndarray, y: np.ndarray) -> Dataset:
     if y.ndim != 1:
         raise InputError(f"data.path: expected one label per example in {path}, got targets of shape {y.shape}")
-    if np.issubdtype(y.dtype, np.floating):
-        if not np.isfinite(y).all() or (y != np.round(y)).any():
-            raise InputError(f"data.task: expected whole numbers as labels in {path}, got fractions, NaN or infinity")
-        y = y.astype(np.int64)
-    values = sorted(set(y.tolist()))
+    y = _whole(path, y)
+    try:
+        values = sorted(set(y.tolist()))
+    except TypeError:
+        raise InputError(f"data.path: expected numbers or texts as labels in {path}, got a mixture or lists") from None
     index = {value: i for i, value in enumerate(values)}
     return classification(path.stem, x, [index[value] for value in y.tolist()], values)
+
+
+def _features(path: Path, x: np.ndarray) -> np.ndarray:
+    if x.dtype.kind not in "biuf":
+        raise InputError(f"data.path: expected real numbers as features in {path}, got {x.dtype}")
+    return x.astype(np.float32)
+
+
+def _numbers(path: Path, y: np.ndarray) -> np.ndarray:
+    if y.dtype.kind not in "biuf" or y.ndim < 1:
+        raise InputError(f"data.task: expected real numbers as targets in {path} for a regression, got {y.dtype}")
+    return y
+
+
+def _whole(path: Path, y: np.ndarray) -> np.ndarray:
+    """Labels that are whole numbers as integers, others as they are."""
+    if not np.issubdtype(y.dtype, np.floating):
+        return y
+    if not np.isfinite(y).all() or (y != np.round(y)).any():
+        raise InputError(f"data.task: expected whole numbers as labels in {path}, got fractions, NaN or infinity")
+    return y.astype(np.int64)
+
+
+def _is_number(text: object) -> bool:
+    try:
+        float(str(text))
+    except ValueError:
+        return False
+    return True

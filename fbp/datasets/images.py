@@ -59,6 +59,8 @@ def _folder(name: str, folder: str | None, download: bool) -> Path:
         where = Path.home() / ".cache" / "fbp" / name
     if download:
         fetch(name, where)
+    if where.is_file():
+        raise InputError(f"data {name!r}: expected a folder, got the file {where}")
     if not where.is_dir():
         files = ", ".join(archive.name for archive in ARCHIVES[name])
         raise InputError(

@@ -13,12 +13,16 @@ from fbp.datasets import Dataset, Examples, Prepared
 from fbp.errors import InputError, ShapeError
 from fbp.experiment.catalogue import find
 from fbp.experiment.config import Config, arguments
+from fbp.gradient import backpropagate
 from fbp.layer import Array, Layer, Loss, Optimizer, Shape
 from fbp.optimizers.base import Schedule
 from fbp.training import Metric
 
 # losses that take class labels as they are; the others get one-hot rows (the hinge -1 and +1)
 _TAKES_LABELS = ("softmax_cross_entropy", "cross_entropy", "multiclass_hinge")
+
+_TAKES_SHARES = ("sigmoid_cross_entropy", "binary_cross_entropy", "kl_divergence")
+_TAKES_PROBABILITIES = ("cross_entropy", "binary_cross_entropy")
 
 # what a model's output means to a reader, by its loss: probabilities where the loss works on logits
 _READING: dict[str, Callable[[Array], Array]] = {
@@ -72,14 +76,12 @@ def build(config: Config) -> Experiment:
         standardize=config.data.standardize,
         standardize_targets=config.data.standardize_targets,
     )
-    if config.data.standardize_targets and dataset.classes:
-        raise InputError("data.standardize_targets: expected a regression, got classes; remove it")
     data = _with_targets(data, config, len(dataset.classes))
     outputs = len(dataset.classes) or data.train.y.shape[1]
     shape = data.train.x.shape[1:]
     model = build_model(config, outputs)
     loss = build_loss(config)
-    _check_fit(model, loss, shape, data.train)
+    _check_fit(config, model, loss, shape, outputs, data.train)
     examples = len(data.train.x)
     batch_size = examples if config.training.batch_size == "full" else config.training.batch_size
     if batch_size > examples:
@@ -88,7 +90,14 @@ def build(config: Config) -> Experiment:
             "make it smaller, or 'full'"
         )
     steps_per_epoch = examples // batch_size
-    schedule = build_schedule(config, steps_per_epoch * config.training.epochs)
+    steps = steps_per_epoch * config.training.epochs
+    for key, value in (
+        ("schedule.warmup", config.schedule.warmup),
+        ("optimizer.accumulate", config.optimizer.accumulate),
+    ):
+        if value > steps:
+            raise InputError(f"{key}: expected at most the run's {steps} steps, got {value}")
+    schedule = build_schedule(config, steps)
     return Experiment(
         config,
         dataset,
@@ -101,7 +110,7 @@ def build(config: Config) -> Experiment:
         {"accuracy": metrics.accuracy} if dataset.classes else {"absolute_error": metrics.absolute_error},
         batch_size,
         steps_per_epoch,
-        steps_per_epoch * config.training.epochs,
+        steps,
     )
 
 
@@ -126,7 +135,14 @@ def _resolved(key: str, value: Any) -> Any:
 
 def build_model(config: Config, outputs: int) -> Layer:
     """The model for ``outputs`` outputs: the number of classes, or of targets."""
-    model = call("model", config.model, outputs)
+    try:
+        model = call("model", config.model, outputs)
+    except InputError as error:
+        raise InputError(f"model: {error}") from None
+    except Exception as error:
+        if ":" in config.model.name:  # the user's own function
+            raise InputError(f"model {config.model.name!r} raised {type(error).__name__}: {error}") from None
+        raise
     if not isinstance(model, Layer):
         raise InputError(f"model {config.model.name!r}: expected a function that returns a Layer, got {type(model)}")
     return model
@@ -160,7 +176,9 @@ def build_optimizer(config: Config, schedule: Schedule) -> Optimizer:
     constructor: Any = find("optimizer", section.name)
     values = {key: value for key, value in arguments(section).items() if key != "learning_rate" and value is not None}
     constant = config.schedule.name == "constant" and not config.schedule.warmup
-    rule = constructor(getattr(section, "learning_rate", 1.0) if constant else schedule, **values)
+    every = section.accumulate  # the rule counts its own updates, one for so many steps
+    rate = schedule if every == 1 else lambda count: schedule(every * count + every - 1)
+    rule = constructor(getattr(section, "learning_rate", 1.0) if constant else rate, **values)
     before: list[tuple[Any, Any]] = [
         (section.l2, optimizers.l2),
         (section.l1, optimizers.l1),
@@ -180,6 +198,13 @@ def _with_targets(data: Prepared, config: Config, classes: int) -> Prepared:
     """The targets as the loss wants them: labels, one-hot rows, -1 and +1, smoothed."""
     name, smoothing = config.loss.name, config.loss.label_smoothing
     if not classes:
+        low, high = float(data.train.y.min()), float(data.train.y.max())
+        if name in _TAKES_SHARES and (low < 0 or high > 1):
+            raise InputError(
+                f"loss.name: {name!r} expects targets between 0 and 1, got values from {low:.3g} to {high:.3g}"
+            )
+        if name == "poisson" and low < 0:
+            raise InputError(f"loss.name: 'poisson' expects counts as targets, got values down to {low:.3g}")
         if name in (*_TAKES_LABELS, "hinge"):
             raise InputError(
                 f"loss.name: {name!r} expects classes, but data {config.data.name!r} has numbers as targets"
@@ -201,18 +226,37 @@ def _with_targets(data: Prepared, config: Config, classes: int) -> Prepared:
     )
 
 
-def _check_fit(model: Layer, loss: Loss, shape: Shape, examples: Examples) -> None:
-    """See, without computing anything, that the layers fit the examples and the loss fits the output."""
+def _check_fit(config: Config, model: Layer, loss: Loss, shape: Shape, outputs: int, examples: Examples) -> None:
+    """See that layers fit the examples, outputs the targets, and gradients the parameters; almost nothing is computed."""
 
-    def cost(key: Array, x: Array, y: Array) -> Array:
+    def everything(key: Array, x: Array, y: Array) -> Any:
         params, _ = model.init(key, shape)
-        return loss.value(model.forward(params, x, key=key)[0], y)
+        return params, backpropagate(model, loss)(params, x, y, key)
 
-    x, y = (jax.ShapeDtypeStruct((1, *part.shape[1:]), part.dtype) for part in examples)
+    x, y = (jax.ShapeDtypeStruct((2, *part.shape[1:]), part.dtype) for part in examples)
     try:
-        jax.eval_shape(cost, jax.random.key(0), x, y)
+        params, result = jax.eval_shape(everything, jax.random.key(0), x, y)
+        if result.output.shape != (2, outputs):
+            raise ShapeError(f"expected outputs of shape (B, {outputs}), got {('B', *result.output.shape[1:])}")
     except ShapeError as error:
         raise InputError(f"model: for examples of shape {shape}, {error}") from None
+    except Exception as error:
+        if ":" in config.model.name:  # the user's own layers
+            first = next(iter(str(error).splitlines()), "")
+            raise InputError(f"model {config.model.name!r} raised {type(error).__name__}: {first}") from None
+        raise
+    expected, given = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (params, result.grads))
+    if expected != given:
+        raise InputError(f"model: its backward gives gradients of another structure than its parameters: {given}")
+    if config.loss.name in _TAKES_PROBABILITIES:
+        drawn, _ = model.init(jax.random.key(0), shape)
+        output, _ = model.forward(drawn, jnp.asarray(examples.x[:8]))
+        low, high = float(output.min()), float(output.max())
+        if low < 0 or high > 1:
+            raise InputError(
+                f"loss.name: {config.loss.name!r} expects probabilities, but the model gives values from {low:.3g} "
+                f"to {high:.3g}; set model.output_activation, or take the loss on logits"
+            )
 
 
 def reading(config: Config) -> Callable[[Array], Array]:

@@ -1,7 +1,9 @@
 """What can be named in a configuration: one dictionary per kind, from names to constructors."""
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from fbp import datasets, initializers, layers, losses, models, optimizers, schedules
@@ -76,12 +78,17 @@ def find(kind: str, name: str) -> Constructor | Loss:
 
 def _import(name: str) -> Constructor:
     module_name, _, function = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), function)):
+        raise InputError(f"model {name!r}: expected package.module:function")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # a command does not look into the folder it is called from, python does
     try:
-        found = getattr(importlib.import_module(module_name), function)
-    except ImportError as error:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # whatever the user's module does
         raise InputError(f"model {name!r} cannot be imported: {error}") from None
-    except AttributeError:
-        raise InputError(f"model {name!r}: the module {module_name} has no {function!r}") from None
+    if not hasattr(module, function):
+        raise InputError(f"model {name!r}: the module {module_name} has no {function!r}")
+    found = getattr(module, function)
     if not callable(found):
         raise InputError(f"model {name!r} is not a function")
     return found

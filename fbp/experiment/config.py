@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, create_model
+from pydantic.errors import PydanticUserError
 
 from fbp.errors import InputError
 from fbp.experiment.catalogue import CATALOGUE, find, suggest
@@ -26,6 +27,7 @@ _Share = Annotated[float, Field(ge=0, lt=1)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=1)]
+_Name = Annotated[str, Field(pattern=r"^[\w.\- ]+$", max_length=100)]
 
 
 class _Section(BaseModel):
@@ -94,14 +96,14 @@ class Tracking(_Section):
 class Variant(_Section):
     """``[[variant]]``: one of several runs of an experiment; ``set`` overrides keys of the other sections."""
 
-    name: str
+    name: _Name
     set: dict[str, Any]
 
 
 class Config(_Section):
     """A whole experiment, every default filled in."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.\- ]+$", max_length=100)]
+    name: _Name
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     data: Data
@@ -112,6 +114,8 @@ class Config(_Section):
     training: Training = Training()
     tracking: Tracking = Tracking()
     variant: list[Variant] = []
+
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)  # as it came, without defaults
 
 
 _NAMED: Mapping[str, type[_Section]] = {
@@ -208,10 +212,12 @@ def _section(kind: str, name: str) -> type[BaseModel]:
     base = _NAMED.get(kind, Model)
     fields: dict[str, Any] = {}
     if not isinstance(constructor, Loss):
-        for parameter in inspect.signature(constructor, eval_str=True).parameters.values():
-            if parameter.name in _GIVEN.get(kind, set()) or parameter.annotation == Mask:
+        for parameter in _parameters(kind, name, constructor):
+            variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            if variadic or parameter.name in _GIVEN.get(kind, set()) or parameter.annotation == Mask:
                 continue
-            field_type = _field_type(parameter.annotation, parameter.name)
+            untyped = parameter.annotation is inspect.Parameter.empty
+            field_type = Any if untyped else _field_type(parameter.annotation, parameter.name)
             default: Any = parameter.default
             if default is inspect.Parameter.empty:
                 default = ... if not (kind == "schedule" and parameter.name == "steps") else None
@@ -221,7 +227,19 @@ def _section(kind: str, name: str) -> type[BaseModel]:
             elif isinstance(default, tuple):
                 default = list(default)
             fields[parameter.name] = (field_type, default)
-    return create_model(f"{kind} {name}", __base__=base, **fields)
+    try:
+        return create_model(f"{kind} {name}", __base__=base, **fields)
+    except PydanticUserError as error:
+        raise InputError(
+            f"{kind} {name!r}: its arguments have types that a file cannot hold ({error.message})"
+        ) from None
+
+
+def _parameters(kind: str, name: str, constructor: Any) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(constructor, eval_str=True).parameters.values())
+    except (NameError, TypeError, ValueError) as error:
+        raise InputError(f"{kind} {name!r}: its arguments cannot be read ({error})") from None
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -261,19 +279,21 @@ def override(table: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
-        table = _assigned(table, key.strip().split("."), value, assignment)
+        table = _assigned(table, key.strip().split("."), value, f"--set {assignment!r}")
     return table
 
 
 def _assigned(table: dict[str, Any], path: list[str], value: Any, where: str) -> dict[str, Any]:
     first, *rest = path
+    if not first:
+        raise InputError(f"{where}: expected section.key, got an empty name")
     if not rest:
         return {**table, first: value}
     inner = table.get(first, {})
     if isinstance(inner, str):  # "relu" is short for {name = "relu"}
         inner = {"name": inner}
     if not isinstance(inner, dict):
-        raise InputError(f"--set {where!r}: {first} is not a section")
+        raise InputError(f"{where}: {first} is not a section")
     return {**table, first: _assigned(inner, rest, value, where)}
 
 
@@ -315,6 +335,7 @@ def parse(table: dict[str, Any], where: str) -> Config:
         problems += _lines(error, (), fields)
     if problems:
         raise InputError("\n".join(f"{where}: {problem}" for problem in problems))
+    config._given = table
     return config
 
 
@@ -337,6 +358,8 @@ def _lines(
             text = f"unknown key; {suggest(location[-1], valid)}"
         elif problem["type"] == "missing":
             text = "expected a value, got none; add it"
+        elif problem["type"] == "string_pattern_mismatch":
+            text = f"expected letters, digits, spaces and . - _ only, got {problem['input']!r}"
         elif problem["type"] == "value_error":
             text = str(problem["ctx"]["error"])
         else:
@@ -363,12 +386,12 @@ def variants(config: Config, where: str) -> dict[str, Config]:
     """The configurations of an experiment's variants by name; none where it has no variants."""
     if len({variant.name for variant in config.variant}) != len(config.variant):
         raise InputError(f"{where}: variant: expected different names, got {[v.name for v in config.variant]}")
-    base = {key: value for key, value in to_table(config).items() if key != "variant"}
+    base = {key: value for key, value in config._given.items() if key != "variant"}
     found = {}
     for variant in config.variant:
         table = base
         for key, value in variant.set.items():
-            table = _assigned(table, key.split("."), value, key)
+            table = _assigned(table, key.split("."), value, f"{where}, variant {variant.name!r}: {key}")
         found[variant.name] = parse(table, f"{where}, variant {variant.name!r}")
     return found
 
@@ -395,7 +418,7 @@ def flat(config: Config) -> dict[str, str]:
         elif value != "":
             result[prefix] = str(value)
 
-    collect("", {key: value for key, value in to_table(config).items() if key != "variant"})
+    collect("", {k: v for k, v in config.model_dump(serialize_as_any=True).items() if k != "variant"})
     return result
 
 

@@ -21,12 +21,10 @@ def git(folder: Path) -> dict[str, str]:
 
     def ask(*words: str) -> str | None:
         try:
-            answer = subprocess.run(
-                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
-            )
+            answer = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, timeout=10, check=True)
         except (OSError, subprocess.SubprocessError):
             return None
-        return answer.stdout
+        return answer.stdout.decode(errors="replace")
 
     commit = ask("rev-parse", "HEAD")
     if commit is None:

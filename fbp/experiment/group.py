@@ -55,10 +55,14 @@ def run_group(
             outcomes[name] = run(variant, Origin(origin.source, name, folder.name), child, make_reporter(name))
             if outcomes[name].status == "KILLED":
                 break
+        # one that failed speaks for the group
         bad = [outcome for outcome in outcomes.values() if outcome.status != "FINISHED"]
         status, message = (bad[0].status, bad[0].message) if bad else ("FINISHED", "")
         results = {f"{name}/{key}": value for name, out in outcomes.items() for key, value in out.metrics.items()}
         journal.write("metrics", step=0, values={key: value for key, value in results.items() if "/test_" in key})
+    except KeyboardInterrupt:
+        status, message = "KILLED", "stopped between two variants"
+        raise
     finally:
         journal.write("end", status=status, message=message)
         journal.close()

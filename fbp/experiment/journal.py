@@ -111,7 +111,10 @@ def lines(folder: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]
             if not raw.endswith(b"\n"):
                 return  # still being written
             offset += len(raw)
-            yield offset, json.loads(raw)
+            try:
+                yield offset, json.loads(raw)
+            except ValueError:
+                continue  # torn by a death in the middle of a write
 
 
 class Series(NamedTuple):

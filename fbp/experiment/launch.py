@@ -10,6 +10,7 @@ from fbp.errors import InputError
 from fbp.experiment import config as configuration
 from fbp.experiment import shipper, store
 from fbp.experiment.group import run_group
+from fbp.experiment.journal import start_of
 from fbp.experiment.run import Origin, Outcome, Reporter, run
 
 _SEND_SECONDS = 120.0  # how long to wait for MLflow at the end; the journal stays in any case
@@ -49,17 +50,23 @@ def launch(
     uri = store.tracking_uri(root, tracking_uri)
     origin = Origin(path, ", ".join(overrides)[:80] or config.name)
     folder = store.new_run_folder(root, config.name)
+    (folder / shipper.DESTINATION).write_text(uri, encoding="utf-8")
     process = shipper.launch(folder, uri)
     try:
         if variants:
             outcomes = run_group(config, variants, origin, folder, lambda name: make_reporter(f"{config.name} {name}"))
         else:
             outcomes = {config.name: run(config, origin, folder, make_reporter(config.name))}
-    except InputError as error:
-        process.terminate()
-        process.wait()
-        shutil.rmtree(folder, ignore_errors=True)  # the run never began
-        raise InputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
+    except BaseException as error:
+        if start_of(folder) is None:  # the run never began
+            process.terminate()
+            process.wait()
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            _wait(process)
+        if isinstance(error, InputError) and not str(error).startswith(str(path)):
+            raise InputError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+        raise
     waiting()
     return Launched(outcomes, folder, uri, _wait(process))
 

@@ -1,6 +1,5 @@
 """Get a trained model back: from a run's folder, its name, or its MLflow run id."""
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -10,7 +9,7 @@ from fbp.experiment import store
 from fbp.experiment.catalogue import suggest
 from fbp.experiment.journal import start_of
 from fbp.experiment.saving import Trained, read
-from fbp.experiment.shipper import STATE
+from fbp.experiment.shipper import shipped
 
 
 def load(run: str | os.PathLike[str], tracking_uri: str | None = None) -> Trained:
@@ -43,9 +42,7 @@ def load(run: str | os.PathLike[str], tracking_uri: str | None = None) -> Traine
 def find_folder(root: Path, run: str) -> Path | None:
     """The local folder of a run, by the folder's name, the run's name in MLflow, or its MLflow run id."""
     for folder in store.run_folders(root):
-        state = folder / STATE
-        names = [folder.name, (start_of(folder) or {}).get("name")]
-        if run in names or (state.exists() and json.loads(state.read_text())["run_id"] == run):
+        if run in (folder.name, (start_of(folder) or {}).get("name"), shipped(folder).get("run_id")):
             return folder
     return None
 

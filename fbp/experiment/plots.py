@@ -151,7 +151,8 @@ def delta_norms(named: dict[str, tuple[dict[str, Series], dict[str, str]]]) -> F
     for axes, (name, (labels, steps, values)) in zip(_axes(figure, 1, len(maps)), maps.items(), strict=True):
         with np.errstate(divide="ignore"):
             shown = np.log10(values)
-        edges = np.concatenate([steps, [steps[-1] + max(1, (steps[-1] - steps[0]) / max(len(steps) - 1, 1))]])
+        middles = (steps[1:] + steps[:-1]) / 2
+        edges = np.concatenate([steps[:1], middles, steps[-1:] + (len(steps) == 1)])  # each measure reaches halfway
         image = axes.pcolormesh(edges, np.arange(len(labels) + 1), shown, vmin=low, vmax=high, cmap="viridis")
         axes.invert_yaxis()
         every = -(-len(labels) // 40)

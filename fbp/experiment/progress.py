@@ -71,9 +71,9 @@ class Bar:
             self.progress = None
 
 
-def results_table(title: str, rows: dict[str, dict[str, float]]) -> Table:
+def results_table(rows: dict[str, dict[str, float]]) -> Table:
     """The last metrics of one run or several, part by part."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table()
     several = len(rows) > 1
     if several:
         table.add_column("run")

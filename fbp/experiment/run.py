@@ -84,19 +84,22 @@ def run(config: Config, origin: Origin, folder: Path, reporter: Reporter) -> Out
     reporter.begin(experiment)
     try:
         with _signals() as received:
-            state = _train(experiment, state, record, reporter, received)
-    except Interrupted as interruption:
-        status, message, caught = "KILLED", str(interruption), received[0]
-    except Diverged as divergence:
-        status, message = "FAILED", str(divergence)
+            try:
+                state = _train(experiment, state, record, reporter, received)
+            except Interrupted as interruption:
+                status, message = "KILLED", str(interruption)
+            except Diverged as divergence:
+                status, message = "FAILED", str(divergence)
+            finally:
+                reporter.close()
+            _finish(experiment, record.state or state, record, status, message)
+            caught = received[0] if received else None
     except BaseException as error:
-        journal.write("end", status="FAILED", message=f"{type(error).__name__}: {error}")
-        journal.close()
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        journal.write("end", status="KILLED" if stopped else "FAILED", message=f"{type(error).__name__}: {error}")
         raise
     finally:
-        reporter.close()
-    _finish(experiment, record.state or state, record, status, message)
-    journal.close()
+        journal.close()
     return Outcome(status, message, record.latest, folder, caught)
 
 
@@ -198,7 +201,7 @@ def _train(
     diagnose = jax.jit(diagnostics.diagnose(experiment.model, experiment.loss, experiment.optimizer))
     rates = jax.jit(lambda first: jax.vmap(experiment.schedule)(first + jnp.arange(per_epoch)))
     chunk, at = 1, 0
-    record.state = state = _copy(state)
+    record.state = before = state = _copy(state)
     _write_diagnosis(record, diagnose, state, x, y, at)
     while at < experiment.steps:
         epoch_end, epoch_costs = at + per_epoch, []
@@ -214,12 +217,19 @@ def _train(
             epoch_costs.append(info)
             if not np.isfinite(info.cost[-1]):
                 _diverge(experiment, record, state, advance, x, y, at, info)
-            record.state = state = new_state
+            before, record.state, state = state, new_state, new_state
             at += taken
-            chunk = _next_chunk(chunk, time.perf_counter() - chunk_began)
+            chunk = min(_next_chunk(taken, time.perf_counter() - chunk_began), per_epoch)
             reporter.advance(at, at // per_epoch, _progress(info, began, epoch_costs, experiment))
         seconds = time.perf_counter() - began
         _write_epoch(record, evaluate, state, validation, epoch_costs, seconds, at)
+        if not math.isfinite(record.latest["validation_loss"]):
+            record.state = state if _is_finite(state.params) else before
+            rate = float(experiment.schedule(jnp.asarray(at - 1)))
+            raise Diverged(
+                f"the validation loss became {record.latest['validation_loss']} after step {at}; the learning rate was "
+                f"{rate:.3g}; likely the steps are too large: lower optimizer.learning_rate or set optimizer.clip_global_norm"
+            )
         _write_diagnosis(record, diagnose, state, x, y, at)
         reporter.advance(at, at // per_epoch, record.latest)
     return state
@@ -228,6 +238,10 @@ def _train(
 def _copy(state: TrainState) -> TrainState:
     """A copy to donate, so that the state before a chunk outlives it."""
     return jax.tree.map(jnp.copy, state)
+
+
+def _is_finite(params: Params) -> bool:
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
 
 
 def _next_chunk(count: int, seconds: float) -> int:
@@ -281,7 +295,7 @@ def _diverge(
     taken = len(info.cost)
     for count in range(taken - 1, -1, -1):
         before, _, _ = advance(_copy(state), x, y, count)
-        if all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(before.params)):
+        if _is_finite(before.params):
             record.state = before
             break
     step = at + taken
@@ -298,9 +312,9 @@ def _diverge(
 def _finish(experiment: Experiment, state: TrainState, record: _Record, status: str, message: str) -> None:
     """The last evaluation, the trained model, the digests, and the journal's end."""
     params = optimizers.averaged(state.opt_state, state.params)
+    _save(experiment, params, record.folder)  # first: nothing after this may cost the model
     if status == "FINISHED":
         record.metrics(int(state.step), results.evaluate_and_write(experiment, params, record.folder))
-    _save(experiment, params, record.folder)
     text = summary.as_text(summary.layer_rows(experiment.model, experiment.shape))
     (record.folder / "artifacts" / "summary.txt").write_text(text + "\n", encoding="utf-8")
     tags = {

@@ -82,7 +82,7 @@ class Trained(NamedTuple):
         """
         x = np.asarray(x, np.float32)
         if x.shape[1:] != self.shape:
-            if x.ndim < 2 or x[0].size != np.prod(self.shape):
+            if x.ndim < 2 or not len(x) or x[0].size != np.prod(self.shape):
                 raise InputError(
                     f"predict: expected inputs of shape (N, {', '.join(map(str, self.shape))}), got {x.shape}"
                 )

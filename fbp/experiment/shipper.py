@@ -8,13 +8,16 @@ something twice changes nothing, because MLflow takes (key, step, time, value) a
 import argparse
 import contextlib
 import fcntl
+import importlib.util
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +33,7 @@ _POLL_SECONDS = 0.2
 _RETRY_SECONDS = float(os.environ.get("FBP_RETRY_SECONDS", "60"))  # how long to keep trying after the run's end
 
 STATE = "shipped.json"
+DESTINATION = "destination"  # a file with the tracking URI that the run was meant for
 
 _COMMAND = "import sys; from fbp.experiment.shipper import main; sys.exit(main())"
 
@@ -81,6 +85,15 @@ def connect(uri: str, store: Path) -> Any:
     return client
 
 
+def shipped(folder: Path) -> dict[str, Any]:
+    """What a shipper remembered of a run: uri, run_id, offset, stride, done; empty where that is absent or damaged."""
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) and {"uri", "run_id", "offset", "stride", "done"} <= set(state) else {}
+
+
 class Shipment:
     """One run on its way to MLflow."""
 
@@ -94,12 +107,14 @@ class Shipment:
         self._resume()
 
     def _resume(self) -> None:
-        path = self.folder / STATE
-        if path.exists():
-            state = json.loads(path.read_text())
-            if state["uri"] == self.uri:
-                self.offset, self.run_id, self.stride = state["offset"], state["run_id"], state["stride"]
-                self.done = state["done"]
+        state = shipped(self.folder)
+        if state.get("uri") == self.uri:
+            self.offset, self.run_id, self.stride = state["offset"], state["run_id"], state["stride"]
+            self.done = state["done"]
+        elif (self.folder / STATE).exists() and not state:  # damaged: the run itself knows whose it is
+            experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
+            found = self.client.search_runs(experiments, f"tags.`fbp.folder` = '{self.folder.name}'")
+            self.run_id = found[0].info.run_id if found else ""
 
     def _remember(self) -> None:
         state = {
@@ -183,7 +198,7 @@ class Shipment:
             self.client.log_inputs(self.run_id, [_dataset_input(entry) for entry in line["inputs"]])
 
     def _run_id_of(self, folder: Path) -> str:
-        return str(json.loads((folder / STATE).read_text())["run_id"])
+        return str(shipped(folder)["run_id"])
 
     def _experiment(self, name: str) -> str:
         with locked(self.store / ".init.lock"):
@@ -191,7 +206,8 @@ class Shipment:
             if found:
                 return str(found.experiment_id)
             embedded = self.uri.startswith("sqlite:")
-            location = str((self.store / "artifacts" / name).resolve()) if embedded else None
+            directory = re.sub(r"[^\w.\- ]|^\.+", "_", name)
+            location = str((self.store / "artifacts" / directory).resolve()) if embedded else None
             # this tag opens the dashboard on its side for training runs
             tags = {"mlflow.experimentKind": "custom_model_development"}
             return str(self.client.create_experiment(name, artifact_location=location, tags=tags))
@@ -208,6 +224,8 @@ class Shipment:
             self.client.log_artifacts(self.run_id, str(self.folder / "artifacts"))
             if end["status"] == "FINISHED" and (self.folder / "artifacts" / "model").exists():
                 log_model(self.folder, self.run_id, self.uri)
+            if end["message"]:
+                self.client.set_tag(self.run_id, "fbp.message", end["message"])
             self.client.set_terminated(self.run_id, end["status"], end["time"])
         self.done = True
         self._remember()
@@ -278,8 +296,21 @@ def log_model(folder: Path, run_id: str, uri: str) -> None:
             artifacts={"model": str(saved)},
             signature=signature,
             pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in needed],
-            code_paths=[str(Path(fbp.__file__).parent)],
+            code_paths=[str(Path(fbp.__file__).parent), *_user_code(saved)],
         )
+
+
+def _user_code(saved: Path) -> list[str]:
+    """The file or package of a model of the user's own, named as ``package.module:function`` in the configuration."""
+    with open(saved / "config.toml", "rb") as file:
+        name = tomllib.load(file)["model"]["name"]
+    if ":" not in name:
+        return []
+    spec = importlib.util.find_spec(name.partition(":")[0].partition(".")[0])
+    if spec is None or spec.origin is None:
+        return []
+    origin = Path(spec.origin)
+    return [str(origin.parent if origin.name == "__init__.py" else origin)]
 
 
 def follow(folder: Path, uri: str, alive: Callable[[], bool]) -> bool:

@@ -75,8 +75,13 @@ def tanh() -> Layer:
 
 
 def relu() -> Layer:
-    """``a = max(z, 0)``; sigma'(z) = 1 where z > 0, else 0 (also at 0). Nair and Hinton (2010). The cache is where z > 0."""
-    return _elementwise("relu", lambda z: (jnp.where(z > 0, z, 0), z > 0), lambda delta, on: jnp.where(on, delta, 0))
+    """``a = max(z, 0)``; sigma'(z) = 1 where z > 0, else 0 (also at 0). Nair and Hinton (2010). The cache is where z <= 0.
+
+    NaN stays NaN, so that a run that breaks down is noticed.
+    """
+    return _elementwise(
+        "relu", lambda z: (jnp.where(z <= 0, 0, z), z <= 0), lambda delta, off: jnp.where(off, 0, delta)
+    )
 
 
 def leaky_relu(slope: float | Array = 0.01) -> Layer:
