@@ -232,6 +232,15 @@ class TestFit:
             "    return fbp.chain(fbp.layers.dense(5), fbp.residual(fbp.layers.dense(4)), fbp.layers.dense(outputs))\n"
             "def nothing(outputs: int):\n"
             "    return None\n"
+            "def two(outputs: int):\n"
+            "    return fbp.layers.dense(2)\n"
+            "def broken(outputs: int):\n"
+            "    return {}['x']\n"
+            "def untyped(outputs, width=8, *rest, **options):\n"
+            "    return good(outputs, width)\n"
+            "def forgetful(outputs: int):\n"
+            "    layer = fbp.layers.dense(outputs)\n"
+            "    return layer._replace(backward=lambda p, c, d: (layer.backward(p, c, d)[0], {}))\n"
         )
         monkeypatch.syspath_prepend(tmp_path)
         assert (
@@ -244,6 +253,53 @@ class TestFit:
         found = self.refused(minimal, "model.name=mine:misfit")
         assert "model: for examples of shape (4,), layer 1: branches of a sum must give the same shape" in found
         assert "expected a function that returns a Layer" in self.refused(minimal, "model.name=mine:nothing")
+        assert "expected outputs of shape (B, 3), got ('B', 2)" in self.refused(minimal, "model.name=mine:two")
+        assert "mine:broken' raised KeyError" in self.refused(minimal, "model.name=mine:broken")
+        assert "gradients of another structure" in self.refused(minimal, "model.name=mine:forgetful")
+        assert (
+            build.build(config.read(minimal, ["model.name=mine:untyped", "model.width=3"])).model.parts["0"].name
+            == "dense(3)"
+        )
+        (tmp_path / "syntax.py").write_text("def f(:\n")
+        assert "cannot be imported" in problems(minimal, "model.name=syntax:f")[0]
+        for name in (":", "..x:f", "json:"):
+            assert "expected package.module:function" in problems(minimal, f"model.name='{name}'")[0]
+
+    @pytest.mark.parametrize("key", ["schedule.warmup", "optimizer.accumulate"])
+    def test_more_than_the_runs_steps(self, minimal, key):
+        assert f"{key}: expected at most the run's 30 steps" in self.refused(minimal, f"{key}=31")
+
+    def test_targets_and_outputs_outside_what_a_loss_can_use(self, minimal):
+        found = self.refused(minimal, "data={name='sine'}", "loss.name=sigmoid_cross_entropy")
+        assert "expects targets between 0 and 1, got values from -1" in found
+        assert "expects counts" in self.refused(minimal, "data={name='sine'}", "loss.name=poisson")
+        assert "expects probabilities" in self.refused(minimal, "loss.name=cross_entropy")
+
+
+def test_a_variant_may_change_what_a_section_names(minimal):
+    minimal.write_text(MINIMAL + '[[variant]]\nname = "a"\nset = { "optimizer.name" = "sgd" }\n')
+    variant = config.variants(config.read(minimal), "x")["a"]
+    assert config.flat(variant)["optimizer_name"] == "sgd"
+    assert "optimizer_beta1" not in config.flat(variant)
+
+
+@pytest.mark.parametrize("name", ["", "lr=0.1", "a/b"])
+def test_a_variants_name_must_be_one_that_mlflow_can_keep(minimal, name):
+    minimal.write_text(MINIMAL + f'[[variant]]\nname = "{name}"\nset = {{ seed = 1 }}\n')
+    assert problems(minimal) == [f"variant.0.name: expected letters, digits, spaces and . - _ only, got {name!r}"]
+
+
+def test_schedules_count_steps_also_with_accumulation(minimal):
+    """The last of 40 steps, the tenth update of four, has the rate of the last step."""
+    read = config.read(minimal, ["optimizer={name='sgd', learning_rate=1.0, accumulate=4}", "schedule.name=cosine"])
+    schedule = build.build_schedule(read, 40)
+    optimizer = build.build_optimizer(read, schedule)
+    params = {"w": jnp.ones((1, 1))}
+    state = optimizer.init(params)
+    for step in range(40):
+        updates, state = optimizer.update({"w": jnp.ones((1, 1))}, state, params)
+        expected = -schedule(step) if step % 4 == 3 else 0
+        np.testing.assert_allclose(updates["w"][0, 0], expected, atol=1e-6)
 
 
 def test_variants_override_and_are_checked(minimal):

@@ -294,11 +294,63 @@ def test_a_journal_that_could_not_be_sent_is_sent_later(project):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "nothing is lost" in done.stderr
-    result = subprocess.run(command("sync"), capture_output=True, text=True, timeout=240)
+    elsewhere = ["--tracking-uri", f"sqlite:///{project}/mlruns/mlflow.db"]
+    result = subprocess.run(command("sync", *elsewhere), capture_output=True, text=True, timeout=240)
     assert "1 of 1 runs sent" in result.stdout, result.stdout + result.stderr
     assert the_run(project).info.status == "FINISHED"
     again = subprocess.run(command("sync"), capture_output=True, text=True, timeout=240)
     assert "nothing to send" in again.stdout
+
+
+def test_many_short_epochs_are_no_trouble(project):
+    path = write_config(project, name="xor", data="xor")
+    fbp_run(path, "--set", "training.epochs=500", "--set", "training.batch_size=full")
+    assert the_run(project, "xor").data.metrics["epoch"] == 500
+
+
+def test_a_divergence_that_only_the_validation_shows_fails_the_run(project):
+    path = write_config(project, name="xor", data="xor")
+    big = [
+        "--set",
+        "optimizer={name='sgd', learning_rate=3e38}",
+        "--set",
+        "model.weights={name='constant', value=30.0}",
+    ]
+    done = fbp_run(path, *big, "--set", "training.epochs=1", "--set", "training.batch_size=full", status=1)
+    assert "the validation loss became" in done.stderr
+    run = the_run(project, "xor")
+    assert run.info.status == "FAILED"
+    assert "validation loss" in run.data.tags["fbp.message"]
+
+
+def test_ctrl_c_before_training_leaves_nothing_behind(project):
+    path = write_config(project)
+    with subprocess.Popen(
+        command("run", path), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not list((project / "mlruns").glob("runs/*/shipper.log")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        errors = process.stderr.read()
+        status = process.wait(timeout=120)
+    assert status == 130, errors
+    assert "Traceback" not in errors
+    if list((project / "mlruns" / "runs").iterdir()):  # the machine was quick enough to begin
+        assert the_run(project).info.status == "KILLED"
+
+
+def test_damaged_records_do_not_stop_other_runs(project):
+    fbp_run(write_config(project))
+    folder = one(project / "mlruns" / "runs")
+    (folder / "shipped.json").write_text("{")
+    with open(folder / "journal.jsonl", "a") as file:
+        file.write("garbage\n")
+    with pytest.raises(fbp.InputError):
+        fbp.load("nope")
+    result = subprocess.run(command("sync"), capture_output=True, text=True, timeout=240)
+    assert "1 of 1 runs sent" in result.stdout, result.stderr
+    assert the_run(project).info.status == "FINISHED"  # the same run, not another
 
 
 class TestBadInput:
@@ -338,6 +390,19 @@ class TestBadInput:
         output = self.refused(*arguments)
         assert problem in output
         assert len(output.splitlines()) == 1
+        self.no_run(project)
+
+    def test_a_test_part_of_another_shape(self, project):
+        np.savez(
+            project / "d.npz",
+            x=np.zeros((20, 3)),
+            y=np.arange(20) % 2,
+            x_test=np.zeros((4, 5)),
+            y_test=np.zeros(4, int),
+        )
+        write_config(project)
+        output = self.refused("run", "small.toml", "--set", "data={name='file', path='d.npz'}")
+        assert "test part: expected examples of the training part's shape (N, 3), got (4, 5)" in output
         self.no_run(project)
 
     @pytest.mark.parametrize("value", ["nan", "inf"])
