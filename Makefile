@@ -24,7 +24,7 @@ ui: $(VENV)/ready ## open the MLflow dashboard on http://127.0.0.1:5000
 	@$(BIN)/fbp ui
 
 test: $(VENV)/ready ## run the tests
-	@$(BIN)/python -m pytest --quiet -n 2
+	@$(BIN)/python -m pytest --quiet -n 2 --dist loadgroup
 
 lint: $(VENV)/ready ## check style and types
 	@$(BIN)/ruff check

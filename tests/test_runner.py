@@ -81,6 +81,7 @@ def finished(tmp_path_factory):
     return project, done
 
 
+@pytest.mark.xdist_group("finished")  # one run serves them all
 class TestFinishedRun:
     def test_the_user_sees_progress_results_and_where_to_look(self, finished):
         _, done = finished
