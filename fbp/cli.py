@@ -69,7 +69,19 @@ def run(experiment: str, overrides: tuple[str, ...], tracking_uri: str | None) -
     from fbp.experiment.launch import launch
     from fbp.experiment.progress import Bar, results_table
 
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))  # while not training
+    received: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        received.append(number)  # an exception may be lost in somebody's callback; this is not
+        raise KeyboardInterrupt
+
+    def unraisable(lost: Any) -> None:
+        if lost.exc_type is not KeyboardInterrupt:
+            sys.__unraisablehook__(lost)
+
+    sys.unraisablehook = unraisable
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     console = Console()
     launched = launch(
         _experiment_path(experiment),
@@ -77,6 +89,7 @@ def run(experiment: str, overrides: tuple[str, ...], tracking_uri: str | None) -
         Bar,
         tracking_uri,
         waiting=lambda: click.echo("sending the last of it to MLflow ...", err=True),
+        received=received,
     )
     outcomes = launched.outcomes
     console.print(results_table({name: out.metrics for name, out in outcomes.items()}))

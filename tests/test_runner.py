@@ -16,7 +16,8 @@ from click.testing import CliRunner
 
 import fbp
 from fbp.cli import main
-from fbp.experiment import journal
+from fbp.experiment import config, journal, store
+from fbp.experiment.run import Origin, run
 from fbp.experiment.saving import params_digest, read
 
 CONFIG = """
@@ -303,25 +304,38 @@ def test_a_journal_that_could_not_be_sent_is_sent_later(project):
     assert "nothing to send" in again.stdout
 
 
-def test_many_short_epochs_are_no_trouble(project):
+class Silent:
+    def begin(self, experiment):
+        pass
+
+    def advance(self, step, epoch, latest):
+        pass
+
+    def close(self):
+        pass
+
+
+def run_here(project, *overrides):
+    """A run in this process and without MLflow."""
     path = write_config(project, name="xor", data="xor")
-    fbp_run(path, "--set", "training.epochs=500", "--set", "training.batch_size=full")
-    assert the_run(project, "xor").data.metrics["epoch"] == 500
+    read_config = config.read(path, ["training.batch_size=full", *overrides])
+    return run(read_config, Origin(path, "here"), store.new_run_folder(project / "mlruns", "xor"), Silent())
+
+
+def test_many_short_epochs_are_no_trouble(project):
+    outcome = run_here(project, "training.epochs=500")
+    assert (outcome.status, outcome.metrics["epoch"]) == ("FINISHED", 500)
 
 
 def test_a_divergence_that_only_the_validation_shows_fails_the_run(project):
-    path = write_config(project, name="xor", data="xor")
-    big = [
-        "--set",
+    outcome = run_here(
+        project,
+        "training.epochs=1",
         "optimizer={name='sgd', learning_rate=3e38}",
-        "--set",
         "model.weights={name='constant', value=30.0}",
-    ]
-    done = fbp_run(path, *big, "--set", "training.epochs=1", "--set", "training.batch_size=full", status=1)
-    assert "the validation loss became" in done.stderr
-    run = the_run(project, "xor")
-    assert run.info.status == "FAILED"
-    assert "validation loss" in run.data.tags["fbp.message"]
+    )
+    assert outcome.status == "FAILED"
+    assert "the validation loss became" in outcome.message
 
 
 def test_ctrl_c_before_training_leaves_nothing_behind(project):

@@ -18,6 +18,7 @@ def run_group(
     origin: Origin,
     folder: Path,
     make_reporter: Callable[[str], Reporter],
+    received: list[int] | None = None,
 ) -> dict[str, Outcome]:
     """Run each variant in a folder of its own; one that fails does not stop the others, a signal does.
 
@@ -27,6 +28,7 @@ def run_group(
         origin: where it came from.
         folder: the group's own, already there; the variants' folders are made beside it.
         make_reporter: from a variant's name to its Reporter.
+        received: signals that were received before.
 
     Returns:
         The outcomes by variant; fewer than variants where a signal stopped the group.
@@ -52,7 +54,9 @@ def run_group(
         for name, variant in variants.items():
             child = store.new_run_folder(folder.parent.parent, f"{config.name}-{name}")
             journal.write("child", folder=child.name)
-            outcomes[name] = run(variant, Origin(origin.source, name, folder.name), child, make_reporter(name))
+            outcomes[name] = run(
+                variant, Origin(origin.source, name, folder.name), child, make_reporter(name), received
+            )
             if outcomes[name].status == "KILLED":
                 break
         # one that failed speaks for the group

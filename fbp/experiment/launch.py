@@ -31,6 +31,7 @@ def launch(
     make_reporter: Callable[[str], Reporter],
     tracking_uri: str | None = None,
     waiting: Callable[[], None] = lambda: None,
+    received: list[int] | None = None,
 ) -> Launched:
     """Run an experiment file and wait until MLflow has it.
 
@@ -39,6 +40,7 @@ def launch(
         overrides: ``section.key=value`` texts.
         make_reporter: from a label to who shows the progress of a run.
         tracking_uri: where to log, if not to the embedded store.
+        received: signals that were received before; a run that finds one stops in good order.
         waiting: called once, when training is over and MLflow is waited for.
 
     Raises:
@@ -49,21 +51,24 @@ def launch(
     root = store.root()
     uri = store.tracking_uri(root, tracking_uri)
     origin = Origin(path, ", ".join(overrides)[:80] or config.name)
-    folder = store.new_run_folder(root, config.name)
-    (folder / shipper.DESTINATION).write_text(uri, encoding="utf-8")
-    process = shipper.launch(folder, uri)
+    folder, process = store.new_run_folder(root, config.name), None
     try:
+        (folder / shipper.DESTINATION).write_text(uri, encoding="utf-8")
+        process = shipper.launch(folder, uri)
         if variants:
-            outcomes = run_group(config, variants, origin, folder, lambda name: make_reporter(f"{config.name} {name}"))
+            label = lambda name: make_reporter(f"{config.name} {name}")
+            outcomes = run_group(config, variants, origin, folder, label, received)
         else:
-            outcomes = {config.name: run(config, origin, folder, make_reporter(config.name))}
+            outcomes = {config.name: run(config, origin, folder, make_reporter(config.name), received)}
     except BaseException as error:
-        if start_of(folder) is None:  # the run never began
+        begun = start_of(folder) is not None
+        if process and begun:
+            _wait(process)
+        elif process:
             process.terminate()
             process.wait()
+        if not begun:
             shutil.rmtree(folder, ignore_errors=True)
-        else:
-            _wait(process)
         if isinstance(error, InputError) and not str(error).startswith(str(path)):
             raise InputError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
         raise

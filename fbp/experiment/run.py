@@ -63,7 +63,7 @@ class Interrupted(Exception):
     """A signal asked the run to stop."""
 
 
-def run(config: Config, origin: Origin, folder: Path, reporter: Reporter) -> Outcome:
+def run(config: Config, origin: Origin, folder: Path, reporter: Reporter, received: list[int] | None = None) -> Outcome:
     """Train, evaluate, and leave in ``folder`` the journal, the results and the trained model.
 
     Args:
@@ -71,6 +71,7 @@ def run(config: Config, origin: Origin, folder: Path, reporter: Reporter) -> Out
         origin: where it came from, and what it is called.
         folder: the run's own, already there.
         reporter: who shows progress.
+        received: signals that were received before, if somebody noted them: one in it stops the run at its first chunk.
 
     Raises:
         InputError: where configuration and data do not fit; the run then does not exist.
@@ -83,7 +84,7 @@ def run(config: Config, origin: Origin, folder: Path, reporter: Reporter) -> Out
     status, message, caught = "FINISHED", "", None
     reporter.begin(experiment)
     try:
-        with _signals() as received:
+        with _signals([] if received is None else received) as received:
             try:
                 state = _train(experiment, state, record, reporter, received)
             except Interrupted as interruption:
@@ -159,9 +160,8 @@ def _write_start(experiment: Experiment, origin: Origin, folder: Path, journal: 
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
+def _signals(received: list[int]) -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM are noted, not obeyed at once: training stops at the next chunk's end, a second one at once."""
-    received: list[int] = []
 
     def note(number: int, frame: Any) -> None:
         received.append(number)

@@ -69,7 +69,6 @@ def launch(folder: Path, uri: str, follow_me: bool = True) -> subprocess.Popen[b
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file, across processes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -386,5 +385,10 @@ def main() -> int:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="mlflow")
-    with locked(options.folder / ".shipper.lock"):
-        return 0 if follow(options.folder, options.uri, lambda: os.getppid() == options.parent) else 1
+    try:
+        with locked(options.folder / ".shipper.lock"):
+            return 0 if follow(options.folder, options.uri, lambda: os.getppid() == options.parent) else 1
+    except FileNotFoundError:
+        if options.folder.is_dir():
+            raise
+        return 0  # the run never began, and its folder is gone
