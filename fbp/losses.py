@@ -16,7 +16,7 @@ counts as no target (cost and delta 0).
 import jax
 import jax.numpy as jnp
 
-from fbp.errors import InputError, ShapeError
+from fbp.errors import ShapeError
 from fbp.layer import Array, Loss
 
 
@@ -285,10 +285,3 @@ def _poisson_delta(output: Array, target: Array) -> Array:
 
 poisson = Loss(_poisson_value, _poisson_delta)
 """``C = sum_k exp(z_k) - y_k z_k`` for counts y and log-rates z (without the constant log y!); delta = exp(z) - y."""
-
-
-def check_labels(labels: Array, classes: int) -> None:
-    """Raise InputError unless every label lies in ``[0, classes)``; for concrete arrays, before training."""
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise InputError(f"labels must lie between 0 and {classes - 1}, got values from {low} to {high}")

@@ -327,6 +327,19 @@ def test_many_short_epochs_are_no_trouble(project):
     assert (outcome.status, outcome.metrics["epoch"]) == ("FINISHED", 500)
 
 
+def test_a_model_with_repeated_layers_is_diagnosed_copy_by_copy(project, monkeypatch):
+    (project / "deep.py").write_text(
+        "import fbp\n"
+        "def model(outputs: int):\n"
+        "    block = fbp.residual(fbp.layers.dense(4), fbp.layers.tanh())\n"
+        "    return fbp.chain(fbp.layers.dense(4), fbp.repeat(block, 3), fbp.layers.dense(outputs))\n"
+    )
+    monkeypatch.syspath_prepend(project)
+    outcome = run_here(project, "training.epochs=2", "model={name='deep:model'}")
+    assert outcome.status == "FINISHED"
+    assert {f"delta_norm/1/body/0/{i}" for i in range(3)} <= set(journal.history(outcome.folder))
+
+
 def test_a_divergence_that_only_the_validation_shows_fails_the_run(project):
     outcome = run_here(
         project,

@@ -69,10 +69,9 @@ def facts() -> dict[str, Any]:
     }
 
 
-def tags(config_path: Path, seed: int) -> dict[str, str]:
+def tags(config_path: Path, seed: int, repository: dict[str, str]) -> dict[str, str]:
     """The tags of a run: MLflow's own for source and user, and fbp's."""
     device = jax.devices()[0]
-    repository = git(config_path.resolve().parent)
     result = {
         "mlflow.user": _user(),
         "mlflow.source.name": config_path.as_posix(),

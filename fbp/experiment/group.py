@@ -45,7 +45,7 @@ def run_group(
         label=origin.label,
         experiment=config.tracking.experiment or config.name,
         params=configuration.flat(config),
-        tags=environment.tags(origin.source, config.seed)
+        tags=environment.tags(origin.source, config.seed, environment.git(origin.source.resolve().parent))
         | {"fbp.variants": ", ".join(variants), "mlflow.note.content": config.description},
     )
     outcomes: dict[str, Outcome] = {}

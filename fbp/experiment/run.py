@@ -128,9 +128,9 @@ def _write_start(experiment: Experiment, origin: Origin, folder: Path, journal: 
     artifacts = folder / "artifacts"
     (artifacts / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
     (artifacts / "environment.json").write_text(json.dumps(environment.facts(), indent=1), encoding="utf-8")
-    diff = environment.git(origin.source.resolve().parent).get("diff")
-    if diff:
-        (artifacts / "git.diff").write_text(diff, encoding="utf-8")
+    repository = environment.git(origin.source.resolve().parent)
+    if "diff" in repository:
+        (artifacts / "git.diff").write_text(repository["diff"], encoding="utf-8")
     inputs = [
         {
             "name": f"{dataset.name}/{part}",
@@ -150,7 +150,7 @@ def _write_start(experiment: Experiment, origin: Origin, folder: Path, journal: 
         label=origin.label,
         experiment=config.tracking.experiment or config.name,
         params=configuration.flat(config),
-        tags=environment.tags(origin.source, config.seed)
+        tags=environment.tags(origin.source, config.seed, repository)
         | {"fbp.data_fingerprint": dataset.fingerprint, "mlflow.note.content": config.description},
         inputs=inputs,
         parent=origin.parent,
@@ -284,7 +284,9 @@ def _write_epoch(
 
 def _write_diagnosis(record: _Record, diagnose: Any, state: TrainState, x: Any, y: Any, at: int) -> None:
     found = diagnose(state.params, state.opt_state, x[:_PROBE], y[:_PROBE])
-    values = {f"{kind}/{path}": value for kind, norms in found._asdict().items() for path, value in norms.items()}
+    values = {f"{kind}/{path}": np.asarray(v) for kind, norms in found._asdict().items() for path, v in norms.items()}
+    for path in [path for path, value in values.items() if value.ndim]:  # a norm for each copy inside a repeat
+        values |= {f"{path}/{i}": value for i, value in enumerate(values.pop(path).ravel())}
     record.metrics(at, values)
 
 

@@ -85,28 +85,10 @@ def sinusoidal_positions() -> Layer:
     return Layer(init, forward, backward, name="sinusoidal_positions")
 
 
-def _angles(positions: int, pairs: int, start: Array | int = 0) -> Array:
+def _angles(positions: int, pairs: int) -> Array:
     """``position / 10000^(i / pairs)``, ``(positions, pairs)``."""
     rates = jnp.exp(-math.log(10000.0) * jnp.arange(pairs) / pairs)
-    return (start + jnp.arange(positions))[:, None] * rates
-
-
-def rotate(x: Array, start: Array | int = 0, back: bool = False) -> Array:
-    """Rotary positions: each pair of features of ``x (..., T, D)`` turned by an angle that grows with its position.
-
-    Su et al. (2021), *RoFormer*. The first and the second half of D form the pairs. A rotation's transpose turns back, which
-    is its backward pass (``back=True``).
-
-    Args:
-        x: queries or keys, D even.
-        start: the position of the first row.
-        back: turn the other way.
-    """
-    half = x.shape[-1] // 2
-    angles = _angles(x.shape[-2], half, start)
-    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype) * (-1 if back else 1)
-    first, second = x[..., :half], x[..., half:]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.arange(positions)[:, None] * rates
 
 
 def _check_sequence(kind: str, shape: Shape) -> None:
