@@ -19,6 +19,7 @@ from fbp.compose import precision as precision
 from fbp.compose import recompute as recompute
 from fbp.compose import repeat as repeat
 from fbp.compose import residual as residual
+from fbp.compose import shared as shared
 from fbp.errors import InputError as InputError
 from fbp.errors import ShapeError as ShapeError
 from fbp.gradcheck import check_gradients as check_gradients
@@ -31,6 +32,7 @@ from fbp.gradient import replace_deltas as replace_deltas
 from fbp.gradient import tap as tap
 from fbp.gradient import untap as untap
 from fbp.gradient import value_and_grad as value_and_grad
+from fbp.graph import graph as graph
 from fbp.layer import Layer as Layer
 from fbp.layer import Loss as Loss
 from fbp.layer import Optimizer as Optimizer

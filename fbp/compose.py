@@ -14,13 +14,15 @@ import jax
 import jax.numpy as jnp
 
 from fbp.errors import InputError, ShapeError
-from fbp.layer import Array, Cache, Grads, Key, Layer, Params, Shape, shape_token, token_shape
+from fbp.layer import (
+    IN, OUT, Array, Cache, Grads, Key, Layer, Params, Shape, Tapped, Wiring, shape_token, token_shape,
+)  # fmt: skip
 from fbp.layers import identity
 
 T = TypeVar("T")
 
 
-def _at(part: str, layer: Layer, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+def at_part(part: str, layer: Layer, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Call a part's function; a shape error inside it tells where it happened."""
     try:
         return function(*args, **kwargs)
@@ -28,7 +30,7 @@ def _at(part: str, layer: Layer, function: Callable[..., T], *args: Any, **kwarg
         raise error.inside(part if layer.parts else f"{part} ({layer.name})") from None
 
 
-def _keys(key: Key | None, count: int) -> list[Key | None]:
+def split_keys(key: Key | None, count: int) -> list[Key | None]:
     return [None if key is None else jax.random.fold_in(key, i) for i in range(count)]
 
 
@@ -61,15 +63,15 @@ def chain(*layers: Layer) -> Layer:
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         params = []
         for i, layer in enumerate(layers):
-            layer_params, shape = _at(str(i), layer, layer.init, jax.random.fold_in(key, i), shape)
+            layer_params, shape = at_part(str(i), layer, layer.init, jax.random.fold_in(key, i), shape)
             params.append(layer_params)
         return tuple(params), shape
 
     def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
         _expect(params, len(layers), "a chain")
         caches = []
-        for i, (layer, layer_params, layer_key) in enumerate(zip(layers, params, _keys(key, len(layers)), strict=True)):
-            x, cache = _at(str(i), layer, layer.forward, layer_params, x, key=layer_key)
+        for i, (layer, layer_params, layer_key) in enumerate(zip(layers, params, split_keys(key, len(layers)), strict=True)):
+            x, cache = at_part(str(i), layer, layer.forward, layer_params, x, key=layer_key)
             caches.append(cache)
         return x, tuple(caches)
 
@@ -149,7 +151,7 @@ def _branches(
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         keys = [jax.random.fold_in(key, i) for i in range(len(parts))]
-        drawn = [_at(part, layer, layer.init, k, shape) for (part, layer), k in zip(parts.items(), keys, strict=True)]
+        drawn = [at_part(part, layer, layer.init, k, shape) for (part, layer), k in zip(parts.items(), keys, strict=True)]
         shapes = [out_shape for _, out_shape in drawn]
         alike = shapes if combine == "sum" else [out_shape[:-1] for out_shape in shapes]
         if len(set(alike)) != 1:
@@ -166,9 +168,9 @@ def _branches(
     def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
         _expect(params, len(parts), name.split("(")[0])
         results = [
-            _at(part, layer, layer.forward, layer_params, x, key=layer_key)
+            at_part(part, layer, layer.forward, layer_params, x, key=layer_key)
             for (part, layer), layer_params, layer_key in zip(
-                parts.items(), unpack(params), _keys(key, len(parts)), strict=True
+                parts.items(), unpack(params), split_keys(key, len(parts)), strict=True
             )
         ]
         outputs = [y for y, _ in results]
@@ -192,7 +194,9 @@ def _branches(
         ]
         return add_deltas(input_delta for input_delta, _ in results), pack(grads for _, grads in results)
 
-    return Layer(init, forward, backward, name=name, parts=parts, rebuild=rebuild)
+    edges = tuple(edge for part in parts for edge in ((IN, part), (part, OUT)))
+    wiring = Wiring(edges, "+" if combine == "sum" else "concatenate")
+    return Layer(init, forward, backward, name=name, parts=parts, rebuild=rebuild, wiring=wiring)
 
 
 def add_deltas(deltas: Iterable[Any]) -> Any:
@@ -229,7 +233,7 @@ def repeat(layer: Layer, times: int) -> Layer:
         out_shapes = []
 
         def one(key: Key) -> Params:
-            params, out_shape = _at("0", layer, layer.init, key, shape)
+            params, out_shape = at_part("0", layer, layer.init, key, shape)
             out_shapes.append(out_shape)
             return params
 
@@ -261,6 +265,7 @@ def repeat(layer: Layer, times: int) -> Layer:
         name=f"repeat({layer.name}, {times})",
         parts={"": layer},
         rebuild=lambda parts: repeat(parts[""], times),
+        wiring=Wiring(((IN, ""), ("", OUT)), times=times),
     )
 
 
@@ -326,6 +331,97 @@ def precision(layer: Layer, compute: Any = jnp.bfloat16, *, loss_scale: float | 
         return input_delta, outside(grads, params, unscale=True)
 
     return Layer(layer.init, forward, backward, name=f"precision({layer.name}, {jnp.dtype(compute).name})")
+
+
+def shared(model: Layer, same: Mapping[str, str]) -> Layer:
+    """The same model, in which layers share their parameters: one entry, whose gradient is the sum over all that use it.
+
+    Tied weights are the usual case (Press and Wolf, 2017): a language model whose logits come from its embedding's table.
+
+    >>> import fbp
+    >>> layers = fbp.layers.embedding(65, 32), fbp.layers.layer_norm(), fbp.layers.unembedding(65)
+    >>> tied = shared(fbp.chain(*layers), {"2": "0"})
+
+    Args:
+        model: any composite.
+        same: from the path of a layer to the path of the one whose parameters it uses. Paths are those that
+            :func:`fbp.map_layers` and :func:`fbp.deltas` show.
+
+    Returns:
+        A layer with the model's parameters, but ``()`` at each path of ``same``.
+
+    Raises:
+        InputError: where the paths make no sense.
+        ShapeError: where two layers that share have parameters of different shapes.
+    """
+    for path, source in same.items():
+        if path == source or source in same:
+            raise InputError(f"shared: {path!r} cannot use the parameters of {source!r}, which has none of its own")
+
+    def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
+        params, out_shape = model.init(key, shape)
+        for path, source in same.items():
+            given, needed = (jax.tree.map(jnp.shape, _entry(params, place)) for place in (source, path))
+            if given != needed:
+                raise ShapeError(f"shared: {path!r} needs parameters of shapes {needed}, but {source!r} has {given}")
+            params = _with_entry(params, path, ())
+        return params, out_shape
+
+    def filled(params: Params) -> Params:
+        for path, source in same.items():
+            params = _with_entry(params, path, _entry(params, source))
+        return params
+
+    def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
+        return model.forward(filled(params), x, key=key)
+
+    def backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
+        input_delta, grads = model.backward(filled(params), cache, delta)
+        for path, source in same.items():
+            own, rest = _split_tapped(_entry(grads, path))
+            grads = _with_entry(grads, source, _plus(_entry(grads, source), own))
+            grads = _with_entry(grads, path, rest)
+        return input_delta, grads
+
+    return Layer(
+        init,
+        forward,
+        backward,
+        name=f"shared({model.name})",
+        parts={"": model},
+        rebuild=lambda parts: shared(parts[""], same),
+    )
+
+
+def _entry(params: Params, path: str) -> Params:
+    """What stands at a path in nested tuples and dictionaries."""
+    for part in path.split("/"):
+        try:
+            params = params[part] if isinstance(params, dict) else params[int(part)]
+        except (KeyError, IndexError, ValueError, TypeError):
+            raise InputError(f"shared: the model has no parameters at {path!r}") from None
+    return params
+
+
+def _with_entry(params: Params, path: str, entry: Params) -> Params:
+    """The same tree with another entry at a path."""
+    first, _, rest = path.partition("/")
+    key: Any = first if isinstance(params, dict) else int(first)
+    new = _with_entry(params[key], rest, entry) if rest else entry
+    if isinstance(params, dict):
+        return {**params, key: new}
+    return (*params[:key], new, *params[key + 1 :])
+
+
+def _split_tapped(grads: Grads) -> tuple[Grads, Grads]:
+    """The gradients of a layer, and what is to stand in their place where they are counted elsewhere."""
+    return (grads.grads, Tapped((), grads.observed)) if isinstance(grads, Tapped) else (grads, ())
+
+
+def _plus(grads: Grads, more: Grads) -> Grads:
+    if isinstance(grads, Tapped):
+        return Tapped(_plus(grads.grads, more), grads.observed)
+    return jax.tree.map(jnp.add, grads, more)
 
 
 def _is_floating(leaf: Any) -> bool:

@@ -11,14 +11,15 @@ Each tensor is judged by its own norm, so a wrong bias cannot hide behind a larg
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fbp.gradient import Tapped, backpropagate, path_of, untap, value_and_grad
-from fbp.layer import STATISTICS, Array, Cache, Grads, Key, Layer, Loss, Params, map_layers
+from fbp.gradient import backpropagate, path_of, untap, value_and_grad
+from fbp.layer import STATISTICS, Array, Cache, Grads, Key, Layer, Loss, Params, Tapped, map_layers
 
 TOLERANCE = 1e-10  # against jax.vjp, relative to the tensor's norm
 DIFFERENCE_TOLERANCE = 1e-6  # against finite differences, relative to the tensor's norm
@@ -152,7 +153,7 @@ def _compare(layer: str, against: str, ours: Any, reference: Any, name: str, flo
         return [Row(layer, name or "all parameters", against, (), np.nan, np.nan, TOLERANCE)]
     rows = []
     for (keys, our), their in zip(ours_leaves, reference_leaves, strict=True):
-        tensor, norm, error = path_of(keys) or name, float(np.linalg.norm(their)), np.nan
+        tensor, norm, error = "/".join(filter(None, (name, path_of(keys)))), float(np.linalg.norm(their)), np.nan
         if our.shape == their.shape:
             error = float(np.linalg.norm(our - their))
             error = error / max(norm, floor) if norm or floor else error
@@ -184,7 +185,8 @@ def _ours_and_reference(
         return layer._replace(forward=forward, backward=backward)
 
     output, _ = model.forward(params, x, key=key)
-    (loss_reference,) = jax.vjp(lambda a: loss.value(a, y), output)[1](jnp.ones(output.shape[0], output.dtype))
+    costs, pull_back = jax.vjp(lambda a: loss.value(a, y), output)
+    (loss_reference,) = pull_back(jnp.ones_like(costs))
     found: dict[tuple[str, str, str], tuple[Any, Any]] = {
         ("loss", "vjp", "output"): (loss.delta(output, y), loss_reference)
     }
@@ -193,17 +195,36 @@ def _ours_and_reference(
         if path not in observed:
             continue  # before a layer whose input has no derivative
         (inputs, grads), (input_references, references) = observed[path]
-        single = len(inputs) == len(input_references) == 1
-        found[name, "vjp", "input"] = (inputs[0], input_references[0]) if single else (inputs, input_references)
+        found[name, "vjp", "input"] = _as_one(inputs), _as_one(input_references)
         found[name, "vjp", ""] = grads, references
     whole = backpropagate(model, loss)(params, x, y, key)  # the model's own backward, as it is
-    if jnp.issubdtype(x.dtype, jnp.inexact):
-        references, x_reference = jax.grad(lambda p, x: _cost(model, loss, p, x, y, key), argnums=(0, 1))(params, x)
-        found["model", "grad", "input"] = whole.input_delta, x_reference
-    else:
-        references = jax.grad(lambda p: _cost(model, loss, p, x, y, key))(params)
+    points, with_points = _floating(x)
+    references, x_references = jax.grad(
+        lambda p, points: _cost(model, loss, p, with_points(points), y, key), argnums=(0, 1)
+    )(params, points)
+    if points:
+        found["model", "grad", "input"] = _as_one(jax.tree.leaves(whole.input_delta)), _as_one(x_references)
     found["model", "grad", ""] = whole.grads, references
     return found
+
+
+def _floating(x: Any) -> tuple[list[Array], Callable[[list[Array]], Any]]:
+    """The parts of an input that have a derivative, and how to put others in their place (integers have none)."""
+    leaves, structure = jax.tree.flatten(x)
+    places = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+    def put(parts: list[Array]) -> Any:
+        given = list(leaves)
+        for i, part in zip(places, parts, strict=True):
+            given[i] = part
+        return jax.tree.unflatten(structure, given)
+
+    return [leaves[i] for i in places], put
+
+
+def _as_one(leaves: list[Array]) -> Any:
+    """A single input as it is, so that its row has a name; several in a list."""
+    return leaves[0] if len(leaves) == 1 else leaves
 
 
 def _random_like(delta: Any) -> Any:
@@ -213,16 +234,12 @@ def _random_like(delta: Any) -> Any:
 
 def _layer_reference(layer: Layer, params: Params, x: Any, key: Key | None, delta: Any) -> tuple[list[Array], Grads]:
     """``(dC/dx, dC/dparams)`` of one layer by jax.vjp, for the parts of x that have a derivative (integers have none)."""
-    leaves, structure = jax.tree.flatten(x)
-    floating = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    points, with_points = _floating(x)
 
-    def output(params: Params, parts: list[Array]) -> Any:
-        given = list(leaves)
-        for i, part in zip(floating, parts, strict=True):
-            given[i] = part
-        return layer.forward(params, jax.tree.unflatten(structure, given), key=key)[0]
+    def output(params: Params, points: list[Array]) -> Any:
+        return layer.forward(params, with_points(points), key=key)[0]
 
-    grads, inputs = jax.vjp(output, params, [leaves[i] for i in floating])[1](delta)
+    grads, inputs = jax.vjp(output, params, points)[1](delta)
     return inputs, grads
 
 

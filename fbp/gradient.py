@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fbp.errors import ShapeError
-from fbp.layer import Array, Cache, Grads, Init, Key, Layer, Loss, Params, Shape, map_layers
+from fbp.layer import Array, Cache, Grads, Init, Key, Layer, Loss, Params, Shape, Tapped, map_layers
 
 
 class Backpropagated(NamedTuple):
@@ -19,7 +19,7 @@ class Backpropagated(NamedTuple):
 
     Attributes:
         cost: the mean (or seeded) cost of the batch, a scalar.
-        output: what the model answered, ``(B, ...)``.
+        output: what the model answered, ``(B, ...)``, or a tuple of such where it has several outputs.
         output_delta: dC/d(output), equation (1), the seed included.
         input_delta: dC/dx, or None where x has no derivative.
         grads: dC/dparams, with the structure of params.
@@ -53,12 +53,14 @@ def backpropagate(model: Layer, loss: Loss) -> Callable[..., Backpropagated]:
         costs = loss.value(output, y)
         output_delta = loss.delta(output, y)  # equation (1); sigma' follows in the last activation's backward
         if seed is None:
-            cost, output_delta = costs.mean(), output_delta * (1 / costs.shape[0])
+            cost, output_delta = costs.mean(), jax.tree.map(lambda d: d * (1 / costs.shape[0]), output_delta)
         else:
             if seed.shape != costs.shape:
                 raise ShapeError(f"seed expects one number per example, shape {costs.shape}, got {seed.shape}")
             cost = (seed * costs).sum()
-            output_delta = output_delta * seed.reshape(-1, *[1] * (output.ndim - 1)).astype(output.dtype)
+            output_delta = jax.tree.map(
+                lambda d: d * seed.reshape(-1, *[1] * (d.ndim - 1)).astype(d.dtype), output_delta
+            )
         input_delta, grads = model.backward(params, cache, output_delta)
         return Backpropagated(cost, output, output_delta, input_delta, _in_dtypes_of(params, grads))
 
@@ -94,13 +96,6 @@ def value_and_grad(model: Layer, loss: Loss) -> Differentiated:
         return result.cost, result.grads
 
     return cost_and_grads
-
-
-class Tapped(NamedTuple):
-    """What a tapped layer returns in place of its gradients: the gradients, and what was observed beside them."""
-
-    grads: Grads
-    observed: Any
 
 
 def tap(model: Layer, observe: Callable[[Array], Any] = lambda delta: delta) -> Layer:

@@ -12,6 +12,7 @@ that output, so at a pre-activation z it *is* the textbook's delta:
     (4) weight gradient   dC/dw^l_jk = a^{l-1}_k delta^l_j                  dense.backward
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
@@ -48,6 +49,35 @@ class _Functions(NamedTuple):
     backward: Backward
 
 
+class Stream(NamedTuple):
+    """How a layer over a sequence (B, T, F) is computed one position at a time, for generating.
+
+    Attributes:
+        start: ``(batch, shape) -> state``; shape is one example's, (T, F), T the most positions that will come.
+        step: ``(params, x (B, 1, F), state) -> (y (B, 1, G), state)``
+    """
+
+    start: Callable[[int, Shape], Any]
+    step: Callable[[Params, Array, Any], tuple[Array, Any]]
+
+
+class Wiring(NamedTuple):
+    """How the parts of a composite are connected, for pictures and counts.
+
+    Attributes:
+        edges: pairs (from, to) of the parts' keys; ``IN`` and ``OUT`` are the composite's own input and output.
+        join: what becomes of several edges that meet in OUT.
+        times: how often the parts follow each other.
+    """
+
+    edges: tuple[tuple[str, str], ...]
+    join: str = "+"
+    times: int = 1
+
+
+IN, OUT = "<in>", "<out>"
+
+
 class Layer(_Functions):
     """A layer: the three functions ``(init, forward, backward)``, and what can be told of it.
 
@@ -58,11 +88,16 @@ class Layer(_Functions):
         parts: for a composite, its layers by the keys under which their parameters stand (the key is empty where the
             parameters are the part's own, as in ``repeat``).
         rebuild: for a composite, the function that makes it again from other parts (see :func:`map_layers`).
+        wiring: for a composite, how its parts are connected; one after another where it is not told.
+        stream: for a layer that looks from one position of a sequence at others, how to compute it position by position;
+            None for a layer that treats each position alone, or cannot.
     """
 
     name: str
     parts: Mapping[str, "Layer"]
     rebuild: Callable[[Mapping[str, "Layer"]], "Layer"] | None
+    wiring: Wiring
+    stream: Stream | None
 
     def __new__(
         cls,
@@ -73,9 +108,12 @@ class Layer(_Functions):
         name: str = "layer",
         parts: Mapping[str, "Layer"] | None = None,
         rebuild: Callable[[Mapping[str, "Layer"]], "Layer"] | None = None,
+        wiring: Wiring | None = None,
+        stream: Stream | None = None,
     ) -> Self:
         layer = super().__new__(cls, init, forward, backward)
-        layer.name, layer.parts, layer.rebuild = name, parts or {}, rebuild
+        layer.name, layer.parts, layer.rebuild, layer.stream = name, parts or {}, rebuild, stream
+        layer.wiring = wiring or Wiring(tuple(itertools.pairwise((IN, *layer.parts, OUT))))
         return layer
 
     def _replace(self, **functions: Any) -> Self:
@@ -108,6 +146,13 @@ class Optimizer(NamedTuple):
 
     init: Callable[[Params], Any]
     update: Callable[[Grads, Any, Params], tuple[Any, Any]]
+
+
+class Tapped(NamedTuple):
+    """What a tapped layer returns in place of its gradients: the gradients, and what was observed beside them."""
+
+    grads: Grads
+    observed: Any
 
 
 def map_layers(f: Callable[[str, Layer], Layer], layer: Layer, path: str = "") -> Layer:

@@ -10,8 +10,11 @@ Where the output layer's sigma' would cancel against the loss, the two are one l
 
 Over the last axes of an example the classification losses sum over classes; positions of a sequence, ``(B, T, K)``, are
 averaged. ``target`` has the output's shape, except for integer class labels, which lack its last axis; a negative label
-counts as no target (cost and delta 0).
+counts as no target: its cost and delta are 0, and the average over positions leaves it out.
 """
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +39,19 @@ def _positions(values: Array) -> int:
     for size in values.shape[1:-1]:
         count *= size
     return count
+
+
+def _per_labelled_example(values: Array, output: Array, target: Array) -> Array:
+    """As :func:`_per_example`, the mean over those positions that have a target."""
+    return (values.sum(axis=-1) * _share(output, target)[..., 0]).reshape(values.shape[0], -1).sum(axis=1)
+
+
+def _share(output: Array, target: Array) -> Array:
+    """What each position counts in its example's cost, ``(B, ..., 1)`` or one number."""
+    if output.ndim < 3 or not _is_labels(output, target):
+        return jnp.full((1,) * output.ndim, 1 / _positions(output), output.dtype)
+    count = (target >= 0).sum(axis=tuple(range(1, target.ndim)), keepdims=True)
+    return (1 / jnp.maximum(count, 1).astype(output.dtype))[..., None]
 
 
 def _is_labels(output: Array, target: Array) -> bool:
@@ -70,6 +86,22 @@ def smooth_labels(target: Array, classes: int, smoothing: float) -> Array:
     if jnp.issubdtype(target.dtype, jnp.integer):
         target = jax.nn.one_hot(target.astype(jnp.int32), classes)
     return target * (1 - smoothing) + target.sum(axis=-1, keepdims=True) * (smoothing / classes)
+
+
+def weighted(*parts: tuple[Loss, float]) -> Loss:
+    """The weighted sum of losses, one for each output of a model with several: ``weighted((loss, weight), ...)``.
+
+    Output, target and delta are tuples with one entry per part.
+    """
+
+    def value(output: Array, target: Array) -> Array:
+        costs = [weight * loss.value(a, y) for (loss, weight), a, y in zip(parts, output, target, strict=True)]
+        return functools.reduce(jnp.add, costs)
+
+    def delta(output: Array, target: Array) -> Any:
+        return tuple(weight * loss.delta(a, y) for (loss, weight), a, y in zip(parts, output, target, strict=True))
+
+    return Loss(value, delta)
 
 
 # --- regression -------------------------------------------------------------------------------------------------------
@@ -149,7 +181,7 @@ log_cosh = Loss(_log_cosh_value, _log_cosh_delta)
 
 def _softmax_value(output: Array, target: Array) -> Array:
     y = _class_targets("softmax_cross_entropy", output, target)
-    return _per_example(_times_log(-y, jax.nn.log_softmax(output, axis=-1)))
+    return _per_labelled_example(_times_log(-y, jax.nn.log_softmax(output, axis=-1)), output, target)
 
 
 def _times_log(y: Array, log: Array) -> Array:
@@ -161,7 +193,7 @@ def _softmax_delta(output: Array, target: Array) -> Array:
     y = _class_targets("softmax_cross_entropy", output, target)
     exponentials = jnp.exp(output - output.max(axis=-1, keepdims=True))
     per_row = _mass(output, target) / exponentials.sum(axis=-1, keepdims=True)
-    return (exponentials * per_row - y) / _positions(output)  # softmax(z) - y
+    return (exponentials * per_row - y) * _share(output, target)  # softmax(z) - y
 
 
 def _mass(output: Array, target: Array) -> Array:
@@ -213,13 +245,13 @@ def _margins(output: Array, target: Array) -> tuple[Array, Array]:
 
 def _multiclass_hinge_value(output: Array, target: Array) -> Array:
     _, margin = _margins(output, target)
-    return _per_example(jnp.maximum(margin, 0))
+    return _per_labelled_example(jnp.maximum(margin, 0), output, target)
 
 
 def _multiclass_hinge_delta(output: Array, target: Array) -> Array:
     y, margin = _margins(output, target)
     violated = (margin > 0).astype(output.dtype)
-    return (violated - y * violated.sum(axis=-1, keepdims=True)) / _positions(output)
+    return (violated - y * violated.sum(axis=-1, keepdims=True)) * _share(output, target)
 
 
 multiclass_hinge = Loss(_multiclass_hinge_value, _multiclass_hinge_delta)
@@ -246,13 +278,13 @@ def _tiny(output: Array) -> float:
 
 def _probability_value(output: Array, target: Array) -> Array:
     y = _class_targets("cross_entropy", output, target)
-    return _per_example(-y * jnp.log(jnp.maximum(output, _tiny(output))))
+    return _per_labelled_example(-y * jnp.log(jnp.maximum(output, _tiny(output))), output, target)
 
 
 def _probability_delta(output: Array, target: Array) -> Array:
     y = _class_targets("cross_entropy", output, target)
     tiny = _tiny(output)
-    return jnp.where(output > tiny, -y / jnp.maximum(output, tiny), 0) / _positions(output)
+    return jnp.where(output > tiny, -y / jnp.maximum(output, tiny), 0) * _share(output, target)
 
 
 cross_entropy = Loss(_probability_value, _probability_delta)

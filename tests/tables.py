@@ -12,7 +12,7 @@ from fbp import layers, losses, models
 from fbp.layer import Layer, Loss
 
 
-def draw(layer: Layer, shape: tuple[int, ...], seed: int = 0):
+def draw(layer: Layer, shape, seed: int = 0):
     """Parameters of the right shapes from NumPy (jax.random would be compiled anew for each shape), and the output's shape."""
     random = np.random.default_rng(seed)
     out_shape = []
@@ -42,9 +42,10 @@ def numbers(*shape: int, seed: int = 1):
 class LayerCase(NamedTuple):
     name: str  # in fbp.layers or fbp; what coverage is counted by
     make: Callable[[], Layer]
-    shape: tuple[int, ...] = (6,)
+    shape: tuple = (6,)  # several inputs: one shape each
     training: bool = False  # with a key
     tokens: int = 0  # inputs are whole numbers below this
+    lengths: bool = False  # one more input: how many positions are real
 
     @property
     def key(self):
@@ -53,7 +54,12 @@ class LayerCase(NamedTuple):
     def input(self, *batch: int):
         if self.tokens:
             return np.random.default_rng(1).integers(0, self.tokens, (*batch, *self.shape)).astype(np.int32)
-        return numbers(*batch, *self.shape)
+        several = isinstance(self.shape[0], tuple)
+        parts = [numbers(*batch, *shape, seed=1 + i) for i, shape in enumerate(self.shape if several else [self.shape])]
+        if self.lengths:
+            positions = parts[-1].shape[len(batch)]
+            parts.append(np.random.default_rng(1).integers(1, positions + 1, batch).astype(np.int32))
+        return tuple(parts) if len(parts) > 1 else parts[0]
 
 
 LAYERS = [
@@ -120,6 +126,23 @@ LAYERS = [
         training=True,
     ),
     LayerCase("recompute", lambda: fbp.repeat(fbp.recompute(fbp.residual(layers.dense(6), layers.silu())), 3)),
+    LayerCase("dot_product_attention", layers.dot_product_attention, ((4, 2, 3), (5, 2, 3), (5, 2, 3))),
+    LayerCase(
+        "dot_product_attention",
+        lambda: layers.dot_product_attention(causal=True, lengths=True),
+        ((5, 2, 3), (5, 2, 3), (5, 2, 3)),
+        lengths=True,
+    ),
+    LayerCase("attention", lambda: layers.attention(2), (5, 6)),
+    LayerCase("attention", lambda: layers.attention(3, causal=True, rotary=True), (5, 6)),
+    LayerCase("attention", lambda: layers.attention(2, lengths=True), (5, 6), lengths=True),
+    LayerCase("attention", lambda: layers.attention(2, cross=True), ((4, 6), (5, 3))),
+    LayerCase("attention", lambda: layers.attention(2, cross=True, lengths=True), ((4, 6), (5, 3)), lengths=True),
+    LayerCase("unembedding", lambda: layers.unembedding(7), (5, 4)),
+    LayerCase("learned_positions", layers.learned_positions, (5, 4)),
+    LayerCase("add", layers.add, ((4, 3), (4, 3))),
+    LayerCase("multiply", layers.multiply, ((4, 3), (4, 3), (4, 3))),
+    LayerCase("concatenate", layers.concatenate, ((4, 3), (4, 2))),
     LayerCase("flatten", layers.flatten, (2, 3, 2)),
     LayerCase("reshape", lambda: layers.reshape((3, -1)), (2, 6)),
     LayerCase("transpose", lambda: layers.transpose((2, 0, 1)), (2, 3, 4)),
@@ -133,6 +156,36 @@ LAYERS = [
     LayerCase(
         "parallel",
         lambda: fbp.parallel(layers.dense(2), fbp.chain(layers.dense(3), layers.silu()), combine="concatenate"),
+    ),
+]
+
+
+def _tied():
+    return fbp.chain(layers.embedding(7, 4), layers.layer_norm(), layers.dense(4), layers.unembedding(7))
+
+
+LAYERS += [
+    LayerCase("shared", lambda: fbp.shared(_tied(), {"3": "0"}), (5,), tokens=7),
+    LayerCase("shared", lambda: fbp.shared(fbp.chain(layers.dense(6), layers.tanh(), layers.dense(6)), {"2": "0"})),
+    LayerCase(
+        "graph",
+        lambda: fbp.graph(
+            {
+                "joined": (layers.concatenate(), "left", "right", "stem"),  # in any order
+                "stem": (fbp.chain(layers.dense(5), layers.tanh()), "x"),
+                "left": (layers.dense(2), "stem"),
+                "right": (fbp.residual(layers.dense(5)), "stem"),
+                "gate": (layers.multiply(), "stem", "stem"),  # one node read twice
+                "end": (layers.concatenate(), "joined", "gate"),
+            }
+        ),
+    ),
+    LayerCase(
+        "graph",
+        lambda: fbp.graph(
+            {"a": (layers.dense(4), "u"), "b": (layers.dense(4), "v"), "sum": (layers.add(), "a", "b")}, inputs=("u", "v")
+        ),
+        ((6,), (3,)),
     ),
 ]
 

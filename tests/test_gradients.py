@@ -25,7 +25,7 @@ def public(module):
 
 
 def test_every_public_layer_loss_and_model_is_in_the_table():
-    combinators = {name for name in public(fbp) if getattr(fbp, name).__module__ == "fbp.compose"}
+    combinators = {name for name in public(fbp) if getattr(fbp, name).__module__ in ("fbp.compose", "fbp.graph")}
     elsewhere = {"precision", "zero_state"}  # rounds, or is no layer: tested below
     assert {case.name for case in LAYERS} == (public(layers) | combinators) - elsewhere
     named = {name for name, value in vars(losses).items() if isinstance(value, Loss)}
@@ -50,7 +50,8 @@ def test_layer_in_float32_cut_apart_by_jit_vmap_and_scan(case):
     params, shape = draw(layer, case.shape)
     x, delta = case.input(3, 5), numbers(5, *shape, seed=2)
     forward = functools.partial(layer.forward, key=case.key)
-    y, cache = quick_jit(forward)(params, x[0])
+    first = jax.tree.map(lambda part: part[0], x)
+    y, cache = quick_jit(forward)(params, first)
     assert (y.shape, y.dtype) == ((5, *shape), jnp.float32)
     ours = quick_jit(layer.backward)(params, cache, delta)
 
@@ -60,11 +61,12 @@ def test_layer_in_float32_cut_apart_by_jit_vmap_and_scan(case):
             _, cache = forward(params, x)
             return None, layer.backward(params, cache, delta)
 
+        first = jax.tree.map(lambda part: part[0], x)
         if case.tokens:
-            reference = None, jax.vjp(lambda p: forward(p, x[0])[0], params)[1](delta)[0]
+            reference = None, jax.vjp(lambda p: forward(p, first)[0], params)[1](delta)[0]
         else:
-            grads, input_delta = jax.vjp(lambda p, x: forward(p, x)[0], params, x[0])[1](delta)
-            reference = input_delta, grads
+            grads, input_delta = jax.vjp(lambda p, x: forward(p, x)[0], params, first)[1](delta)
+            reference = (*input_delta[:-1], None) if case.lengths else input_delta, grads
         return reference, jax.lax.scan(one, None, x)[1], jax.vmap(lambda x: one(None, x)[1])(x)
 
     reference, scanned, mapped = others(params, x, delta)

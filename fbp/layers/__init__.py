@@ -14,6 +14,8 @@ from fbp.layers.activation import silu as silu
 from fbp.layers.activation import softmax as softmax
 from fbp.layers.activation import softplus as softplus
 from fbp.layers.activation import tanh as tanh
+from fbp.layers.attention import attention as attention
+from fbp.layers.attention import dot_product_attention as dot_product_attention
 from fbp.layers.convolution import conv1d as conv1d
 from fbp.layers.convolution import conv2d as conv2d
 from fbp.layers.convolution import conv_transpose1d as conv_transpose1d
@@ -24,6 +26,10 @@ from fbp.layers.dropout import stochastic_depth as stochastic_depth
 from fbp.layers.embedding import embedding as embedding
 from fbp.layers.embedding import learned_positions as learned_positions
 from fbp.layers.embedding import sinusoidal_positions as sinusoidal_positions
+from fbp.layers.embedding import unembedding as unembedding
+from fbp.layers.merge import add as add
+from fbp.layers.merge import concatenate as concatenate
+from fbp.layers.merge import multiply as multiply
 from fbp.layers.normalization import batch_norm as batch_norm
 from fbp.layers.normalization import group_norm as group_norm
 from fbp.layers.normalization import layer_norm as layer_norm

@@ -6,14 +6,14 @@ import jax.numpy as jnp
 
 from fbp import initializers
 from fbp.errors import InputError, ShapeError
-from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape
+from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape, Stream
 
 
 def embedding(vocabulary: int, features: int, *, weights: Initializer | None = None) -> Layer:
     """A row of a table for each token: ``(B, ...)`` integers to ``(B, ..., features)``.
 
     The backward pass adds each delta to its token's row (a scatter-add); tokens have no delta, so the input delta is None.
-    Tokens must lie in ``[0, vocabulary)``: they are checked where the data is read.
+    Tokens must lie in ``[0, vocabulary)``: they are checked where the data is read; one that does not gives a row of NaN.
 
     Args:
         vocabulary: how many tokens there are.
@@ -33,37 +33,85 @@ def embedding(vocabulary: int, features: int, *, weights: Initializer | None = N
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
         if not jnp.issubdtype(x.dtype, jnp.integer):
             raise ShapeError(f"embedding expects whole numbers as tokens, got {x.dtype}")
-        return params["w"][x], x
+        return jnp.asarray(params["w"]).at[x].get(mode="fill", wrap_negative_indices=False), x
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[None, Grads]:
         table = jnp.zeros((vocabulary, features), delta.dtype)
-        return None, {"w": table.at[cache.reshape(-1)].add(delta.reshape(-1, features))}
+        return None, {
+            "w": table.at[cache.reshape(-1)].add(
+                delta.reshape(-1, features), mode="drop", wrap_negative_indices=False
+            )
+        }
 
     return Layer(init, forward, backward, name=f"embedding({vocabulary}, {features})")
 
 
-def learned_positions(context: int, *, weights: Initializer | None = None) -> Layer:
+def unembedding(vocabulary: int, *, weights: Initializer | None = None) -> Layer:
+    """An embedding's table read the other way: ``(B, ..., F) -> (B, ..., vocabulary)`` logits ``x w^T``.
+
+    Made to share its table with an :func:`embedding` (Press and Wolf, 2017), by :func:`fbp.shared`.
+
+    Returns:
+        A layer with parameters ``{"w": (vocabulary, F)}``. Its cache is its input.
+    """
+    if vocabulary < 1:
+        raise InputError(f"unembedding: vocabulary must be at least 1, got {vocabulary}")
+    draw = weights or initializers.small_normal(0.02)
+
+    def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
+        if not shape:
+            raise ShapeError("unembedding expects an input with at least one axis besides the batch, got shape ()")
+        return {"w": draw(key, (vocabulary, shape[-1]), jnp.result_type(float))}, (*shape[:-1], vocabulary)
+
+    def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
+        if x.shape[-1] != params["w"].shape[1]:
+            raise ShapeError(f"unembedding expects {params['w'].shape[1]} features, got an input of shape {x.shape}")
+        return x @ params["w"].T, x
+
+    def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
+        rows = delta.reshape(-1, vocabulary)
+        return delta @ params["w"], {"w": rows.T @ cache.reshape(-1, cache.shape[-1])}
+
+    return Layer(init, forward, backward, name=f"unembedding({vocabulary})")
+
+
+def learned_positions(context: int | None = None, *, weights: Initializer | None = None) -> Layer:
     """Adds a learned vector for each position: ``(B, T, F) -> (B, T, F)`` for T up to ``context``.
 
-    Parameters ``{"w": (context, F)}``. Caches nothing.
+    Args:
+        context: the most positions; by default as many as the examples have that the parameters are drawn for.
+        weights: initializer of the vectors; normal with deviation 0.02 by default.
+
+    Returns:
+        A layer with parameters ``{"w": (context, F)}``. Caches nothing.
+
+    Raises:
+        ShapeError: for a sequence that is longer.
     """
-    if context < 1:
+    if context is not None and context < 1:
         raise InputError(f"learned_positions: context must be at least 1, got {context}")
     draw = weights or initializers.small_normal(0.02)
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
-        check_context("learned_positions", shape, context)
-        return {"w": draw(key, (context, shape[-1]), jnp.result_type(float))}, shape
+        _check_sequence("learned_positions", shape)
+        most = context or shape[0]
+        _check_context(shape, most)
+        return {"w": draw(key, (most, shape[-1]), jnp.result_type(float))}, shape
 
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
-        check_context("learned_positions", x.shape[1:], context)
+        _check_sequence("learned_positions", x.shape[1:])
+        _check_context(x.shape[1:], params["w"].shape[0])
         return x + params["w"][: x.shape[1]], ()
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
         used = delta.sum(axis=0)
         return delta, {"w": jnp.zeros_like(params["w"], dtype=delta.dtype).at[: used.shape[0]].set(used)}
 
-    return Layer(init, forward, backward, name=f"learned_positions({context})")
+    def step(params: Params, x: Array, at: Array) -> tuple[Array, Array]:
+        return x + params["w"][at], at + 1
+
+    name = f"learned_positions({context})" if context else "learned_positions"
+    return Layer(init, forward, backward, name=name, stream=Stream(_first, step))
 
 
 def sinusoidal_positions() -> Layer:
@@ -73,22 +121,32 @@ def sinusoidal_positions() -> Layer:
         _check_sequence("sinusoidal_positions", shape)
         return (), shape
 
+    def waves(x: Array, first: Array | int) -> Array:
+        turn = angles(x.shape[1], -(-x.shape[-1] // 2), first)
+        both = jnp.stack([jnp.sin(turn), jnp.cos(turn)], axis=-1)
+        return both.reshape(x.shape[1], -1)[:, : x.shape[-1]].astype(x.dtype)
+
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
         _check_sequence("sinusoidal_positions", x.shape[1:])
-        angles = _angles(x.shape[1], -(-x.shape[-1] // 2))
-        waves = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(x.shape[1], -1)[:, : x.shape[-1]]
-        return x + waves.astype(x.dtype), ()
+        return x + waves(x, 0), ()
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
         return delta, ()
 
-    return Layer(init, forward, backward, name="sinusoidal_positions")
+    def step(params: Params, x: Array, at: Array) -> tuple[Array, Array]:
+        return x + waves(x, at), at + 1
+
+    return Layer(init, forward, backward, name="sinusoidal_positions", stream=Stream(_first, step))
 
 
-def _angles(positions: int, pairs: int) -> Array:
-    """``position / 10000^(i / pairs)``, ``(positions, pairs)``."""
+def _first(batch: int, shape: Shape) -> Array:
+    return jnp.zeros((), jnp.int32)
+
+
+def angles(positions: int, pairs: int, first: Array | int = 0) -> Array:
+    """``position / 10000^(i / pairs)``, ``(positions, pairs)``, positions counted from ``first``."""
     rates = jnp.exp(-math.log(10000.0) * jnp.arange(pairs) / pairs)
-    return jnp.arange(positions)[:, None] * rates
+    return (first + jnp.arange(positions))[:, None] * rates
 
 
 def _check_sequence(kind: str, shape: Shape) -> None:
@@ -96,8 +154,8 @@ def _check_sequence(kind: str, shape: Shape) -> None:
         raise ShapeError(f"{kind} expects examples of shape (T, F), got {shape}")
 
 
-def check_context(kind: str, shape: Shape, context: int) -> None:
-    """ShapeError unless an example is a sequence of vectors of at most ``context`` positions."""
-    _check_sequence(kind, shape)
+def _check_context(shape: Shape, context: int) -> None:
     if shape[0] > context:
-        raise ShapeError(f"{kind} expects at most {context} positions (the context), got a sequence of {shape[0]}")
+        raise ShapeError(
+            f"learned_positions expects at most {context} positions (the context), got a sequence of {shape[0]}"
+        )

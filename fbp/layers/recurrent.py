@@ -31,7 +31,7 @@ import jax.numpy as jnp
 
 from fbp import initializers
 from fbp.errors import InputError, ShapeError
-from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape
+from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape, Stream
 
 Output = Literal["sequence", "last"]
 State = tuple[Array, ...]  # (h,) or (h, c)
@@ -251,4 +251,13 @@ def _recurrent(
         parts = [(dz @ params["wx"].T).swapaxes(0, 1), *[None] * lengths, *[d_initial] * carry]
         return parts[0] if len(parts) == 1 else tuple(parts), grads
 
-    return Layer(init, forward, backward, name=f"{kind}({features})")
+    def start(batch: int, shape: Shape) -> State:
+        return (jnp.zeros((batch, features)),) * cell.states
+
+    def one(params: Params, x: Array, state: State) -> tuple[Array, State]:
+        z = (x @ params["wx"] + params["b"])[:, 0]
+        state, _ = cell.step(params, z, state)
+        return state[0][:, None], state
+
+    stream = None if reverse or lengths or carry or output == "last" else Stream(start, one)
+    return Layer(init, forward, backward, name=f"{kind}({features})", stream=stream)
