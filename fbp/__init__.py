@@ -3,7 +3,10 @@
 ``import fbp`` needs jax and numpy only. The runner, data sets and MLflow live in ``fbp.experiment`` and ``fbp.datasets``.
 """
 
+from fbp import augmentation as augmentation
+from fbp import blocks as blocks
 from fbp import diagnostics as diagnostics
+from fbp import generation as generation
 from fbp import initializers as initializers
 from fbp import layers as layers
 from fbp import losses as losses

@@ -161,6 +161,24 @@ def list_names(kind: str | None) -> None:
             click.echo(f"  {name:22} {summary(section, name)}".rstrip())
 
 
+@main.command("generate")
+@click.argument("run_name", metavar="RUN")
+@click.option("--prompt", default="", help="How the text begins.")
+@click.option("--tokens", default=500, show_default=True, type=click.IntRange(1), help="How many characters to write.")
+@click.option("--temperature", default=0.8, show_default=True, type=click.FloatRange(0), help="0 takes the likeliest.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1))
+@click.option("--tracking-uri", metavar="URI", help="Where to look for a run id that no local run has.")
+def generate_text(
+    run_name: str, prompt: str, tokens: int, temperature: float, seed: int, tracking_uri: str | None
+) -> None:
+    """Write text with the language model of RUN: its folder, its name, or its MLflow run id."""
+    from fbp.experiment.generate import generate
+    from fbp.experiment.loading import load
+
+    trained = load(run_name, tracking_uri)
+    click.echo(prompt + generate(trained, prompt, count=tokens, temperature=temperature, seed=seed))
+
+
 @main.command()
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--tracking-uri", metavar="URI", help="Show that store, not mlruns/.")

@@ -55,10 +55,12 @@ class Stream(NamedTuple):
     Attributes:
         start: ``(batch, shape) -> state``; shape is one example's, (T, F), T the most positions that will come.
         step: ``(params, x (B, 1, F), state) -> (y (B, 1, G), state)``
+        limited: whether T is really a limit; a recurrence goes on for ever.
     """
 
     start: Callable[[int, Shape], Any]
     step: Callable[[Params, Array, Any], tuple[Array, Any]]
+    limited: bool = False
 
 
 class Wiring(NamedTuple):

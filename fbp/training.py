@@ -10,15 +10,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fbp.augmentation import Augmentation
 from fbp.errors import InputError
 from fbp.gradient import backpropagate, path_of
-from fbp.layer import Array, Cache, Grads, Key, Layer, Loss, Optimizer, Params, Shape, map_layers
+from fbp.layer import STATISTICS, Array, Cache, Grads, Key, Layer, Loss, Optimizer, Params, Shape, map_layers
 from fbp.layers.normalization import statistics
 from fbp.optimizers import apply_updates, global_norm
 
 Metric = Callable[[Array, Array], Array]  # (output, target) -> (B,)
 
-_ORDER, _LAYERS = 0, 1  # what the root key is folded with: the order of examples, the layers' own randomness
+# what the root key is folded with: the order of examples, the layers' own randomness, changes of the examples
+_ORDER, _LAYERS, _CHANGES = 0, 1, 2
 
 
 class TrainState(NamedTuple):
@@ -94,6 +96,7 @@ def take_steps(
     capacity: int,
     shuffle: bool = True,
     metrics: Mapping[str, Metric] | None = None,
+    augment: Augmentation | None = None,
 ) -> Callable[[TrainState, Any, Array, Any], tuple[TrainState, StepInfo, Array]]:
     """Many steps of mini-batch descent as one program: a chunk, an epoch, or several epochs.
 
@@ -105,6 +108,7 @@ def take_steps(
         capacity: the most steps one call may take: the length of the returned history.
         shuffle: draw a new order for each epoch, or take the examples as they lie.
         metrics: more to observe, by name.
+        augment: ``(key, x (B, ...)) -> x``, what changes the examples of each step; see :mod:`fbp.augmentation`.
 
     Returns:
         A pure function ``(state, x (N, ...), y (N, ...), count) -> (state, history, taken)``. ``count`` (at most ``capacity``)
@@ -139,7 +143,11 @@ def take_steps(
             if shuffle:
                 order = jax.lax.cond((at == 0) & (taken > 0), order_of, lambda _: order, state.step)
             rows = jax.lax.dynamic_slice_in_dim(order, at * batch_size, batch_size)
-            state, info = one(state, x[rows], y[rows])
+            batch = x[rows]
+            if augment:
+                key = jax.random.fold_in(jax.random.fold_in(state.key, _CHANGES), state.step)
+                batch = augment(key, batch)
+            state, info = one(state, batch, y[rows])
             history = jax.tree.map(lambda column, value: column.at[taken].set(value), history, info)
             return state, order, history, taken + 1, jnp.isfinite(info.cost)
 
@@ -210,6 +218,12 @@ def predict(model: Layer, *, batch_size: int) -> Callable[[Params, Any], Array]:
         return jnp.concatenate(outputs)
 
     return run
+
+
+def has_statistics(model: Layer, shape: Shape) -> bool:
+    """Whether some of the model's parameters are statistics of data (see ``batch_norm``)."""
+    params = jax.eval_shape(lambda key: model.init(key, shape)[0], jax.random.key(0))
+    return any(path_of(keys).split("/")[-1] in STATISTICS for keys, _ in jax.tree_util.tree_leaves_with_path(params))
 
 
 def with_statistics(model: Layer, *, batch_size: int) -> Callable[[Params, Any, Key], Params]:

@@ -6,10 +6,15 @@ from fbp.datasets.base import Prepared as Prepared
 from fbp.datasets.base import Scaling as Scaling
 from fbp.datasets.base import check as check
 from fbp.datasets.base import prepare as prepare
+from fbp.datasets.base import reconstruction as reconstruction
 from fbp.datasets.files import file as file
 from fbp.datasets.images import cifar10 as cifar10
 from fbp.datasets.images import fashion_mnist as fashion_mnist
 from fbp.datasets.images import mnist as mnist
+from fbp.datasets.sequences import adding_problem as adding_problem
+from fbp.datasets.sequences import copy_memory as copy_memory
+from fbp.datasets.sequences import sequential_digits as sequential_digits
+from fbp.datasets.sequences import text as text
 from fbp.datasets.shipped import breast_cancer as breast_cancer
 from fbp.datasets.shipped import diabetes as diabetes
 from fbp.datasets.shipped import digits as digits

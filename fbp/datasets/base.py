@@ -9,7 +9,8 @@ from fbp.errors import InputError
 
 
 class Examples(NamedTuple):
-    """Inputs ``x (N, ...)`` float32 and targets ``y``: int32 labels ``(N,)`` or float32 numbers ``(N, K)``."""
+    """Inputs ``x (N, ...)``, float32 or int32 tokens, and targets ``y``: int32 labels ``(N,)``, or ``(N, T)`` for each
+    position of a sequence (negative where there is none), or float32 numbers ``(N, K)``."""
 
     x: np.ndarray
     y: np.ndarray
@@ -23,12 +24,26 @@ class Dataset(NamedTuple):
         train: the examples to train and validate with (and to test with, where ``test`` is None).
         test: the examples that the data set's authors set apart, if they did.
         classes: the names of the classes; empty for regression.
+        tokens: what the inputs' whole numbers stand for; empty where the inputs are numbers.
+        ordered: the examples follow each other; validation and test are cut from their end, not drawn.
     """
 
     name: str
     train: Examples
     test: Examples | None = None
     classes: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
+    ordered: bool = False
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a model answers with: the classes, or the targets of an example."""
+        return len(self.classes) or int(self.train.y.shape[1])
+
+    @property
+    def sequence(self) -> bool:
+        """Whether there is a target for each position."""
+        return bool(self.classes) and self.train.y.ndim == 2
 
     @property
     def fingerprint(self) -> str:
@@ -99,11 +114,29 @@ def check(dataset: Dataset) -> Dataset:
                     f"{where}: expected finite {what}, got NaN or infinity in {bad.sum()} of {len(bad)} rows, "
                     f"the first in row {bad.argmax()} (counted from 0); remove or replace them"
                 )
-        if dataset.classes and len(y) and not (y.min() >= 0 and y.max() < len(dataset.classes)):
+        lowest = -1 if dataset.sequence else 0  # -1: a position without a target
+        if dataset.classes and len(y) and not (y.min() >= lowest and y.max() < len(dataset.classes)):
             raise InputError(
                 f"{where}: expected labels from 0 to {len(dataset.classes) - 1}, got labels from {y.min()} to {y.max()}"
             )
+        if dataset.tokens and not (x.dtype.kind in "iu" and x.min() >= 0 and x.max() < len(dataset.tokens)):
+            raise InputError(
+                f"{where}: expected tokens, whole numbers from 0 to {len(dataset.tokens) - 1}, got {x.dtype} numbers from "
+                f"{x.min()} to {x.max()}"
+            )
     return dataset
+
+
+def reconstruction(dataset: Dataset) -> Dataset:
+    """The same examples with themselves as targets, flat: what an autoencoder learns."""
+    if dataset.tokens:
+        raise InputError("data.reconstruct: expected numbers as inputs, got tokens")
+
+    def itself(examples: Examples) -> Examples:
+        return Examples(examples.x, examples.x.reshape(len(examples.x), -1))
+
+    test = itself(dataset.test) if dataset.test else None
+    return dataset._replace(train=itself(dataset.train), test=test, classes=())
 
 
 def prepare(
@@ -116,10 +149,10 @@ def prepare(
     standardize: bool = False,
     standardize_targets: bool = False,
 ) -> Prepared:
-    """Split by seed, then standardize with the mean and deviation of the training part alone.
+    """Split, then standardize with the mean and deviation of the training part alone.
 
     Args:
-        dataset: what to split.
+        dataset: what to split; by a permutation, or, where it is ordered, into training, validation and test as they follow.
         seed: of the permutation that splits.
         validation, test: shares of the examples; ``test`` is not used where the data set has a test part of its own.
         limit: keep only so many training examples.
@@ -133,7 +166,10 @@ def prepare(
         raise InputError(f"data.limit: expected at least 1, got {limit}")
     if standardize_targets and dataset.classes:
         raise InputError("data.standardize_targets: expected a regression, got classes; remove it")
-    order = np.random.default_rng(seed).permutation(len(dataset.train.x))
+    if standardize and dataset.tokens:
+        raise InputError("data.standardize: expected numbers as inputs, got tokens; remove it")
+    count = len(dataset.train.x)
+    order = np.arange(count)[::-1] if dataset.ordered else np.random.default_rng(seed).permutation(count)
     test_count = 0 if dataset.test else round(test * len(order))
     validation_count = round(validation * len(order))
     held_out = test_count + validation_count
@@ -142,6 +178,8 @@ def prepare(
         "validation": order[test_count:held_out],
         "train": order[held_out:][:limit],
     }
+    if dataset.ordered:
+        rows = {name: chosen[::-1] for name, chosen in rows.items()}
     parts = {name: Examples(dataset.train.x[chosen], dataset.train.y[chosen]) for name, chosen in rows.items()}
     if dataset.test:
         parts["test"] = dataset.test

@@ -1,5 +1,6 @@
 """From a configuration to the functions and arrays of a run."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import BaseModel
 
-from fbp import datasets, losses, metrics, optimizers, schedules
+from fbp import augmentation, datasets, losses, metrics, optimizers, schedules
+from fbp.augmentation import Augmentation
 from fbp.datasets import Dataset, Examples, Prepared
 from fbp.errors import InputError, ShapeError
 from fbp.experiment.catalogue import find
@@ -43,7 +45,8 @@ class Experiment(NamedTuple):
         model, loss, optimizer: the functions.
         schedule: the learning rate by step.
         metrics: what is observed beside the loss.
-        batch_size, steps_per_epoch, steps: counts, in examples, steps and steps.
+        augment: how training examples are changed at random, None where they are not.
+        batch_size, steps_per_epoch, steps, interval: counts, in examples and in steps; ``interval`` lies between evaluations.
     """
 
     config: Config
@@ -55,9 +58,11 @@ class Experiment(NamedTuple):
     optimizer: Optimizer
     schedule: Schedule
     metrics: dict[str, Metric]
+    augment: Augmentation | None
     batch_size: int
     steps_per_epoch: int
     steps: int
+    interval: int
 
 
 def build(config: Config) -> Experiment:
@@ -67,6 +72,8 @@ def build(config: Config) -> Experiment:
         InputError: where it does not.
     """
     dataset = datasets.check(call("data", config.data))
+    if config.data.reconstruct:
+        dataset = datasets.reconstruction(dataset)
     data = datasets.prepare(
         dataset,
         seed=config.seed,
@@ -77,11 +84,11 @@ def build(config: Config) -> Experiment:
         standardize_targets=config.data.standardize_targets,
     )
     data = _with_targets(data, config, len(dataset.classes))
-    outputs = len(dataset.classes) or data.train.y.shape[1]
     shape = data.train.x.shape[1:]
-    model = build_model(config, outputs)
+    model = build_model(config, dataset.outputs, len(dataset.tokens), dataset.sequence)
     loss = build_loss(config)
-    _check_fit(config, model, loss, shape, outputs, data.train)
+    expected = (*shape[: 1 if dataset.sequence else 0], dataset.outputs)
+    _check_fit(config, model, loss, shape, expected, data.train)
     examples = len(data.train.x)
     batch_size = examples if config.training.batch_size == "full" else config.training.batch_size
     if batch_size > examples:
@@ -90,7 +97,7 @@ def build(config: Config) -> Experiment:
             "make it smaller, or 'full'"
         )
     steps_per_epoch = examples // batch_size
-    steps = steps_per_epoch * config.training.epochs
+    steps = config.training.steps or steps_per_epoch * config.training.epochs
     for key, value in (
         ("schedule.warmup", config.schedule.warmup),
         ("optimizer.accumulate", config.optimizer.accumulate),
@@ -108,19 +115,21 @@ def build(config: Config) -> Experiment:
         build_optimizer(config, schedule),
         schedule,
         {"accuracy": metrics.accuracy} if dataset.classes else {"absolute_error": metrics.absolute_error},
+        build_augmentation(config, shape),
         batch_size,
         steps_per_epoch,
         steps,
+        min(config.training.evaluate_every or steps_per_epoch, steps),
     )
 
 
-def call(kind: str, section: BaseModel, *given: Any) -> Any:
+def call(kind: str, section: BaseModel, *given: Any, **told: Any) -> Any:
     """What a section names, called with the section's arguments."""
     named = find(kind, section.name)  # type: ignore[attr-defined]
     if isinstance(named, Loss):
         return named
     values = {key: _resolved(key, value) for key, value in arguments(section).items() if value is not None}
-    return named(*given, **values)
+    return named(*given, **values, **told)
 
 
 def _resolved(key: str, value: Any) -> Any:
@@ -133,10 +142,21 @@ def _resolved(key: str, value: Any) -> Any:
     return (lambda: constructor(**table)) if kind == "activation" else constructor(**table)
 
 
-def build_model(config: Config, outputs: int) -> Layer:
-    """The model for ``outputs`` outputs: the number of classes, or of targets."""
+def build_model(config: Config, outputs: int, vocabulary: int = 0, sequence: bool = False) -> Layer:
+    """The model that the configuration names.
+
+    Args:
+        config: the experiment's.
+        outputs: how many outputs it has: the number of classes, or of targets.
+        vocabulary: how many tokens its input may have; 0 where the input is numbers.
+        sequence: whether there is a target for each position. This and ``vocabulary`` reach a constructor that has
+            arguments of these names.
+    """
+    constructor: Any = find("model", config.model.name)
+    told = {"vocabulary": vocabulary, "sequence": sequence}
     try:
-        model = call("model", config.model, outputs)
+        known = inspect.signature(constructor).parameters
+        model = call("model", config.model, outputs, **{key: value for key, value in told.items() if key in known})
     except InputError as error:
         raise InputError(f"model: {error}") from None
     except Exception as error:
@@ -146,6 +166,25 @@ def build_model(config: Config, outputs: int) -> Layer:
     if not isinstance(model, Layer):
         raise InputError(f"model {config.model.name!r}: expected a function that returns a Layer, got {type(model)}")
     return model
+
+
+def build_augmentation(config: Config, shape: Shape) -> Augmentation | None:
+    """The changes that the configuration asks for, in the order of its keys; None where there are none."""
+    section = config.augmentation
+    asked = {key: value for key, value in section.model_dump().items() if value}
+    if asked and len(shape) != 3:
+        raise InputError(f"augmentation.{next(iter(asked))}: expected pictures (H, W, C), got examples of shape {shape}")
+    for key, size in asked.items():
+        most = min(shape[:2]) - 1
+        if size is not True and size > most:
+            raise InputError(f"augmentation.{key}: expected at most {most} pixels, got {size}")
+    makers: dict[str, Callable[..., Augmentation]] = {
+        "crop": augmentation.crop,
+        "shift": augmentation.shift,
+        "flip": lambda _: augmentation.flip(),
+        "cutout": augmentation.cutout,
+    }
+    return augmentation.in_order([makers[key](value) for key, value in asked.items()]) if asked else None
 
 
 def build_loss(config: Config) -> Loss:
@@ -226,7 +265,7 @@ def _with_targets(data: Prepared, config: Config, classes: int) -> Prepared:
     )
 
 
-def _check_fit(config: Config, model: Layer, loss: Loss, shape: Shape, outputs: int, examples: Examples) -> None:
+def _check_fit(config: Config, model: Layer, loss: Loss, shape: Shape, outputs: Shape, examples: Examples) -> None:
     """See that layers fit the examples, outputs the targets, and gradients the parameters; almost nothing is computed."""
 
     def everything(key: Array, x: Array, y: Array) -> Any:
@@ -236,8 +275,9 @@ def _check_fit(config: Config, model: Layer, loss: Loss, shape: Shape, outputs: 
     x, y = (jax.ShapeDtypeStruct((2, *part.shape[1:]), part.dtype) for part in examples)
     try:
         params, result = jax.eval_shape(everything, jax.random.key(0), x, y)
-        if result.output.shape != (2, outputs):
-            raise ShapeError(f"expected outputs of shape (B, {outputs}), got {('B', *result.output.shape[1:])}")
+        if result.output.shape != (2, *outputs):
+            wanted, given = (", ".join(map(str, ("B", *sizes))) for sizes in (outputs, result.output.shape[1:]))
+            raise ShapeError(f"expected outputs of shape ({wanted}), got ({given})")
     except ShapeError as error:
         raise InputError(f"model: for examples of shape {shape}, {error}") from None
     except Exception as error:

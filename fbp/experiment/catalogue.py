@@ -21,9 +21,9 @@ CATALOGUE: Mapping[str, Mapping[str, Constructor | Loss]] = {
     "data": _named(
         datasets,
         "digits iris wine breast_cancer diabetes mnist fashion_mnist cifar10 file "
-        "xor spirals moons circles linear sine",
+        "xor spirals moons circles linear sine text adding_problem copy_memory sequential_digits",
     ),
-    "model": _named(models, "mlp"),
+    "model": _named(models, "mlp lenet5 cnn resnet inception autoencoder rnn gru lstm gpt vit"),
     "activation": _named(
         layers,
         "identity sigmoid tanh relu leaky_relu elu selu softplus silu gelu softmax log_softmax",

@@ -43,6 +43,16 @@ class Data(_Section):
     limit: _Count | None = None
     standardize: bool = False
     standardize_targets: bool = False
+    reconstruct: bool = False
+
+
+class Augmentation(_Section):
+    """``[augmentation]``: how training pictures are changed at random, in this order; all in pixels."""
+
+    crop: Annotated[int, Field(ge=0)] = 0
+    shift: Annotated[int, Field(ge=0)] = 0
+    flip: bool = False
+    cutout: Annotated[int, Field(ge=0)] = 0
 
 
 class Model(_Section):
@@ -80,9 +90,11 @@ class ScheduleSection(_Section):
 
 
 class Training(_Section):
-    """``[training]``: how long, and in what portions."""
+    """``[training]``: how long, and in what portions; ``steps``, where it is given, in place of ``epochs``."""
 
     epochs: _Count = 10
+    steps: _Count | None = None
+    evaluate_every: _Count | None = None
     batch_size: _Count | Literal["full"] = 32
     shuffle: bool = True
 
@@ -111,6 +123,7 @@ class Config(_Section):
     loss: LossSection
     optimizer: OptimizerSection
     schedule: ScheduleSection = ScheduleSection()
+    augmentation: Augmentation = Augmentation()
     training: Training = Training()
     tracking: Tracking = Tracking()
     variant: list[Variant] = []
@@ -127,7 +140,7 @@ _NAMED: Mapping[str, type[_Section]] = {
 }
 
 # what the runner gives to a constructor itself
-_GIVEN = {"model": {"outputs"}, "schedule": {"value"}, "optimizer": {"mask"}}
+_GIVEN = {"model": {"outputs", "vocabulary", "sequence"}, "schedule": {"value"}, "optimizer": {"mask"}}
 
 _RANGES: Mapping[str, dict[str, Any]] = {
     "learning_rate": {"gt": 0},
@@ -155,6 +168,20 @@ _RANGES: Mapping[str, dict[str, Any]] = {
     "features": {"ge": 1},
     "noise": {"ge": 0},
     "turns": {"gt": 0},
+    "context": {"ge": 1},
+    "stride": {"ge": 1},
+    "length": {"ge": 2},
+    "delay": {"ge": 1},
+    "symbols": {"ge": 2},
+    "window": {"ge": 1},
+    "depth": {"ge": 1},
+    "modules": {"ge": 1},
+    "heads": {"ge": 1},
+    "patch": {"ge": 1},
+    "code": {"ge": 1},
+    "width": {"ge": 1},
+    "embedding_width": {"ge": 1},
+    "dropout_rate": {"ge": 0, "lt": 1},
     "periods": {"gt": 0},
     "seed": {"ge": 0},
 }
@@ -328,7 +355,7 @@ def parse(table: dict[str, Any], where: str) -> Config:
     rest = {key: value for key, value in table.items() if key not in _NAMED}
     for kind, base in _NAMED.items():
         sections.setdefault(kind, base.model_construct(name=""))
-    fields |= {("training",): Training, ("tracking",): Tracking, ("variant",): Variant}
+    fields |= {("augmentation",): Augmentation, ("training",): Training, ("tracking",): Tracking, ("variant",): Variant}
     try:
         config = Config(**rest, **sections)
     except ValidationError as error:

@@ -60,6 +60,8 @@ def _pictures(folder: Path) -> dict[str, Callable[[], Figure | None]]:
         "first_layer_weights": lambda: first_layer_weights(results, read(model).shape),
         "decision_boundary": lambda: decision_boundary(results, classes),
         "predictions": lambda: predictions(results),
+        "reconstructions": lambda: reconstructions(results),
+        "loss_by_position": lambda: loss_by_position(results),
     }
 
 
@@ -289,4 +291,31 @@ def predictions(results: dict[str, np.ndarray]) -> Figure | None:
     ends = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
     axes.plot(ends, ends, color="gray", linewidth=1, linestyle="--")
     axes.set(xlabel="true", ylabel="predicted", title="test examples")
+    return figure
+
+
+def reconstructions(results: dict[str, np.ndarray]) -> Figure | None:
+    """For an autoencoder of pictures: test pictures above what it made of them."""
+    originals = results.get("originals")
+    if originals is None or originals.ndim != 4:
+        return None
+    shown = min(len(originals), 12)
+    figure = Figure(figsize=(0.9 * shown + 0.4, 2.3), layout="constrained")
+    for i, axes in enumerate(_axes(figure, 2, shown)):
+        axes.set_axis_off()
+        _picture(axes, (originals if i < shown else results["reconstructions"])[i % shown])
+    figure.suptitle("test pictures (above) and their reconstructions (below)", fontsize=10)
+    return figure
+
+
+def loss_by_position(results: dict[str, np.ndarray]) -> Figure | None:
+    """For sequences: the mean test loss at each position that has a target."""
+    if "loss_by_position" not in results:
+        return None
+    values = results["loss_by_position"]
+    places = np.flatnonzero(np.isfinite(values))
+    figure = Figure(figsize=(5.5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(places, values[places], marker="o" if len(places) < 30 else None, markersize=3)
+    axes.set(xlabel="position", title="test loss by position", ylim=(0, None))
     return figure

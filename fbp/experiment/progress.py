@@ -37,7 +37,7 @@ class Bar:
 
     def begin(self, experiment: Experiment) -> None:
         """Training is about to compile and start."""
-        self.steps, self.epochs = experiment.steps, experiment.config.training.epochs
+        self.steps, self.epochs = experiment.steps, -(-experiment.steps // experiment.steps_per_epoch)
         if self.console.is_terminal:
             self.progress = Progress(
                 TextColumn("{task.description}"),

@@ -11,6 +11,7 @@ from fbp.experiment.build import Experiment, reading
 from fbp.experiment.saving import by_path, write_arrays
 from fbp.layer import Params
 
+_AT_ONCE = 500  # test examples at a time
 _SHOWN = 25  # misclassified examples that are kept for a picture
 _GRID = 200  # points along each side of a decision boundary's grid
 
@@ -18,13 +19,17 @@ _GRID = 200  # points along each side of a decision boundary's grid
 def evaluate_and_write(experiment: Experiment, params: Params, folder: Path) -> dict[str, float]:
     """Predict the test part, write ``results.npz`` into the run's folder, and return the test metrics."""
     test = experiment.data.test
-    forward = jax.jit(training.predict(experiment.model, batch_size=min(1000, len(test.x))))
+    forward = jax.jit(training.predict(experiment.model, batch_size=min(_AT_ONCE, len(test.x))))
     output = forward(params, jnp.asarray(test.x))
     y = jnp.asarray(test.y)
     values = {"test_loss": float(experiment.loss.value(output, y).mean())}
     values |= {f"test_{name}": float(metric(output, y).mean()) for name, metric in experiment.metrics.items()}
     arrays = {"first_weights": _first_weights(params)}
-    if experiment.dataset.classes:
+    if experiment.dataset.sequence:
+        arrays |= _by_position(experiment, output)
+    elif experiment.config.data.reconstruct:
+        arrays |= _reconstructed(experiment, np.asarray(reading(experiment.config)(output)))
+    elif experiment.dataset.classes:
         arrays |= _classified(experiment, np.asarray(reading(experiment.config)(output)))
     else:
         predicted, true = _in_own_units(experiment, np.asarray(output)), _in_own_units(experiment, test.y)
@@ -60,6 +65,27 @@ def _classified(experiment: Experiment, probabilities: np.ndarray) -> dict[str, 
         "wrong_predicted": predicted[wrong],
         "wrong_confidence": probabilities[wrong].max(axis=1),
     }
+
+
+def _by_position(experiment: Experiment, output: jax.Array) -> dict[str, np.ndarray]:
+    """For a sequence: the mean loss at each position, over the examples that have a target there."""
+    y = jnp.asarray(experiment.data.test.y)
+    labels = y if y.ndim == 2 else y.argmax(axis=-1)
+    counted = np.asarray((labels >= 0) if y.ndim == 2 else y.sum(axis=-1) > 0)
+    flat = output.reshape(-1, output.shape[-1]), y.reshape(-1, *y.shape[2:])
+    costs = np.asarray(experiment.loss.value(*flat)).reshape(counted.shape)
+    totals = counted.sum(axis=0)
+    mean = np.where(totals > 0, (costs * counted).sum(axis=0) / np.maximum(totals, 1), np.nan)
+    return {"loss_by_position": mean}
+
+
+def _reconstructed(experiment: Experiment, output: np.ndarray) -> dict[str, np.ndarray]:
+    """Test examples and what became of them."""
+    shape, shown = experiment.shape, slice(_SHOWN)
+    undo = experiment.data.inputs.undo if experiment.data.inputs else lambda values: values
+    target_undo = lambda values: _in_own_units(experiment, values)
+    originals = undo(experiment.data.test.x[shown])
+    return {"originals": originals, "reconstructions": target_undo(output[shown]).reshape(-1, *shape)}
 
 
 def _first_weights(params: Params) -> np.ndarray:

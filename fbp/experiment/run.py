@@ -8,7 +8,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -27,6 +27,8 @@ from fbp.training import StepInfo, TrainState
 
 _CHUNK_SECONDS = 1.0  # how long one call to the compiled program should take: signals and progress wait for it
 _PROBE = 128  # how many training examples the norms by layer are measured on
+_EVALUATED = 500  # examples at a time, where nothing is learned
+_POPULATION = 4096  # how many the statistics of normalization layers are taken from
 
 
 class Reporter(Protocol):
@@ -183,46 +185,46 @@ def _signals(received: list[int]) -> Iterator[list[int]]:
 def _train(
     experiment: Experiment, state: TrainState, record: _Record, reporter: Reporter, received: list[int]
 ) -> TrainState:
-    """All epochs, in chunks of about a second; between them come the journal, the progress and the signals."""
-    data, per_epoch = experiment.data, experiment.steps_per_epoch
+    """All steps, in chunks of about a second; between them come the journal, the progress and the signals."""
+    data, interval, per_epoch = experiment.data, experiment.interval, experiment.steps_per_epoch
     x, y = jnp.asarray(data.train.x), jnp.asarray(data.train.y)
-    validation = jnp.asarray(data.validation.x), jnp.asarray(data.validation.y)
     steps = training.take_steps(
         experiment.model,
         experiment.loss,
         experiment.optimizer,
         batch_size=experiment.batch_size,
-        capacity=per_epoch,
+        capacity=interval,
         shuffle=experiment.config.training.shuffle,
         metrics=experiment.metrics,
+        augment=experiment.augment,
     )
     advance = jax.jit(steps, donate_argnums=0).lower(state, x, y, 1).compile()
-    evaluate = jax.jit(_evaluation(experiment, batch_size=min(1000, len(data.validation.x))))
+    evaluate = _evaluation(experiment)
     diagnose = jax.jit(diagnostics.diagnose(experiment.model, experiment.loss, experiment.optimizer))
-    rates = jax.jit(lambda first: jax.vmap(experiment.schedule)(first + jnp.arange(per_epoch)))
+    rates = jax.jit(lambda first: jax.vmap(experiment.schedule)(first + jnp.arange(interval)))
     chunk, at = 1, 0
     record.state = before = state = _copy(state)
     _write_diagnosis(record, diagnose, state, x, y, at)
     while at < experiment.steps:
-        epoch_end, epoch_costs = at + per_epoch, []
+        next_stop, parts = min(at + interval, experiment.steps), []
         began = time.perf_counter()
-        while at < epoch_end:
+        while at < next_stop:
             if received:
                 raise Interrupted(f"stopped by {signal.Signals(received[0]).name} at step {at}")
-            count, chunk_began = min(chunk, epoch_end - at), time.perf_counter()
+            count, chunk_began = min(chunk, next_stop - at), time.perf_counter()
             new_state, info, taken = advance(_copy(state), x, y, count)
             taken = int(taken)
             info = jax.tree.map(lambda column, n=taken: np.asarray(column[:n]), info)
             _write_steps(record, info, at, np.asarray(rates(at))[:taken])
-            epoch_costs.append(info)
+            parts.append(info)
             if not np.isfinite(info.cost[-1]):
                 _diverge(experiment, record, state, advance, x, y, at, info)
             before, record.state, state = state, new_state, new_state
             at += taken
-            chunk = min(_next_chunk(taken, time.perf_counter() - chunk_began), per_epoch)
-            reporter.advance(at, at // per_epoch, _progress(info, began, epoch_costs, experiment))
+            chunk = min(_next_chunk(taken, time.perf_counter() - chunk_began), interval)
+            reporter.advance(at, at // per_epoch, _progress(info, began, parts, experiment))
         seconds = time.perf_counter() - began
-        _write_epoch(record, evaluate, state, validation, epoch_costs, seconds, at)
+        _write_evaluation(record, evaluate(state), parts, seconds, at)
         if not math.isfinite(record.latest["validation_loss"]):
             record.state = state if _is_finite(state.params) else before
             rate = float(experiment.schedule(jnp.asarray(at - 1)))
@@ -249,9 +251,26 @@ def _next_chunk(count: int, seconds: float) -> int:
     return max(1, min(round(count * _CHUNK_SECONDS / max(seconds, 1e-6)), 8 * count))
 
 
-def _evaluation(experiment: Experiment, batch_size: int) -> Any:
-    measure = training.evaluate(experiment.model, experiment.loss, batch_size=batch_size, metrics=experiment.metrics)
-    return lambda state, x, y: measure(optimizers.averaged(state.opt_state, state.params), x, y)
+def _evaluation(experiment: Experiment) -> Callable[[TrainState], dict[str, Any]]:
+    """Loss and metrics on the validation part."""
+    x, y = (jnp.asarray(part) for part in experiment.data.validation)
+    measure = jax.jit(
+        training.evaluate(
+            experiment.model, experiment.loss, batch_size=min(_EVALUATED, len(x)), metrics=experiment.metrics
+        )
+    )
+    usable = _usable(experiment)
+    return lambda state: measure(usable(state), x, y)
+
+
+def _usable(experiment: Experiment) -> Callable[[TrainState], Params]:
+    """The parameters to evaluate and to keep: their average where one is kept, with the statistics of training examples."""
+    average = lambda state: optimizers.averaged(state.opt_state, state.params)
+    if not training.has_statistics(experiment.model, experiment.shape):
+        return average
+    x = jnp.asarray(experiment.data.train.x[: max(_POPULATION, experiment.batch_size)])
+    fill = jax.jit(training.with_statistics(experiment.model, batch_size=experiment.batch_size))
+    return lambda state: fill(average(state), x, state.key)
 
 
 def _progress(info: StepInfo, began: float, parts: list[StepInfo], experiment: Experiment) -> dict[str, float]:
@@ -265,19 +284,19 @@ def _write_steps(record: _Record, info: StepInfo, first: int, rates: np.ndarray)
     record.journal.steps(first + 1, columns)
 
 
-def _write_epoch(
-    record: _Record, evaluate: Any, state: TrainState, validation: Any, parts: list[StepInfo], seconds: float, at: int
+def _write_evaluation(
+    record: _Record, validation: dict[str, Any], parts: list[StepInfo], seconds: float, at: int
 ) -> None:
     experiment = record.experiment
     joined: StepInfo = jax.tree.map(lambda *columns: np.concatenate(columns).mean(dtype=np.float64), *parts)
     values: dict[str, Any] = {"train_loss": joined.cost} | {
         f"train_{name}": mean for name, mean in joined.metrics.items()
     }
-    values |= {f"validation_{name}": value for name, value in evaluate(state, *validation).items()}
+    values |= {f"validation_{name}": value for name, value in validation.items()}
     steps = sum(len(part.cost) for part in parts)
     values |= {
         "examples_per_second": steps * experiment.batch_size / seconds,
-        "epoch": at // experiment.steps_per_epoch,
+        "epoch": at / experiment.steps_per_epoch,
     }
     record.metrics(at, values)
 
@@ -313,11 +332,11 @@ def _diverge(
 
 def _finish(experiment: Experiment, state: TrainState, record: _Record, status: str, message: str) -> None:
     """The last evaluation, the trained model, the digests, and the journal's end."""
-    params = optimizers.averaged(state.opt_state, state.params)
+    params = _usable(experiment)(state)
     _save(experiment, params, record.folder)  # first: nothing after this may cost the model
     if status == "FINISHED":
         record.metrics(int(state.step), results.evaluate_and_write(experiment, params, record.folder))
-    text = summary.as_text(summary.layer_rows(experiment.model, experiment.shape))
+    text = summary.as_text(summary.layer_rows(experiment.model, experiment.shape, experiment.data.train.x.dtype))
     (record.folder / "artifacts" / "summary.txt").write_text(text + "\n", encoding="utf-8")
     tags = {
         "fbp.params_digest": saving.params_digest(params),
@@ -338,8 +357,7 @@ def _save(experiment: Experiment, params: Params, folder: Path) -> None:
         experiment.config,
         params,
         shape=experiment.shape,
-        outputs=len(dataset.classes) or data.train.y.shape[1],
-        classes=dataset.classes,
+        dataset=dataset,
         inputs=data.inputs,
         targets=data.targets,
     )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fbp import training
-from fbp.datasets import Scaling
+from fbp.datasets import Dataset, Scaling
 from fbp.errors import InputError
 from fbp.experiment import config as configuration
 from fbp.experiment.build import build_model, reading
@@ -62,6 +62,8 @@ class Trained(NamedTuple):
         config: the experiment that made it.
         shape: one example's.
         classes: the names of the classes; empty for regression.
+        tokens: what the whole numbers of an input stand for; empty where the input is numbers.
+        sequence: whether the model answers at each position.
         inputs, targets: the scalings of the training data, None where it was not scaled.
         forward: the jitted forward pass over scaled inputs.
     """
@@ -71,16 +73,20 @@ class Trained(NamedTuple):
     config: Config
     shape: Shape
     classes: tuple[str, ...]
+    tokens: tuple[str, ...]
+    sequence: bool
     inputs: Scaling | None
     targets: Scaling | None
     forward: Callable[[Params, Array], Array]
 
     def predict(self, x: Any) -> np.ndarray:
-        """Predictions ``(N, K)`` for inputs in the data set's own units, ``(N, *shape)`` or flat ``(N, F)``.
+        """Predictions ``(N, K)``, or ``(N, T, K)``, for inputs in the data set's own units, ``(N, *shape)`` or flat ``(N, F)``.
 
         Probabilities of the classes where the loss worked on logits; for a regression, numbers in the target's own units.
         """
-        x = np.asarray(x, np.float32)
+        x = np.asarray(x) if self.tokens else np.asarray(x, np.float32)
+        if self.tokens and not (x.dtype.kind in "iu" and x.size and 0 <= x.min() and x.max() < len(self.tokens)):
+            raise InputError(f"predict: expected tokens, whole numbers from 0 to {len(self.tokens) - 1}")
         if x.shape[1:] != self.shape:
             if x.ndim < 2 or not len(x) or x[0].size != np.prod(self.shape):
                 raise InputError(
@@ -98,8 +104,7 @@ def save(
     params: Params,
     *,
     shape: Shape,
-    outputs: int,
-    classes: tuple[str, ...],
+    dataset: Dataset,
     inputs: Scaling | None,
     targets: Scaling | None,
 ) -> None:
@@ -110,7 +115,14 @@ def save(
     arrays |= {f"{part}/{field}": getattr(s, field) for part, s in scalings.items() if s for field in s._fields}
     write_arrays(folder / "params.npz", arrays)
     (folder / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
-    (folder / _FACTS).write_text(json.dumps({"shape": shape, "outputs": outputs, "classes": classes}), encoding="utf-8")
+    facts = {
+        "shape": shape,
+        "outputs": dataset.outputs,
+        "classes": dataset.classes,
+        "tokens": dataset.tokens,
+        "sequence": dataset.sequence,
+    }
+    (folder / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
 
 
 def read(folder: Path) -> Trained:
@@ -128,7 +140,7 @@ def read(folder: Path) -> Trained:
         raise InputError(f"{folder}: the trained model is damaged ({error})") from None
     config = configuration.read(folder / "config.toml")
     shape = tuple(facts["shape"])
-    model = build_model(config, facts["outputs"])
+    model = build_model(config, facts["outputs"], len(facts["tokens"]), facts["sequence"])
     template, _ = jax.eval_shape(lambda key: model.init(key, shape)[0], jax.random.key(0)), None
     leaves, structure = jax.tree_util.tree_flatten_with_path(template)
     found = {key.removeprefix("params/"): value for key, value in arrays.items() if key.startswith("params/")}
@@ -141,4 +153,5 @@ def read(folder: Path) -> Trained:
         for part in ("inputs", "targets")
     )
     forward = jax.jit(training.predict(model, batch_size=1000))
-    return Trained(model, params, config, shape, tuple(facts["classes"]), inputs, targets, forward)
+    classes, tokens = tuple(facts["classes"]), tuple(facts["tokens"])
+    return Trained(model, params, config, shape, classes, tokens, facts["sequence"], inputs, targets, forward)

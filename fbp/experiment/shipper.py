@@ -282,9 +282,10 @@ def log_model(folder: Path, run_id: str, uri: str) -> None:
 
     saved = folder / "artifacts" / "model"
     facts = json.loads((saved / "model.json").read_text())
+    positions = facts["shape"][:1] if facts["sequence"] else []
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("float32"), (-1, *facts["shape"]))]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, facts["outputs"]))]),
+        inputs=Schema([TensorSpec(np.dtype("int32" if facts["tokens"] else "float32"), (-1, *facts["shape"]))]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, *positions, facts["outputs"]))]),
     )
     needed = ("jax", "numpy", "pydantic", "tomli-w")
     mlflow.set_tracking_uri(uri)

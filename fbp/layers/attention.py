@@ -391,7 +391,7 @@ def attention(
         o, _ = _weighted(scores, values, jnp.arange(keys.shape[2]) <= at)
         return (joined([o]) @ params["wo"] + params["bo"]).reshape(x.shape), (keys, values, at + 1)
 
-    stream = Stream(start, step) if causal and not (cross or lengths) else None
+    stream = Stream(start, step, limited=True) if causal and not (cross or lengths) else None
     return Layer(init, forward, backward, name=f"attention({heads})", stream=stream)
 
 

@@ -111,7 +111,7 @@ def learned_positions(context: int | None = None, *, weights: Initializer | None
         return x + params["w"][at], at + 1
 
     name = f"learned_positions({context})" if context else "learned_positions"
-    return Layer(init, forward, backward, name=name, stream=Stream(_first, step))
+    return Layer(init, forward, backward, name=name, stream=Stream(_first, step, limited=True))
 
 
 def sinusoidal_positions() -> Layer:

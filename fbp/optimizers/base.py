@@ -13,7 +13,7 @@ Schedule = Callable[[Array], Array]  # step -> value
 Scalar = float | Array | Schedule
 Mask = Callable[[Params], Any] | None  # params -> the same tree of booleans
 
-_NOT_DECAYED = ("b", "bias", "scale", "offset", "g", *STATISTICS)
+_NOT_DECAYED = ("b", "bh", "bq", "bkv", "bqkv", "bo", "bias", "scale", "offset", "g", *STATISTICS)
 
 
 class Stateless(NamedTuple):
