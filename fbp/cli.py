@@ -147,6 +147,36 @@ def check(experiment: str, overrides: tuple[str, ...], examples: int) -> None:
     sys.exit(0 if all_right else 1)
 
 
+@main.command()
+@click.argument("experiment")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=_SET_HELP)
+@click.option("--picture", type=click.Path(path_type=Path), help="A file ending in .svg, .png or .pdf.")
+def describe(experiment: str, overrides: tuple[str, ...], picture: Path | None) -> None:
+    """Show the layers of EXPERIMENT's model: shapes, parameters, memory and work of each; and draw how they are connected."""
+    from fbp.experiment import config as configuration
+    from fbp.experiment import model_picture, store, summary
+    from fbp.experiment.build import build
+    from fbp.experiment.diagram import diagram
+
+    path = _experiment_path(experiment)
+    config = configuration.read(path, overrides)
+    chosen = configuration.variants(config, str(path)) or {"": config}
+    if picture and picture.suffix not in (".svg", ".png", ".pdf"):
+        raise InputError(f"--picture: expected a file ending in .svg, .png or .pdf, got {str(picture)!r}")
+    for name, variant in chosen.items():
+        built = build(variant)
+        rows = summary.layer_rows(built.model, built.shape, built.data.train.x.dtype)
+        title = f"{config.name} {name}".strip()
+        click.echo(title)
+        click.echo(summary.as_text(rows))
+        end = f"-{name}" if name else ""
+        target = picture or store.root() / "pictures" / f"{config.name}.svg"
+        target = target.with_stem(f"{target.stem}{end}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        model_picture.draw(diagram(built.model, rows, built.shape), title).savefig(target, dpi=150)
+        click.echo(f"picture: {_shown(target)}\n")
+
+
 @main.command("list")
 @click.argument("kind", required=False)
 def list_names(kind: str | None) -> None:

@@ -1,5 +1,6 @@
 """Pictures of a run, drawn from what it stored: its journal and its ``results.npz``. Training never draws."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib.figure import Figure
 
-from fbp.experiment import journal
+from fbp.experiment import diagram, journal, model_picture
 from fbp.experiment.journal import Series
 from fbp.experiment.saving import read, read_arrays
 
@@ -40,6 +41,8 @@ def draw(folder: Path, children: Sequence[Path] = ()) -> list[str]:
                 figure = picture()
                 if figure is not None:
                     figure.savefig(target / f"{name}.png", bbox_inches="tight")
+                    if name == "model":  # large ones are better looked at without pixels
+                        figure.savefig(target / f"{name}.svg")
             except Exception as error:  # a picture that fails must not cost the run its record
                 problems.append(f"{name}: {type(error).__name__}: {error}")
     return problems
@@ -49,17 +52,18 @@ def _pictures(folder: Path) -> dict[str, Callable[[], Figure | None]]:
     series = journal.history(folder)
     results = read_arrays(folder / "results.npz") if (folder / "results.npz").exists() else {}
     layers = (journal.start_of(folder) or {}).get("layers", {})
-    model = folder / "artifacts" / "model"
-    classes = read(model).classes if (model / "model.json").exists() else ()
+    saved = folder / "artifacts" / "model"
+    classes = read(saved).classes if (saved / "model.json").exists() else ()
     return {
         "learning_curves": lambda: learning_curves(series),
         "learning_rate": lambda: learning_rate(series),
         "delta_norms": lambda: delta_norms({"": (series, layers)}),
         "confusion_matrix": lambda: confusion_matrix(results, classes),
         "misclassified": lambda: misclassified(results, classes),
-        "first_layer_weights": lambda: first_layer_weights(results, read(model).shape),
+        "first_layer_weights": lambda: first_layer_weights(results, read(saved).shape),
         "decision_boundary": lambda: decision_boundary(results, classes),
         "predictions": lambda: predictions(results),
+        "model": lambda: model(folder),
         "reconstructions": lambda: reconstructions(results),
         "loss_by_position": lambda: loss_by_position(results),
     }
@@ -123,6 +127,14 @@ def compared_curves(named: dict[str, dict[str, Series]]) -> Figure | None:
         axes.set(xlabel="step", title=key.replace("_", " "))
         axes.legend()
     return figure
+
+
+def model(folder: Path) -> Figure | None:
+    """The model's layers and how they are connected."""
+    path = folder / diagram.NAME
+    if not path.exists():
+        return None
+    return model_picture.draw(diagram.from_json(json.loads(path.read_text(encoding="utf-8"))))
 
 
 def learning_rate(series: dict[str, Series]) -> Figure | None:

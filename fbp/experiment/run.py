@@ -18,7 +18,7 @@ import numpy as np
 
 from fbp import diagnostics, optimizers, training
 from fbp.experiment import config as configuration
-from fbp.experiment import environment, results, saving, summary
+from fbp.experiment import diagram, environment, results, saving, summary
 from fbp.experiment.build import Experiment, build
 from fbp.experiment.config import Config
 from fbp.experiment.journal import Journal, history, metrics_digest
@@ -222,7 +222,7 @@ def _train(
             before, record.state, state = state, new_state, new_state
             at += taken
             chunk = min(_next_chunk(taken, time.perf_counter() - chunk_began), interval)
-            reporter.advance(at, at // per_epoch, _progress(info, began, parts, experiment))
+            reporter.advance(at, -(-at // per_epoch), _progress(info, began, parts, experiment))
         seconds = time.perf_counter() - began
         _write_evaluation(record, evaluate(state), parts, seconds, at)
         if not math.isfinite(record.latest["validation_loss"]):
@@ -233,7 +233,7 @@ def _train(
                 f"{rate:.3g}; likely the steps are too large: lower optimizer.learning_rate or set optimizer.clip_global_norm"
             )
         _write_diagnosis(record, diagnose, state, x, y, at)
-        reporter.advance(at, at // per_epoch, record.latest)
+        reporter.advance(at, -(-at // per_epoch), record.latest)
     return state
 
 
@@ -336,8 +336,7 @@ def _finish(experiment: Experiment, state: TrainState, record: _Record, status: 
     _save(experiment, params, record.folder)  # first: nothing after this may cost the model
     if status == "FINISHED":
         record.metrics(int(state.step), results.evaluate_and_write(experiment, params, record.folder))
-    text = summary.as_text(summary.layer_rows(experiment.model, experiment.shape, experiment.data.train.x.dtype))
-    (record.folder / "artifacts" / "summary.txt").write_text(text + "\n", encoding="utf-8")
+    _write_summary(experiment, record.folder)
     tags = {
         "fbp.params_digest": saving.params_digest(params),
         "fbp.metrics_digest": metrics_digest(history(record.folder)),
@@ -348,6 +347,14 @@ def _finish(experiment: Experiment, state: TrainState, record: _Record, status: 
         tags["fbp.nonfinite"] = "true"
     record.journal.write("tags", values=tags)
     record.journal.write("end", status=status, message=message)
+
+
+def _write_summary(experiment: Experiment, folder: Path) -> None:
+    """The table of layers, and the boxes and arrows that its picture is drawn from."""
+    rows = summary.layer_rows(experiment.model, experiment.shape, experiment.data.train.x.dtype)
+    (folder / "artifacts" / "summary.txt").write_text(summary.as_text(rows) + "\n", encoding="utf-8")
+    drawn = diagram.to_json(diagram.diagram(experiment.model, rows, experiment.shape))
+    (folder / diagram.NAME).write_text(json.dumps(drawn), encoding="utf-8")
 
 
 def _save(experiment: Experiment, params: Params, folder: Path) -> None:
