@@ -34,23 +34,25 @@ from fbp.errors import InputError, ShapeError
 from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape, Stream
 
 Output = Literal["sequence", "last"]
+
+_UNROLL, _UNROLL_BACK = 4, 2  # steps in one turn of the loop over time; more gives nothing (benchmarks)
 State = tuple[Array, ...]  # (h,) or (h, c)
 
 
 class _Cell(NamedTuple):
-    """One step of a recurrence. ``z`` is x_t wx + b, ``dz`` the delta at the pre-activations.
+    """One step of a recurrence. ``z`` is x_t wx, ``dz`` the delta at the pre-activations.
 
     Attributes:
         gates: pre-activations per feature.
         states: arrays in the state.
         step: ``(params, z, state) -> (state, kept)``
-        back: ``(kept, state before, dC/dstate) -> (dz, what of dz meets h wh, dC/dstate before, but for h wh)``
+        back: ``(kept, state before, dC/dstate) -> (dz, what of dz meets h wh if that is another, dC/dstate before but for h wh)``
     """
 
     gates: int
     states: int
     step: Callable[[Params, Array, State], tuple[State, Any]]
-    back: Callable[[Any, State, State], tuple[Array, Array, State]]
+    back: Callable[[Any, State, State], tuple[Array, Array | None, State]]
 
 
 def _sigmoid(z: Array) -> Array:
@@ -58,47 +60,48 @@ def _sigmoid(z: Array) -> Array:
 
 
 def _rnn_step(params: Params, z: Array, state: State) -> tuple[State, Any]:
-    h = jnp.tanh(z + state[0] @ params["wh"])
+    h = jnp.tanh(z + state[0] @ params["wh"] + params["b"])
     return (h,), h
 
 
-def _rnn_back(kept: Any, before: State, d: State) -> tuple[Array, Array, State]:
-    dz = d[0] * (1 - kept * kept)
-    return dz, dz, (jnp.zeros_like(d[0]),)
+def _rnn_back(kept: Any, before: State, d: State) -> tuple[Array, None, State]:
+    return d[0] * (1 - kept * kept), None, (jnp.zeros_like(d[0]),)
 
 
 def _lstm_step(params: Params, z: Array, state: State) -> tuple[State, Any]:
     h, c = state
-    z_i, z_f, z_g, z_o = jnp.split(z + h @ params["wh"], 4, axis=-1)
-    i, f, g, o = _sigmoid(z_i), _sigmoid(z_f), jnp.tanh(z_g), _sigmoid(z_o)
+    half = jnp.repeat(jnp.array([0.5, 0.5, 1.0, 0.5], z.dtype), h.shape[-1])  # one tanh for all gates; sigmoid is half of one
+    gates = jnp.tanh(half * (z + h @ params["wh"] + params["b"])) * half + (1 - half)
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
     c = f * c + i * g
     squashed = jnp.tanh(c)
-    return (o * squashed, c), (i, f, g, o, squashed)
+    return (o * squashed, c), (gates, squashed)
 
 
-def _lstm_back(kept: Any, before: State, d: State) -> tuple[Array, Array, State]:
-    i, f, g, o, squashed = kept
+def _lstm_back(kept: Any, before: State, d: State) -> tuple[Array, None, State]:
+    gates, squashed = kept
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
     dh, dc = d
     dc = dc + dh * o * (1 - squashed * squashed)
     dz = jnp.concatenate(
         [dc * g * i * (1 - i), dc * before[1] * f * (1 - f), dc * i * (1 - g * g), dh * squashed * o * (1 - o)], axis=-1
     )
-    return dz, dz, (jnp.zeros_like(dh), dc * f)
+    return dz, None, (jnp.zeros_like(dh), dc * f)
 
 
 def _gru_step(params: Params, z: Array, state: State) -> tuple[State, Any]:
     (h,) = state
-    from_state = h @ params["wh"]
-    z_u, z_r, z_n = jnp.split(z, 3, axis=-1)
-    s_u, s_r, s_n = jnp.split(from_state, 3, axis=-1)
-    s_n = s_n + params["bh"]
-    u, r = _sigmoid(z_u + s_u), _sigmoid(z_r + s_r)
-    n = jnp.tanh(z_n + r * s_n)
-    return (n + u * (h - n),), (u, r, n, s_n)
+    z, from_state, two = z + params["b"], h @ params["wh"], 2 * h.shape[-1]
+    gates = _sigmoid(z[:, :two] + from_state[:, :two])
+    u, r = jnp.split(gates, 2, axis=-1)
+    s_n = from_state[:, two:] + params["bh"]
+    n = jnp.tanh(z[:, two:] + r * s_n)
+    return (n + u * (h - n),), (gates, n, s_n)
 
 
 def _gru_back(kept: Any, before: State, d: State) -> tuple[Array, Array, State]:
-    u, r, n, s_n = kept
+    gates, n, s_n = kept
+    u, r = jnp.split(gates, 2, axis=-1)
     (dh,) = d
     dz_n = dh * (1 - u) * (1 - n * n)
     dz_u = dh * (before[0] - n) * u * (1 - u)
@@ -199,7 +202,7 @@ def _recurrent(
     def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
         x, until, initial = unpacked(params, x)
         along_time = x.swapaxes(0, 1)
-        z = along_time @ params["wx"] + params["b"]  # one GEMM over all positions
+        z = along_time @ params["wx"]  # one GEMM over all positions; the bias joins where z is read
         inside = None if until is None else (jnp.arange(x.shape[1])[:, None] < until)[..., None]  # (T, B, 1)
 
         def step(state: State, at: Any) -> tuple[State, Any]:
@@ -209,7 +212,7 @@ def _recurrent(
                 new = tuple(jnp.where(inside_t, n, s) for n, s in zip(new, state, strict=True))
             return new, (new, kept)
 
-        last, (states, kept) = jax.lax.scan(step, initial, (z, inside), reverse=reverse)
+        last, (states, kept) = jax.lax.scan(step, initial, (z, inside), reverse=reverse, unroll=_UNROLL)
         y = last[0]
         if output == "sequence":
             y = (states[0] if inside is None else jnp.where(inside, states[0], 0)).swapaxes(0, 1)
@@ -232,15 +235,18 @@ def _recurrent(
             if d_output is not None:
                 d = (d[0] + (d_output if inside_t is None else jnp.where(inside_t, d_output, 0)), *d[1:])
             dz, dz_h, d_before = cell.back(kept_t, before_t, d)
-            d_before = (d_before[0] + dz_h @ params["wh"].T, *d_before[1:])  # equation (2), one step back in time
+            met = dz if dz_h is None else dz_h
+            d_before = (d_before[0] + met @ params["wh"].T, *d_before[1:])  # equation (2), one step back in time
             if inside_t is not None:
-                dz, dz_h = jnp.where(inside_t, dz, 0), jnp.where(inside_t, dz_h, 0)
+                dz, dz_h = jax.tree.map(lambda a: jnp.where(inside_t, a, 0), (dz, dz_h))
                 d_before = tuple(jnp.where(inside_t, n, s) for n, s in zip(d_before, d, strict=True))
             return d_before, (dz, dz_h)
 
-        d_initial, (dz, dz_h) = jax.lax.scan(step, d_last, (kept, before, d_outputs, inside), reverse=not reverse)
+        d_initial, (dz, dz_h) = jax.lax.scan(
+            step, d_last, (kept, before, d_outputs, inside), reverse=not reverse, unroll=_UNROLL_BACK
+        )
         rows = dz.reshape(-1, dz.shape[-1])
-        rows_h = dz_h.reshape(-1, dz.shape[-1])
+        rows_h = rows if dz_h is None else dz_h.reshape(-1, dz.shape[-1])
         grads = {
             "wx": along_time.reshape(-1, along_time.shape[-1]).T @ rows,  # equation (4), all steps at once
             "wh": before[0].reshape(-1, features).T @ rows_h,
@@ -255,8 +261,7 @@ def _recurrent(
         return (jnp.zeros((batch, features)),) * cell.states
 
     def one(params: Params, x: Array, state: State) -> tuple[Array, State]:
-        z = (x @ params["wx"] + params["b"])[:, 0]
-        state, _ = cell.step(params, z, state)
+        state, _ = cell.step(params, (x @ params["wx"])[:, 0], state)
         return state[0][:, None], state
 
     stream = None if reverse or lengths or carry or output == "last" else Stream(start, one)
