@@ -89,7 +89,10 @@ def _torch_recurrent(kind: str) -> Any:
                 bias[1] = np.concatenate([np.zeros(2 * features, np.float32), cell["bh"]])
             self.cell.weight_ih_l0.data = _tensor(cell["wx"][:, order].T)
             self.cell.weight_hh_l0.data = _tensor(cell["wh"][:, order].T)
-            self.cell.bias_ih_l0.data, self.cell.bias_hh_l0.data = _tensor(bias[0][order]), _tensor(bias[1][: len(bias[0])])
+            self.cell.bias_ih_l0.data, self.cell.bias_hh_l0.data = (
+                _tensor(bias[0][order]),
+                _tensor(bias[1][: len(bias[0])]),
+            )
             if kind == "LSTM":
                 self.cell.bias_hh_l0.requires_grad = False  # fbp has one bias
             self.head = _linear(head)

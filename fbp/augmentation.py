@@ -31,7 +31,7 @@ def _moved(name: str, pixels: int, mode: str) -> Augmentation:
         raise InputError(f"{name}: expected at least 0 pixels, got {pixels}")
 
     def change(key: Key, x: Array) -> Array:
-        wide = jnp.pad(x, [(0, 0), (pixels, pixels), (pixels, pixels), (0, 0)], mode=mode)  # type: ignore[arg-type]
+        wide = jnp.pad(x, [(0, 0), (pixels, pixels), (pixels, pixels), (0, 0)], mode=mode)
         corners = jax.random.randint(key, (x.shape[0], 2), 0, 2 * pixels + 1)
         return jax.vmap(lambda picture, at: lax.dynamic_slice(picture, (*at, 0), x.shape[1:]))(wide, corners)
 

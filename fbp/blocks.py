@@ -51,7 +51,7 @@ def mixer_block(positions: int, features: int, *, hidden: tuple[int, int] | None
 
     Args:
         positions, features: the shape of an example.
-        hidden: the widths between the dense layers across positions and across features; ``(positions, 4 features)`` by default.
+        hidden: the widths between the dense layers across positions and across features; (positions, 4 F) by default.
     """
     across_positions, across_features = hidden or (positions, 4 * features)
     turn = transpose((1, 0))

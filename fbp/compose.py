@@ -14,9 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fbp.errors import InputError, ShapeError
-from fbp.layer import (
-    IN, OUT, Array, Cache, Grads, Key, Layer, Params, Shape, Tapped, Wiring, shape_token, token_shape,
-)  # fmt: skip
+from fbp.layer import IN, OUT, Array, Cache, Grads, Key, Layer, Params, Shape, Tapped, Wiring, shape_token, token_shape
 from fbp.layers import identity
 
 T = TypeVar("T")
@@ -31,6 +29,7 @@ def at_part(part: str, layer: Layer, function: Callable[..., T], *args: Any, **k
 
 
 def split_keys(key: Key | None, count: int) -> list[Key | None]:
+    """A key for each of ``count`` parts; none where there is none."""
     return [None if key is None else jax.random.fold_in(key, i) for i in range(count)]
 
 
@@ -70,7 +69,9 @@ def chain(*layers: Layer) -> Layer:
     def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
         _expect(params, len(layers), "a chain")
         caches = []
-        for i, (layer, layer_params, layer_key) in enumerate(zip(layers, params, split_keys(key, len(layers)), strict=True)):
+        for i, (layer, layer_params, layer_key) in enumerate(
+            zip(layers, params, split_keys(key, len(layers)), strict=True)
+        ):
             x, cache = at_part(str(i), layer, layer.forward, layer_params, x, key=layer_key)
             caches.append(cache)
         return x, tuple(caches)
@@ -151,7 +152,9 @@ def _branches(
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         keys = [jax.random.fold_in(key, i) for i in range(len(parts))]
-        drawn = [at_part(part, layer, layer.init, k, shape) for (part, layer), k in zip(parts.items(), keys, strict=True)]
+        drawn = [
+            at_part(part, layer, layer.init, k, shape) for (part, layer), k in zip(parts.items(), keys, strict=True)
+        ]
         shapes = [out_shape for _, out_shape in drawn]
         alike = shapes if combine == "sum" else [out_shape[:-1] for out_shape in shapes]
         if len(set(alike)) != 1:

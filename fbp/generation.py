@@ -1,7 +1,7 @@
 """A model of sequences run one position at a time, with the state that its layers carry, and sampling from it.
 
-Recurrent layers carry their state, causal attention the keys and values so far, positions a count (``Layer.stream``). Every other
-layer must treat each position alone; whether one does is tried out, not assumed.
+Recurrent layers carry their state, causal attention the keys and values so far, positions a count (``Layer.stream``). Every
+other layer must treat each position alone; whether one does is tried out, not assumed.
 """
 
 import functools
@@ -68,7 +68,7 @@ def _streaming(model: Layer, shape: Shape, batch: int) -> Streaming:
 
     def step(params: Params, x: Array, state: Any) -> tuple[Array, Any]:
         states = iter(state)
-        given = structure.flatten_up_to(params)
+        given = structure.flatten_up_to(params)  # type: ignore[attr-defined]
         joined = [_With(p, next(states)) if is_state(node) else p for p, node in zip(given, nodes, strict=True)]
         y, cache = stateful.forward(jax.tree.unflatten(structure, joined), x)
         is_carried = lambda node: isinstance(node, _Carried)

@@ -64,7 +64,9 @@ def graph(
             return {sources[0]: x}
         if not isinstance(x, tuple | list) or len(x) != len(sources):
             given = f"{len(x)} parts" if isinstance(x, tuple | list) else "one"
-            raise ShapeError(f"a graph with the inputs {', '.join(sources)} expects {what} for each in a tuple, got {given}")
+            raise ShapeError(
+                f"a graph with the inputs {', '.join(sources)} expects {what} for each in a tuple, got {given}"
+            )
         return dict(zip(sources, x, strict=True))
 
     def gathered(values: Mapping[str, Any], name: str) -> Any:
@@ -118,7 +120,9 @@ def graph(
         name=f"graph({len(layers)} nodes)",
         parts={name: layers[name] for name in order},
         rebuild=lambda parts: graph(
-            {name: (parts[name], *reads[name]) for name in layers}, inputs=inputs, outputs=wanted if several_out else wanted[0]
+            {name: (parts[name], *reads[name]) for name in layers},
+            inputs=inputs,
+            outputs=wanted if several_out else wanted[0],
         ),
         wiring=Wiring((*edges, *((name, OUT) for name in wanted)), join=""),
     )
@@ -130,14 +134,14 @@ def _last(nodes: Mapping[str, Node]) -> tuple[str, ...]:
     return (list(nodes)[-1],)
 
 
-def _read(
-    nodes: Mapping[str, Node], sources: tuple[str, ...]
-) -> tuple[dict[str, Layer], dict[str, tuple[str, ...]]]:
+def _read(nodes: Mapping[str, Node], sources: tuple[str, ...]) -> tuple[dict[str, Layer], dict[str, tuple[str, ...]]]:
     """The layers, and what each reads, by name."""
     layers, reads = {}, {}
     for name, node in nodes.items():
         if not isinstance(name, str) or not name or "/" in name or name in sources:
-            raise InputError(f"graph: {name!r} cannot be the name of a node: expected a text without /, that is no input")
+            raise InputError(
+                f"graph: {name!r} cannot be the name of a node: expected a text without /, that is no input"
+            )
         if not (isinstance(node, tuple | list) and len(node) > 1 and isinstance(node[0], Layer)):
             raise InputError(f"graph: node {name!r}: expected (layer, input, ...), got {node!r}")
         layers[name], reads[name] = node[0], tuple(node[1:])
@@ -164,7 +168,9 @@ def _check_use(reads: Mapping[str, tuple[str, ...]], sources: tuple[str, ...], w
     for name in (*sources, *reads):
         if name not in used:
             kind = "input" if name in sources else "node"
-            raise InputError(f"graph: the {kind} {name!r} leads to no output ({', '.join(wanted)}); connect or remove it")
+            raise InputError(
+                f"graph: the {kind} {name!r} leads to no output ({', '.join(wanted)}); connect or remove it"
+            )
 
 
 def _ordered(reads: Mapping[str, tuple[str, ...]], sources: tuple[str, ...]) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ from fbp.layer import Array
 def accuracy(output: Array, target: Array) -> Array:
     """1 where the largest output is the target's class, else 0; target integer labels or one-hot (or soft) rows.
 
-    Positions of a sequence ``(B, T, K)`` are averaged, those with a negative label left out. A single output neuron ``(B, 1)`` counts as the logit of class 1.
+    Positions of a sequence ``(B, T, K)`` are averaged, those with a negative label left out. A single output neuron ``(B, 1)``
+    counts as the logit of class 1.
     """
     labels = target if jnp.issubdtype(target.dtype, jnp.integer) and target.ndim == output.ndim - 1 else None
     if output.shape[-1] == 1:

@@ -12,8 +12,23 @@ from fbp.errors import InputError
 from fbp.graph import graph
 from fbp.layer import Initializer, Layer
 from fbp.layers import (
-    avg_pool, batch_norm, concatenate, conv2d, dense, dropout, embedding, flatten, global_avg_pool, layer_norm, learned_positions, max_pool,
-    relu, reshape, sinusoidal_positions, tanh, unembedding,
+    avg_pool,
+    batch_norm,
+    concatenate,
+    conv2d,
+    dense,
+    dropout,
+    embedding,
+    flatten,
+    global_avg_pool,
+    layer_norm,
+    learned_positions,
+    max_pool,
+    relu,
+    reshape,
+    sinusoidal_positions,
+    tanh,
+    unembedding,
 )  # fmt: skip
 
 
@@ -283,7 +298,9 @@ def gpt(
     if positions not in ("learned", "rotary", "sinusoidal"):
         raise InputError(f"gpt: positions must be 'learned', 'rotary' or 'sinusoidal', got {positions!r}")
     if vocabulary and tied and vocabulary != outputs:
-        raise InputError(f"gpt: tied expects as many outputs as tokens, got {outputs} and {vocabulary}; set tied to false")
+        raise InputError(
+            f"gpt: tied expects as many outputs as tokens, got {outputs} and {vocabulary}; set tied to false"
+        )
     if features % heads:
         raise InputError(f"gpt: features must be a multiple of heads, got {features} and {heads}")
     place = {"learned": [learned_positions()], "sinusoidal": [sinusoidal_positions()], "rotary": []}[positions]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fbp
-from fbp import layers, losses, models
+from fbp import blocks, layers, losses, models
 from fbp.layer import Layer, Loss
 
 
@@ -183,11 +183,38 @@ LAYERS += [
     LayerCase(
         "graph",
         lambda: fbp.graph(
-            {"a": (layers.dense(4), "u"), "b": (layers.dense(4), "v"), "sum": (layers.add(), "a", "b")}, inputs=("u", "v")
+            {"a": (layers.dense(4), "u"), "b": (layers.dense(4), "v"), "sum": (layers.add(), "a", "b")},
+            inputs=("u", "v"),
         ),
         ((6,), (3,)),
     ),
 ]
+
+
+LAYERS += [
+    LayerCase("transformer_block", lambda: blocks.transformer_block(6, 2, causal=True, rotary=False), (4, 6)),
+    LayerCase("transformer_block", lambda: blocks.transformer_block(4, 2, dropout_rate=0.2), (4, 4), training=True),
+    LayerCase("mixer_block", lambda: blocks.mixer_block(4, 3), (4, 3)),
+    LayerCase("residual_block", lambda: blocks.residual_block(4, stride=2, project=True), (4, 4, 2), training=True),
+]
+
+_CONVOLUTION = "GEMMs over patches move more bytes and take a fraction of the time: benchmarks, cnn and layers"
+_RECOMPUTED = "computes a second time on purpose: it saves memory"
+COSTS_MORE = {  # layers whose compiled FLOPs, bytes or scratch memory are not at most autodiff's, and why that is right
+    "conv1d": _CONVOLUTION,
+    "conv2d": _CONVOLUTION,
+    "conv_transpose1d": _CONVOLUTION,
+    "conv_transpose2d": _CONVOLUTION,
+    "residual_block": _CONVOLUTION,
+    "weight_norm": "around a convolution",
+    "max_pool": "comparisons in place of select-and-scatter, which is slower: benchmarks, layers",
+    "global_max_pool": "comparisons count as FLOPs: benchmarks, layers",
+    "rms_norm": "one division a row, and its normalized input kept once: benchmarks, layers",
+    "rnn": "at 5 positions copies of unrolled loops show; at real sizes see test_recurrent_layers_cost_less",
+    "gru": "as rnn",
+    "recompute": _RECOMPUTED,
+    "repeat": "one random key per copy is counted; bytes and scratch see TestRepeat",
+}
 
 
 class LossCase(NamedTuple):
@@ -247,6 +274,9 @@ class ModelCase(NamedTuple):
     shape: tuple[int, ...]
     outputs: int
     labels: bool
+    tokens: int = 0  # inputs are whole numbers below this
+    sequence: bool = False  # a target at each position
+    costly: bool = False  # holds layers of COSTS_MORE
 
 
 _CE, _MSE = losses.softmax_cross_entropy, losses.mean_squared_error
@@ -269,10 +299,31 @@ MODELS = _MODELS + [
 ]
 
 
+_SEQUENCE = {"labels": True, "tokens": 7, "sequence": True}
+_PICTURE = {"labels": True, "costly": True}
+MODELS += [
+    ModelCase("autoencoder", models.autoencoder(64, output_activation=layers.sigmoid), _MSE, (8, 8, 1), 64, False),
+    ModelCase("rnn", models.rnn(3, (8, 8), bidirectional=True), _CE, (5, 4), 3, True, costly=True),
+    ModelCase("gru", models.gru(7, (8,), embedding_width=6, vocabulary=7, sequence=True), _CE, (5,), 7, **_SEQUENCE),
+    ModelCase("lstm", models.lstm(3, (8,)), _MSE, (5, 4), 3, False),
+    ModelCase("gpt", models.gpt(7, 2, 2, 8), _CE, (5,), 7, **_SEQUENCE),
+    ModelCase("gpt", models.gpt(7, 1, 2, 8, positions="rotary", tied=False), _CE, (5,), 7, **_SEQUENCE),
+    ModelCase("lenet5", models.lenet5(10), _CE, (28, 28, 1), 10, **_PICTURE),
+    ModelCase("cnn", models.cnn(10, (4, 6), hidden=(8,), norm=True), _CE, (8, 8, 1), 10, **_PICTURE),
+    ModelCase("resnet", models.resnet(10, 8, 4), _CE, (8, 8, 3), 10, **_PICTURE),
+    ModelCase("inception", models.inception(10, 3), _CE, (8, 8, 1), 10, **_PICTURE),
+    ModelCase("vit", models.vit(10, 4, 1, 2, 8), _CE, (8, 8, 1), 10, **_PICTURE),
+]
+
+
 def model_batch(case: ModelCase, batch: int, seed: int = 1):
     random = np.random.default_rng(seed)
-    labels = random.integers(0, case.outputs, batch).astype(np.int32)
-    x = random.normal(size=(batch, *case.shape)).astype(np.float32)
+    positions = case.shape[:1] if case.sequence else ()
+    labels = random.integers(0, case.outputs, (batch, *positions)).astype(np.int32)
+    if case.tokens:
+        x = random.integers(0, case.tokens, (batch, *case.shape)).astype(np.int32)
+    else:
+        x = random.normal(size=(batch, *case.shape)).astype(np.float32)
     return x, labels if case.labels else np.eye(case.outputs, dtype=np.float32)[labels]
 
 

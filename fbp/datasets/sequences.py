@@ -75,7 +75,7 @@ def adding_problem(examples: int = 20000, length: int = 100, seed: int = 0) -> D
 
 
 def copy_memory(examples: int = 10000, delay: int = 30, symbols: int = 8, length: int = 10, seed: int = 0) -> Dataset:
-    """Remember ``length`` symbols over a ``delay``, and say them again. Hochreiter and Schmidhuber (1997), Arjovsky et al. (2016).
+    """Remember ``length`` symbols over a ``delay``, and say them again. Arjovsky et al. (2016).
 
     The input is the symbols, ``delay - 1`` blanks, a mark that asks for the answer, and blanks where it is given. Only the
     positions of the answer have a target. Without a memory the cross-entropy is log(symbols).

@@ -173,7 +173,9 @@ def build_augmentation(config: Config, shape: Shape) -> Augmentation | None:
     section = config.augmentation
     asked = {key: value for key, value in section.model_dump().items() if value}
     if asked and len(shape) != 3:
-        raise InputError(f"augmentation.{next(iter(asked))}: expected pictures (H, W, C), got examples of shape {shape}")
+        raise InputError(
+            f"augmentation.{next(iter(asked))}: expected pictures (H, W, C), got examples of shape {shape}"
+        )
     for key, size in asked.items():
         most = min(shape[:2]) - 1
         if size is not True and size > most:

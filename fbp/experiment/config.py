@@ -17,10 +17,10 @@ import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
+from fbp.blocks import Activation
 from fbp.errors import InputError
 from fbp.experiment.catalogue import CATALOGUE, find, suggest
 from fbp.layer import Array, Initializer, Loss
-from fbp.models import Activation
 from fbp.optimizers.base import Mask, Scalar
 
 _Share = Annotated[float, Field(ge=0, lt=1)]

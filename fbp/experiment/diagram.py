@@ -41,7 +41,9 @@ def diagram(model: Layer, rows: list[LayerRow], shape: tuple[int, ...]) -> Diagr
     boxes: dict[int, Box] = {0: Box(("input",), "", _text(shape), 0, ())}
     arrows: list[tuple[int, int]] = []
 
-    def box(lines: tuple[str, ...], path: str, shape: str, parameters: int, groups: tuple[str, ...], sources: Any) -> int:
+    def box(
+        lines: tuple[str, ...], path: str, shape: str, parameters: int, groups: tuple[str, ...], sources: Any
+    ) -> int:
         number = len(boxes)
         boxes[number] = Box(lines, path, shape, parameters, groups)
         arrows.extend((source, number) for source in dict.fromkeys(sources))

@@ -5,8 +5,9 @@ that passes a level gets a place there, so that it runs beside boxes and not thr
 by the mean place of their neighbours.
 """
 
+import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -42,7 +43,10 @@ def draw(drawn: Diagram, title: str = "") -> Figure:
     figure = Figure(figsize=(max(width, 2.5), height))
     axes = figure.add_axes((0, 0, 1, 1))
     middle = (left + right) / 2
-    axes.set(xlim=(middle - max(width, 2.5) / 2, middle + max(width, 2.5) / 2), ylim=(bottom - 0.2, heights[0] / 2 + 0.2 + extra))
+    axes.set(
+        xlim=(middle - max(width, 2.5) / 2, middle + max(width, 2.5) / 2),
+        ylim=(bottom - 0.2, heights[0] / 2 + 0.2 + extra),
+    )
     axes.set_axis_off()
     if title:
         axes.text(middle, heights[0] / 2 + 0.28, title, ha="center", va="center", fontsize=10, weight="bold")
@@ -83,7 +87,7 @@ def _order(levels: list[list[_Place]], chains: list[list[_Place]]) -> None:
     above: dict[_Place, list[_Place]] = {}
     below: dict[_Place, list[_Place]] = {}
     for chain in chains:
-        for a, b in zip(chain, chain[1:], strict=False):
+        for a, b in itertools.pairwise(chain):
             below.setdefault(a, []).append(b)
             above.setdefault(b, []).append(a)
     for sweep in range(_SWEEPS):
@@ -92,7 +96,8 @@ def _order(levels: list[list[_Place]], chains: list[list[_Place]]) -> None:
             neighbours = above if downwards else below
             index = {p: i - (len(other) - 1) / 2 for other in levels for i, p in enumerate(other)}
             mean = {
-                p: sum(index[n] for n in neighbours[p]) / len(neighbours[p]) if p in neighbours else index[p] for p in level
+                p: sum(index[n] for n in neighbours[p]) / len(neighbours[p]) if p in neighbours else index[p]
+                for p in level
             }
             level.sort(key=lambda p: mean[p])
     for level in levels:  # one box alone keeps to the middle, arrows pass it on the right
@@ -146,11 +151,11 @@ def _width(drawn: Diagram, place: _Place) -> float:
     return max(max(len(text) for text in _texts(box)) * _CHARACTER + 0.2, label + 0.2, 0.45)
 
 
-def _draw_box(axes: object, box: Box, x: float, y: float) -> None:
+def _draw_box(axes: Any, box: Box, x: float, y: float) -> None:
     texts, height = _texts(box), _height(box)
     width = max(max(len(text) for text in texts) * _CHARACTER + 0.2, 0.45)
     color = "#e8f0fe" if box.parameters else "#f3f3f3" if box.shape else "white"
-    axes.add_patch(  # type: ignore[attr-defined]
+    axes.add_patch(
         FancyBboxPatch(
             (x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0,rounding_size=0.06",
             facecolor=color, edgecolor="#4a6fa5", linewidth=0.9, zorder=3,
@@ -158,31 +163,31 @@ def _draw_box(axes: object, box: Box, x: float, y: float) -> None:
     )  # fmt: skip
     for i, text in enumerate(texts):
         last = bool(box.shape) and i == len(texts) - 1
-        axes.text(  # type: ignore[attr-defined]
+        axes.text(
             x, y + height / 2 - (0.06 if box.shape else 0.04) - (i + 0.5) * _LINE, text, ha="center", va="center",
             fontsize=7.5 if last else 8.5, color="#555555" if last else "black", zorder=4,
         )  # fmt: skip
     if box.path:
-        axes.text(  # type: ignore[attr-defined]
+        axes.text(
             x - width / 2, y + height / 2 + 0.02, box.path, ha="left", va="bottom", fontsize=6, color="#777777", zorder=4,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
         )  # fmt: skip
 
 
-def _draw_arrow(axes: object, points: Sequence[tuple[float, float]], heights: Sequence[float]) -> None:
+def _draw_arrow(axes: Any, points: Sequence[tuple[float, float]], heights: Sequence[float]) -> None:
     """From point to point, straight down beside the boxes of each level that is passed."""
     path = [points[0]]
     for (x, y), height in zip(points[1:-1], heights, strict=True):
         path += [(x, y + height / 2), (x, y - height / 2)]
-    axes.plot(*zip(*path, strict=True), color="#4a6fa5", linewidth=0.9, zorder=2, solid_joinstyle="round")  # type: ignore[attr-defined]
-    axes.annotate(  # type: ignore[attr-defined]
+    axes.plot(*zip(*path, strict=True), color="#4a6fa5", linewidth=0.9, zorder=2, solid_joinstyle="round")
+    axes.annotate(
         "", xy=points[-1], xytext=path[-1], zorder=2,
         arrowprops={"arrowstyle": "-|>", "color": "#4a6fa5", "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8},
     )  # fmt: skip
 
 
 def _draw_groups(
-    axes: object, drawn: Diagram, levels: list[list[_Place]], x: dict[_Place, float], y: dict[_Place, float]
+    axes: Any, drawn: Diagram, levels: list[list[_Place]], x: dict[_Place, float], y: dict[_Place, float]
 ) -> None:
     """A frame around each repeated part."""
     places = [p for level in levels for p in level if p.box is not None]
@@ -195,8 +200,12 @@ def _draw_groups(
         right = max(x[p] + _width(drawn, p) / 2 for p in beside) + 0.12
         top = max(y[p] + _height(drawn.boxes[p.box or 0]) / 2 for p in inside) + 0.14
         low = min(y[p] - _height(drawn.boxes[p.box or 0]) / 2 for p in inside) - 0.12
-        axes.add_patch(  # type: ignore[attr-defined]
-            Rectangle((left, low), right - left, top - low, facecolor="#fff8e6", edgecolor="#c9a227", linewidth=0.8, zorder=1)
+        axes.add_patch(
+            Rectangle(
+                (left, low), right - left, top - low, facecolor="#fff8e6", edgecolor="#c9a227", linewidth=0.8, zorder=1
+            )
         )
         times = name.rpartition(" x ")[2]
-        axes.text(right - 0.04, low + 0.03, f"{times} times", ha="right", va="bottom", fontsize=7.5, color="#8a6d00", zorder=2)  # type: ignore[attr-defined]
+        axes.text(
+            right - 0.04, low + 0.03, f"{times} times", ha="right", va="bottom", fontsize=7.5, color="#8a6d00", zorder=2
+        )

@@ -85,7 +85,7 @@ class Trained(NamedTuple):
         Probabilities of the classes where the loss worked on logits; for a regression, numbers in the target's own units.
         """
         x = np.asarray(x) if self.tokens else np.asarray(x, np.float32)
-        if self.tokens and not (x.dtype.kind in "iu" and x.size and 0 <= x.min() and x.max() < len(self.tokens)):
+        if self.tokens and not (x.dtype.kind in "iu" and x.size and x.min() >= 0 and x.max() < len(self.tokens)):
             raise InputError(f"predict: expected tokens, whole numbers from 0 to {len(self.tokens) - 1}")
         if x.shape[1:] != self.shape:
             if x.ndim < 2 or not len(x) or x[0].size != np.prod(self.shape):

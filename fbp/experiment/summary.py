@@ -43,7 +43,7 @@ def _copies(layer: Layer, path: str = "", times: int = 1) -> dict[str, int]:
     """How often each layer stands in the model, by its path."""
     if layer.rebuild is None:
         return {path or "model": times}
-    found = {}
+    found: dict[str, int] = {}
     for key, part in layer.parts.items():
         found |= _copies(part, "/".join(filter(None, (path, key))), times * layer.wiring.times)
     return found
@@ -70,11 +70,11 @@ def layer_rows(model: Layer, shape: Shape, dtype: Any = jnp.float32) -> list[Lay
     return [rows[path]._replace(**owned(path)) for path in layer_names(model) if path in rows]
 
 
-def _owned(params: Params) -> Callable[[str], dict[str, int]]:
+def _owned(params: Params) -> Callable[[str], dict[str, Any]]:
     """What a layer has for itself, by its path: shared parameters count once."""
     leaves = [(path_of(keys), leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)]
 
-    def of(path: str) -> dict[str, int]:
+    def of(path: str) -> dict[str, Any]:
         own = [leaf for place, leaf in leaves if path == "model" or place.startswith(f"{path}/")]
         return {"parameters": count_parameters(own), "parameter_bytes": _bytes(own)}
 

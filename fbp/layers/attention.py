@@ -7,8 +7,8 @@ With scores ``s = q k^T / sqrt(D)``, weights ``p = softmax(s)`` and outputs ``o 
     ds = p (dp - d)      d = sum over keys of dp p, which is sum over features of do o: T numbers, not T x T
     dq = ds k / sqrt(D),  dk = ds^T q / sqrt(D)
 
-Two forms compute the same. For short sequences p (B, N, T, S) is kept from forward to backward. From ``BLOCKWISE_FROM`` keys on,
-blocks of queries meet blocks of keys one pair at a time: forward keeps a running maximum and sum for each query (the online
+Two forms compute the same. For short sequences p (B, N, T, S) is kept from forward to backward. From ``BLOCKWISE_FROM`` keys
+on, blocks of queries meet blocks of keys one pair at a time: forward keeps a running maximum and sum for each query (the online
 softmax of Milakov and Gimelshein, 2018) and in the end their logarithm; backward forms each block of p again from it. No T x S
 matrix exists at any time, and with ``causal`` the half that is masked is never computed. Rabe and Staats (2021),
 *Self-attention does not need O(n^2) memory*; Dao et al. (2022), *FlashAttention*.
@@ -69,9 +69,7 @@ def _weighted(scores: Array, v: Array, seen: Array | None) -> tuple[Array, Array
     return jnp.einsum("bnts,bnsd->bntd", p, v), p
 
 
-def _whole_backward(
-    q: Array, k: Array, v: Array, o: Array, p: Array, delta: Array
-) -> tuple[Array, Array, Array]:
+def _whole_backward(q: Array, k: Array, v: Array, o: Array, p: Array, delta: Array) -> tuple[Array, Array, Array]:
     d = (delta * o).sum(axis=-1, keepdims=True)
     ds = p * (jnp.einsum("bntd,bnsd->bnts", delta, v) - d)
     dq = jnp.einsum("bnts,bnsd->bntd", ds, k) * _scale(q)
@@ -90,14 +88,14 @@ class _Blocks(NamedTuple):
     """Positions cut into blocks of one size; the last is filled up with zeros, which ``mask`` and slices leave out."""
 
     size: int
-    count: int
+    blocks: int
     length: int
 
     def split(self, x: Array) -> Array:
         """``(B, N, T, ...) -> (blocks, B, N, size, ...)``."""
-        short = self.size * self.count - self.length
+        short = self.size * self.blocks - self.length
         filled = jnp.pad(x, [(0, 0), (0, 0), (0, short), *[(0, 0)] * (x.ndim - 3)])
-        return jnp.moveaxis(filled.reshape(*x.shape[:2], self.count, self.size, *x.shape[3:]), 2, 0)
+        return jnp.moveaxis(filled.reshape(*x.shape[:2], self.blocks, self.size, *x.shape[3:]), 2, 0)
 
     def join(self, blocks: Array) -> Array:
         """The inverse of :meth:`split`."""
@@ -119,7 +117,7 @@ def _block_scores(q: Array, k: Array, i: Any, j: Any, rows: _Blocks, columns: _B
     wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     keys = columns.positions(j)
     seen = mask.visible(rows.positions(i), keys)
-    if columns.size * columns.count != columns.length:
+    if columns.size * columns.blocks != columns.length:
         real = (keys < columns.length)[None, None, None]
         seen = real if seen is None else seen & real
     return wide if seen is None else jnp.where(seen, wide, -jnp.inf)
@@ -150,13 +148,13 @@ def _blockwise_forward(q: Array, k: Array, v: Array, mask: _Mask) -> tuple[Array
         total = jnp.where(nothing, 1, total)
         return None, ((o / total[..., None]).astype(q.dtype), jnp.where(nothing, 0, top) + jnp.log(total))
 
-    _, (o, log_total) = lax.scan(of_queries, None, (jnp.arange(rows.count), rows.split(q * _scale(q))))
+    _, (o, log_total) = lax.scan(of_queries, None, (jnp.arange(rows.blocks), rows.split(q * _scale(q))))
     return rows.join(o), rows.join(log_total)
 
 
 def _keys_until(i: Array, rows: _Blocks, columns: _Blocks, mask: _Mask) -> Array | int:
     """How many blocks of keys the block i of queries may see."""
-    return jnp.minimum(((i + 1) * rows.size - 1) // columns.size + 1, columns.count) if mask.causal else columns.count
+    return jnp.minimum(((i + 1) * rows.size - 1) // columns.size + 1, columns.blocks) if mask.causal else columns.blocks
 
 
 def _blockwise_backward(
@@ -183,10 +181,10 @@ def _blockwise_backward(
 
         first = j * columns.size // rows.size if mask.causal else 0
         zeros = jnp.zeros(k_j.shape, wide)
-        dq, dk_j, dv_j = lax.fori_loop(first, rows.count, meet, (dq, zeros, zeros))
+        dq, dk_j, dv_j = lax.fori_loop(first, rows.blocks, meet, (dq, zeros, zeros))
         return dq, (dk_j.astype(k.dtype), dv_j.astype(v.dtype))
 
-    inputs = (jnp.arange(columns.count), columns.split(k), columns.split(v))
+    inputs = (jnp.arange(columns.blocks), columns.split(k), columns.split(v))
     dq, (dk, dv) = lax.scan(of_keys, jnp.zeros(q_blocks.shape, wide), inputs)
     return (rows.join(dq) * _scale(q)).astype(q.dtype), columns.join(dk), columns.join(dv)
 
@@ -211,8 +209,8 @@ def dot_product_attention(*, causal: bool = False, lengths: bool = False) -> Lay
     """Scaled dot-product attention ``softmax(q k^T / sqrt(D)) v``, nothing more. Vaswani et al. (2017).
 
     The input is ``(q (B, T, N, D), k (B, S, N, D), v (B, S, N, D))``, the output (B, T, N, D): the layout of
-    ``jax.nn.dot_product_attention``. With ``lengths`` there is a fourth input (B,), how many keys each example has: those behind are
-    padding. ``causal`` lets a query see the keys up to its own position. No parameters. The cache is the input, the
+    ``jax.nn.dot_product_attention``. With ``lengths`` there is a fourth input (B,), how many keys each example has: those
+    behind are padding. ``causal`` lets a query see the keys up to its own position. No parameters. The cache is the input, the
     output, and for each query the weights or, blockwise, one number.
 
     Raises:
@@ -229,7 +227,7 @@ def dot_product_attention(*, causal: bool = False, lengths: bool = False) -> Lay
                 f"got {q.shape}, {k.shape} and {v.shape}"
             )
         _check_causal("dot_product_attention", causal, q.shape[1], k.shape[1])
-        return *(a.swapaxes(1, 2) for a in (q, k, v)), _Mask(causal, x[3] if lengths else None)  # type: ignore[return-value]
+        return *(a.swapaxes(1, 2) for a in (q, k, v)), _Mask(causal, x[3] if lengths else None)
 
     def init(key: Key, shape: Any) -> tuple[Params, Shape]:
         return (), shape[0]
@@ -268,7 +266,7 @@ def attention(
     weights: Initializer | None = None,
     output_weights: Initializer | None = None,
 ) -> Layer:
-    """Multi-head attention ``(B, T, F) -> (B, T, F)``: queries, keys and values from x, then a dense layer over all heads' outputs.
+    """Multi-head attention ``(B, T, F) -> (B, T, F)``: queries, keys and values from x, a dense layer over what all heads say.
 
     Vaswani et al. (2017), *Attention is all you need*.
 
@@ -306,7 +304,9 @@ def attention(
                 raise ShapeError(f"attention expects examples of shape (T, F), got {given}")
         size = x_shape[-1] // heads
         if x_shape[-1] % heads:
-            raise ShapeError(f"attention of {heads} heads expects features that are a multiple of {heads}, got {x_shape[-1]}")
+            raise ShapeError(
+                f"attention of {heads} heads expects features that are a multiple of {heads}, got {x_shape[-1]}"
+            )
         if rotary and size % 2:
             raise ShapeError(f"attention with rotary positions expects an even head size, got {size}")
         _check_causal("attention", causal, x_shape[0], memory[0])
@@ -396,7 +396,7 @@ def attention(
 
 
 def rotate(x: Array, sign: int = 1, first: Array | int = 0) -> Array:
-    """``(B, N, T, D)`` turned by each position's angles, counted from ``first``; ``sign=-1`` turns back (and so turns deltas)."""
+    """``(B, N, T, D)`` turned by each position's angles, counted from ``first``; ``sign=-1`` turns back, as deltas go."""
     turn = angles(x.shape[2], x.shape[-1] // 2, first)
     cos, sin = jnp.cos(turn).astype(x.dtype), (sign * jnp.sin(turn)).astype(x.dtype)
     a, b = jnp.split(x, 2, axis=-1)

@@ -38,9 +38,7 @@ def embedding(vocabulary: int, features: int, *, weights: Initializer | None = N
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[None, Grads]:
         table = jnp.zeros((vocabulary, features), delta.dtype)
         return None, {
-            "w": table.at[cache.reshape(-1)].add(
-                delta.reshape(-1, features), mode="drop", wrap_negative_indices=False
-            )
+            "w": table.at[cache.reshape(-1)].add(delta.reshape(-1, features), mode="drop", wrap_negative_indices=False)
         }
 
     return Layer(init, forward, backward, name=f"embedding({vocabulary}, {features})")

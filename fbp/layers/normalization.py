@@ -5,10 +5,12 @@ deviation would absorb:
 
     dC/dx = (g - mean(g) - n mean(g n)) / deviation
 
-The cache is n and 1 / deviation. Statistics are computed in float32 (or wider), whatever the dtype of x.
+The cache is x, which is there anyway, its mean and 1 / deviation: n is made again where it is needed, which costs less than to
+write it down. Statistics are computed in float32 (or wider), whatever the dtype of x.
 """
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,23 +25,23 @@ def _wide(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _normalize(x: Array, axes: Sequence[int], epsilon: float | Array, centered: bool = True) -> tuple[Array, Array]:
-    """``(n, 1 / deviation)`` over ``axes``."""
+class _Statistics(NamedTuple):
+    """``mean`` (None: not taken out) and 1 / deviation, in the shape that x is normalized with."""
+
+    mean: Array | None
+    inverse: Array
+
+    def normalized(self, x: Array) -> Array:
+        """n, in float32 or wider."""
+        return (_wide(x) if self.mean is None else _wide(x) - self.mean) * self.inverse
+
+
+def _measured(x: Array, axes: Sequence[int], epsilon: float | Array, centered: bool = True) -> _Statistics:
+    """The statistics of x over ``axes``."""
     wide = _wide(x)
-    if centered:
-        wide = wide - wide.mean(axis=axes, keepdims=True)
-    inverse = jax.lax.rsqrt((wide * wide).mean(axis=axes, keepdims=True) + epsilon)
-    return (wide * inverse).astype(x.dtype), inverse
-
-
-def _normalize_backward(g: Array, n: Array, inverse: Array, axes: Sequence[int], centered: bool = True) -> Array:
-    """dC/dx from g = dC/dn."""
-    wide_g, wide_n = _wide(g), _wide(n)
-    g_along_n = (wide_g * wide_n).mean(axis=axes, keepdims=True)
-    inner = wide_g - wide_n * g_along_n
-    if centered:
-        inner = inner - wide_g.mean(axis=axes, keepdims=True)
-    return (inner * inverse).astype(g.dtype)
+    mean = wide.mean(axis=axes, keepdims=True) if centered else None
+    apart = wide if mean is None else wide - mean
+    return _Statistics(mean, jax.lax.rsqrt((apart * apart).mean(axis=axes, keepdims=True) + epsilon))
 
 
 def _sum_to_features(values: Array) -> Array:
@@ -59,16 +61,20 @@ def _over_features(name: str, epsilon: float | Array, centered: bool) -> Layer:
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
         if x.shape[-1] != params["scale"].shape[0]:
             raise ShapeError(f"{name} expects {params['scale'].shape[0]} features, got an input of shape {x.shape}")
-        n, inverse = _normalize(x, (-1,), epsilon, centered)
-        y = n * params["scale"]
-        return (y + params["offset"] if centered else y), (n, inverse)
+        measured = _measured(x, (-1,), epsilon, centered)
+        y = measured.normalized(x).astype(x.dtype) * params["scale"]
+        return (y + params["offset"] if centered else y), (x, measured)
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
-        n, inverse = cache
-        grads = {"scale": _sum_to_features(delta * n)}
+        x, measured = cache
+        wide = _wide(delta * params["scale"])
+        n = measured.normalized(x)
+        inner = wide - n * (wide * n).mean(axis=-1, keepdims=True)
+        grads = {"scale": _sum_to_features(delta * n.astype(x.dtype))}
         if centered:
+            inner = inner - wide.mean(axis=-1, keepdims=True)
             grads["offset"] = _sum_to_features(delta)
-        return _normalize_backward(delta * params["scale"], n, inverse, (-1,), centered), grads
+        return (inner * measured.inverse).astype(delta.dtype), grads
 
     return Layer(init, forward, backward, name=name)
 
@@ -99,8 +105,11 @@ def group_norm(groups: int, epsilon: float | Array = 1e-5) -> Layer:
         if not shape or shape[-1] % groups:
             raise ShapeError(f"{name} expects channels that are a multiple of {groups}, got shape {shape}")
 
-    def split(x: Array) -> Array:
-        return x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
+    def over_groups(sums: Array, positions: int) -> Array:
+        """The mean over each group from sums over the positions of each channel, ``(B, C) -> (B, 1, C)``."""
+        size = sums.shape[-1] // groups
+        means = sums.reshape(-1, groups, size).sum(axis=-1) / (positions * size)
+        return jnp.repeat(means, size, axis=-1)[:, None]
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         check(shape)
@@ -108,14 +117,22 @@ def group_norm(groups: int, epsilon: float | Array = 1e-5) -> Layer:
 
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
         check(x.shape[1:])
-        n, inverse = _normalize(split(x), (1, 3), epsilon)
-        return n.reshape(x.shape) * params["scale"] + params["offset"], (n, inverse)
+        rows = x.reshape(x.shape[0], -1, x.shape[-1])
+        wide, positions = _wide(rows), rows.shape[1]
+        mean = over_groups(wide.sum(axis=1), positions)
+        variance = over_groups(((wide - mean) ** 2).sum(axis=1), positions)
+        measured = _Statistics(mean, jax.lax.rsqrt(variance + epsilon))
+        n = measured.normalized(rows).astype(x.dtype)
+        return (n * params["scale"] + params["offset"]).reshape(x.shape), (rows, measured)
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
-        n, inverse = cache
-        g = split(delta * params["scale"])
-        grads = {"scale": _sum_to_features(delta * n.reshape(delta.shape)), "offset": _sum_to_features(delta)}
-        return _normalize_backward(g, n, inverse, (1, 3)).reshape(delta.shape), grads
+        rows, measured = cache
+        n, wide, scale = measured.normalized(rows), _wide(delta.reshape(rows.shape)), _wide(params["scale"])
+        along, total = (wide * n).sum(axis=1), wide.sum(axis=1)  # (B, C): the gradients before the sum over examples
+        mean_g, mean_gn = (over_groups(sums * scale, rows.shape[1]) for sums in (total, along))
+        inner = (wide * scale - mean_g - n * mean_gn) * measured.inverse
+        grads = {"scale": along.sum(axis=0).astype(delta.dtype), "offset": total.sum(axis=0).astype(delta.dtype)}
+        return inner.astype(delta.dtype).reshape(delta.shape), grads
 
     return Layer(init, forward, backward, name=name)
 
@@ -153,24 +170,28 @@ def batch_norm(epsilon: float | Array = 1e-5) -> Layer:
             raise ShapeError(f"batch_norm expects {params['scale'].shape[0]} channels, got an input of shape {x.shape}")
         if key is None:
             mean, variance = (jax.lax.stop_gradient(params[name]) for name in ("mean", "variance"))
-            inverse = jax.lax.rsqrt(_wide(variance) + epsilon)
-            n = ((_wide(x) - mean) * inverse).astype(x.dtype)
-            return n * params["scale"] + params["offset"], (n, inverse, ())
-        n, inverse = _normalize(x, tuple(range(x.ndim - 1)), epsilon)
-        return n * params["scale"] + params["offset"], (n, inverse, _batch_statistics_mark())
+            mark: Any = ()
+            measured = _Statistics(_wide(mean), jax.lax.rsqrt(_wide(variance) + epsilon))
+        else:
+            measured, mark = _measured(x, tuple(range(x.ndim - 1)), epsilon), _batch_statistics_mark()
+        n = measured.normalized(x).astype(x.dtype)
+        return n * params["scale"] + params["offset"], (x, measured, mark)
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
-        n, inverse, training = cache
-        g = delta * params["scale"]
+        x, measured, training = cache
+        n, wide = measured.normalized(x), _wide(delta)
+        along, total = _sum_to_features(wide * n), _sum_to_features(wide)
+        inner = wide
+        if not isinstance(training, tuple):  # else evaluation: the statistics do not depend on x
+            count = delta.size // delta.shape[-1]
+            inner = wide - (total / count + n * (along / count))  # the means of g and g n are the gradients, divided
         grads = {
-            "scale": _sum_to_features(delta * n),
-            "offset": _sum_to_features(delta),
+            "scale": along.astype(delta.dtype),
+            "offset": total.astype(delta.dtype),
             "mean": jnp.zeros_like(params["mean"]),
             "variance": jnp.zeros_like(params["variance"]),
         }
-        if isinstance(training, tuple):  # evaluation: the statistics do not depend on x
-            return (_wide(g) * inverse).astype(g.dtype), grads
-        return _normalize_backward(g, n, inverse, tuple(range(delta.ndim - 1))), grads
+        return (inner * (measured.inverse * params["scale"])).astype(delta.dtype), grads
 
     return Layer(init, forward, backward, name="batch_norm")
 

@@ -46,7 +46,7 @@ class _Cell(NamedTuple):
         gates: pre-activations per feature.
         states: arrays in the state.
         step: ``(params, z, state) -> (state, kept)``
-        back: ``(kept, state before, dC/dstate) -> (dz, what of dz meets h wh if that is another, dC/dstate before but for h wh)``
+        back: ``(kept, state before, dC/dstate) -> (dz, what of it meets wh if that is another, dC/dstate before but for wh)``
     """
 
     gates: int
@@ -70,7 +70,9 @@ def _rnn_back(kept: Any, before: State, d: State) -> tuple[Array, None, State]:
 
 def _lstm_step(params: Params, z: Array, state: State) -> tuple[State, Any]:
     h, c = state
-    half = jnp.repeat(jnp.array([0.5, 0.5, 1.0, 0.5], z.dtype), h.shape[-1])  # one tanh for all gates; sigmoid is half of one
+    half = jnp.repeat(
+        jnp.array([0.5, 0.5, 1.0, 0.5], z.dtype), h.shape[-1]
+    )  # one tanh for all gates; sigmoid is half of one
     gates = jnp.tanh(half * (z + h @ params["wh"] + params["b"])) * half + (1 - half)
     i, f, g, o = jnp.split(gates, 4, axis=-1)
     c = f * c + i * g
