@@ -106,7 +106,7 @@ def test_overrides(minimal):
         ("model.activation=rel", "model.activation: unknown activation 'rel'; did you mean 'relu' or 'elu' or 'selu'?"),
         ("model.name=fbp.models:mpl", "model.name: model 'fbp.models:mpl': the module fbp.models has no 'mpl'"),
         ("model.name=nowhere:f", "model.name: model 'nowhere:f' cannot be imported: No module named 'nowhere'"),
-        ("model={}", "model.name: expected one of mlp, got nothing"),
+        ("model={}", f"model.name: expected one of {', '.join(CATALOGUE['model'])}, got nothing"),
         ("loss=3", "loss: expected a section [loss] with a name, got 3"),
         ("loss.label_smoothing=1", "loss.label_smoothing: expected a number less than 1, got 1"),
         ("training.batch_size=0", "training.batch_size: expected a number greater than or equal to 1 or 'full', got 0"),
@@ -253,7 +253,7 @@ class TestFit:
         found = self.refused(minimal, "model.name=mine:misfit")
         assert "model: for examples of shape (4,), layer 1: branches of a sum must give the same shape" in found
         assert "expected a function that returns a Layer" in self.refused(minimal, "model.name=mine:nothing")
-        assert "expected outputs of shape (B, 3), got ('B', 2)" in self.refused(minimal, "model.name=mine:two")
+        assert "expected outputs of shape (B, 3), got (B, 2)" in self.refused(minimal, "model.name=mine:two")
         assert "mine:broken' raised KeyError" in self.refused(minimal, "model.name=mine:broken")
         assert "gradients of another structure" in self.refused(minimal, "model.name=mine:forgetful")
         assert (

@@ -168,6 +168,72 @@ MUTANTS = [
 ]  # fmt: skip
 
 
+PICTURE, SERIES = (6, 5, 3), (5, 4)
+
+
+def gradient(name, change):
+    """A mutation of one parameter's gradient."""
+    return lambda p, c, d, r: (r[0], {**r[1], name: change(r[1][name])})
+
+
+def first_half(g):
+    return g.at[..., : g.shape[-1] // 2].set(0)
+
+
+FAMILIES = {
+    "convolution: the input delta is a place off": (
+        layers.conv2d(4, 3), PICTURE, lambda p, c, d, r: (jnp.roll(r[0], 1, axis=1), r[1])),
+    "convolution: the kernel's gradient is flipped": (layers.conv2d(4, 3), PICTURE, gradient("w", lambda g: g[::-1])),
+    "convolution: two groups see each other": (
+        layers.conv1d(4, 3, groups=2), SERIES, gradient("w", lambda g: jnp.roll(g, 2, axis=-1))),
+    "transposed convolution: channels exchanged": (
+        layers.conv_transpose2d(3, 3, stride=2), PICTURE, gradient("w", lambda g: g.swapaxes(-1, -2))),
+    "max pooling: the delta goes to every place": (
+        layers.max_pool(2), (4, 4, 3), lambda p, c, d, r: (jnp.repeat(jnp.repeat(d, 2, 1), 2, 2), ())),
+    "average pooling: not divided": (layers.avg_pool(2), (4, 4, 3), lambda p, c, d, r: (4 * r[0], ())),
+    "upsampling: the mean, not the sum": (layers.upsample(2), PICTURE, lambda p, c, d, r: (r[0] / 4, ())),
+    "layer norm: what the mean absorbs is left in": (
+        layers.layer_norm(), SERIES, lambda p, c, d, r: (r[0] + (d * p["scale"]).mean(-1, keepdims=True), r[1])),
+    "group norm: statistics taken as constants": (
+        layers.group_norm(2), SERIES, lambda p, c, d, r: (d * p["scale"] * c[1].inverse, r[1])),
+    "batch norm: statistics taken as constants": (
+        layers.batch_norm(), SERIES, lambda p, c, d, r: (d * p["scale"] * c[1].inverse, r[1])),
+    "weight norm: the length's gradient is left in the direction": (
+        layers.weight_norm(layers.dense(3)), SERIES, gradient("v", lambda g: g + 0.1)),
+    "dropout: survivors not scaled": (layers.dropout(0.4), SERIES, lambda p, c, d, r: (jnp.where(c, d, 0), ())),
+    "dropout: another mask": (layers.dropout(0.4), SERIES, lambda p, c, d, r: (jnp.where(c, 0, d), ())),
+    "positions: only the first example counts": (layers.learned_positions(), SERIES, gradient("w", lambda g: g / 5)),
+    "rnn: one step too few": (layers.rnn(4), SERIES, gradient("wh", lambda g: 0.8 * g)),
+    "lstm: the forget gate is forgotten": (layers.lstm(4), SERIES, gradient("b", lambda g: g.at[4:8].set(0))),
+    "gru: the reset gate is not on the recurrent bias": (layers.gru(4), SERIES, gradient("bh", lambda g: 2 * g)),
+    "attention: keys get no gradient": (layers.attention(2), SERIES, gradient("wqkv", lambda g: g.at[:, 4:8].set(0))),
+    "attention: queries not scaled": (layers.attention(2), SERIES, gradient("wqkv", lambda g: g.at[:, :4].multiply(1.4))),
+    "attention: the shortcut around the softmax": (layers.attention(2), SERIES, lambda p, c, d, r: (r[0] + d, r[1])),
+    "repeat: gradients in the wrong order": (
+        fbp.repeat(fbp.residual(layers.dense(4)), 3), SERIES, lambda p, c, d, r: (r[0], jax.tree.map(lambda g: g[::-1], r[1]))),
+    "unembedding: half of the table": (layers.unembedding(7), SERIES, gradient("w", first_half)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_check_catches_a_mutant_of_each_family(name):
+    layer, shape, change = FAMILIES[name]
+    params, out_shape = draw(layer, shape)
+    wrong = mutated(layer, change)
+    report = fbp.check_gradients(
+        wrong, losses.quadratic, params, numbers(5, *shape), numbers(5, *out_shape, seed=2), key=jax.random.key(1)
+    )
+    assert not report.ok
+
+
+def test_the_check_catches_an_embedding_that_counts_a_token_once():
+    layer = layers.embedding(4, 3)
+    once = mutated(layer, lambda p, c, d, r: (None, {"w": jnp.zeros_like(p["w"]).at[c.ravel()].set(d.reshape(-1, 3))}))
+    params, _ = draw(layer, (5,))
+    tokens = np.random.default_rng(0).integers(0, 4, (5, 5))
+    assert not fbp.check_gradients(once, losses.quadratic, params, tokens, numbers(5, 5, 3)).ok
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_the_check_catches_mutants(mutant):
     params, shape = draw(mutant.model, mutant.shape)

@@ -149,7 +149,7 @@ class TestFinishedRun:
         assert {"config.toml", "environment.json", "summary.txt", "history", "plots", "model"} <= names()
         assert names("plots") == {
             "learning_curves.png", "learning_rate.png", "delta_norms.png", "confusion_matrix.png", "misclassified.png",
-            "first_layer_weights.png",
+            "first_layer_weights.png", "model.png", "model.svg",
         }  # fmt: skip
         assert names("history") == {"steps.csv", "metrics.csv"}
 
@@ -340,6 +340,128 @@ def test_a_model_with_repeated_layers_is_diagnosed_copy_by_copy(project, monkeyp
     assert {f"delta_norm/1/body/0/{i}" for i in range(3)} <= set(journal.history(outcome.folder))
 
 
+def run_config(project, text, *overrides):
+    """A run of a whole configuration, in this process and without MLflow."""
+    path = project / "one.toml"
+    path.write_text(text)
+    return run(
+        config.read(path, overrides), Origin(path, "one"), store.new_run_folder(project / "mlruns", "one"), Silent()
+    )
+
+
+LANGUAGE = """
+[data]
+name = "text"
+path = "abc.txt"
+context = 16
+[model]
+name = "gpt"
+depth = 1
+heads = 2
+features = 16
+[loss]
+name = "softmax_cross_entropy"
+[optimizer]
+name = "adam"
+learning_rate = 0.01
+[training]
+steps = 150
+batch_size = 16
+evaluate_every = 60
+"""
+
+
+def test_a_language_model_learns_and_writes(project):
+    (project / "abc.txt").write_text("abcdefgh\n" * 400)
+    outcome = run_config(project, LANGUAGE)
+    assert outcome.metrics["test_accuracy"] > 0.9
+    assert journal.history(outcome.folder)["validation_loss"].steps.tolist() == [60, 120, 150]
+    written = CliRunner().invoke(
+        main, ["generate", str(outcome.folder), "--prompt", "abc", "--tokens", "40", "--temperature", "0"]
+    )
+    assert written.exit_code == 0, written.output
+    assert written.output.startswith("abcdefgh\nabcdefgh\n")
+    for arguments, problem in (
+        (["--prompt", "abX"], "the model has never seen 'X'"),
+        (["--tokens", "0"], "0 is not in the range"),
+    ):
+        refused = CliRunner().invoke(main, ["generate", str(outcome.folder), *arguments])
+        assert refused.exit_code == 2
+        assert problem in refused.output
+    trained = fbp.load(outcome.folder)
+    assert trained.predict(np.zeros((3, 16), int)).shape == (3, 16, 9)
+    with pytest.raises(fbp.InputError, match="expected tokens, whole numbers from 0 to 8"):
+        trained.predict(np.full((3, 16), 9))
+
+
+def test_only_a_language_model_writes(project):
+    outcome = run_here(project, "training.epochs=1")
+    refused = CliRunner().invoke(main, ["generate", str(outcome.folder)])
+    assert refused.exit_code == 2
+    assert "expected a language model" in refused.output
+
+
+PICTURES = """
+[data]
+name = "digits"
+limit = 400
+[model]
+name = "cnn"
+channels = [8]
+hidden = [16]
+norm = true
+[augmentation]
+shift = 1
+[loss]
+name = "softmax_cross_entropy"
+[optimizer]
+name = "adam"
+learning_rate = 0.01
+[training]
+epochs = 6
+"""
+
+
+def test_batch_norm_is_evaluated_and_kept_with_the_statistics_of_training_examples(project):
+    outcome = run_config(project, PICTURES, "augmentation.shift=0", "training.epochs=12")
+    assert outcome.metrics["test_accuracy"] > 0.8
+    trained = read(outcome.folder / "artifacts" / "model")
+    statistics = trained.params[1]
+    assert not np.allclose(statistics["mean"], 0)
+    assert not np.allclose(statistics["variance"], 1)
+    x = fbp.datasets.digits().train.x[:50]
+    assert (trained.predict(x).argmax(1) == fbp.datasets.digits().train.y[:50]).mean() > 0.8
+
+
+def test_an_autoencoder_gives_back_its_inputs(project):
+    text = PICTURES.replace('name = "digits"', 'name = "digits"\nreconstruct = true').replace(
+        "[augmentation]\nshift = 1\n", ""
+    )
+    text = text.replace('"cnn"\nchannels = [8]\nhidden = [16]\nnorm = true', '"autoencoder"').replace(
+        "softmax_cross_entropy", "mean_squared_error"
+    )
+    outcome = run_config(project, text)
+    assert outcome.metrics["test_loss"] < 0.06
+    results = np.load(outcome.folder / "results.npz")
+    assert results["originals"].shape == results["reconstructions"].shape == (25, 8, 8, 1)
+    assert ((results["originals"] - results["reconstructions"]) ** 2).mean() < 0.08
+
+
+def test_tokens_of_a_users_file(project):
+    tokens = np.random.default_rng(0).integers(0, 5, (60, 7))
+    np.savez(project / "t.npz", x=tokens, y=np.roll(tokens, 1, axis=1))
+    text = LANGUAGE.replace(
+        'name = "text"\npath = "abc.txt"\ncontext = 16', 'name = "file"\npath = "t.npz"\nvocabulary = 5'
+    )
+    text = text.replace("steps = 150", "steps = 3")
+    assert run_config(project, text).status == "FINISHED"
+    np.savez(project / "t.npz", x=tokens, y=np.zeros(60, int))
+    with pytest.raises(
+        fbp.InputError, match="expected tokens, whole numbers from 0 to 3, got int64 numbers from 0 to 4"
+    ):
+        run_config(project, text, "data.vocabulary=4")
+
+
 def test_a_divergence_that_only_the_validation_shows_fails_the_run(project):
     outcome = run_here(
         project,
@@ -408,6 +530,17 @@ class TestBadInput:
             (["run", "small.toml", "--set", "data={name='file', path='no.csv'}"], "'no.csv', which does not exist"),
             (["run", "small.toml", "--tracking-uri", "./runs"], "expected sqlite:///PATH"),
             (["check", "nothing.toml"], "no such file"),
+            (
+                ["run", "small.toml", "--set", "augmentation.shift=2"],
+                "expected pictures (H, W, C), got examples of shape (4,)",
+            ),
+            (
+                ["run", "small.toml", "--set", "model={name='lstm'}"],
+                "layer 0 (lstm(128)): lstm expects examples of shape (T, F)",
+            ),
+            (["run", "small.toml", "--set", "model={name='gpt', features=10}"], "features must be a multiple of heads"),
+            (["run", "small.toml", "--set", "data={name='text', context=100000}"], "a text of at least 20 pieces"),
+            (["generate", "nothing"], "there is no such folder, and no run of that name"),
             (["list", "optimiser"], "did you mean 'optimizer'"),
             (["rnu"], "did you mean 'run'"),
             (["ui"], "there are no runs"),
@@ -463,6 +596,25 @@ class TestOtherCommands:
         result = CliRunner().invoke(main, ["check", "small.toml", "--set", "model={name='wrong:model'}"])
         assert result.exit_code == 1
         assert "WRONG" in result.output
+
+    def test_describe_shows_the_layers_and_draws_the_graph(self, project):
+        write_config(project, data="digits")
+        options = ["--set", "model={name='inception', channels=4}", "--picture", "model.svg"]
+        result = CliRunner().invoke(main, ["describe", "small.toml", *options])
+        assert result.exit_code == 0, result.output
+        for word in (
+            "1 5x5/1/0",
+            "conv2d(4, 5x5)",
+            "8 x 8 x 16",
+            "cache bytes",
+            "backward FLOPs",
+            "picture: model.svg",
+        ):
+            assert word in result.output
+        picture = (project / "model.svg").read_text()
+        assert "<svg" in picture
+        refused = CliRunner().invoke(main, ["describe", "small.toml", "--picture", "model.gif"])
+        assert (refused.exit_code, "ending in .svg, .png or .pdf" in refused.output) == (2, True)
 
     def test_list_has_a_line_for_each_name(self):
         result = CliRunner().invoke(main, ["list"])

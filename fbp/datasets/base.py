@@ -124,7 +124,20 @@ def check(dataset: Dataset) -> Dataset:
                 f"{where}: expected tokens, whole numbers from 0 to {len(dataset.tokens) - 1}, got {x.dtype} numbers from "
                 f"{x.min()} to {x.max()}"
             )
-    return dataset
+    return _narrow(dataset)
+
+
+def _narrow(dataset: Dataset) -> Dataset:
+    """Whole numbers in int32, which is what devices take; checked before, so that none is cut off."""
+
+    def narrow(examples: Examples | None) -> Examples | None:
+        if examples is None:
+            return None
+        return Examples(*(a.astype(np.int32) if a.dtype.kind in "iu" else a for a in examples))
+
+    train = narrow(dataset.train)
+    assert train is not None
+    return dataset._replace(train=train, test=narrow(dataset.test))
 
 
 def reconstruction(dataset: Dataset) -> Dataset:

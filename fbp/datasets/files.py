@@ -11,7 +11,7 @@ from fbp.errors import InputError
 Task = Literal["auto", "classification", "regression"]
 
 
-def file(path: str, target: str | None = None, task: Task = "auto") -> Dataset:
+def file(path: str, target: str | None = None, task: Task = "auto", vocabulary: int | None = None) -> Dataset:
     """Examples from a file of your own, read by its ending.
 
     Args:
@@ -19,6 +19,8 @@ def file(path: str, target: str | None = None, task: Task = "auto") -> Dataset:
             ``.parquet`` with one row per example and one column per feature.
         target: the column to predict, the last one by default; for ``.npz``, the name of the array in place of ``y``.
         task: ``auto`` takes integers and texts as classes, floats as numbers to predict.
+        vocabulary: for ``.npz`` whose ``x`` is tokens: how many there are. ``y`` may then have a token for each position,
+            negative where there is none.
 
     Raises:
         InputError: where the file is missing or damaged, or a column cannot be used.
@@ -30,24 +32,52 @@ def file(path: str, target: str | None = None, task: Task = "auto") -> Dataset:
     if not where.is_file():
         problem = "which is a folder" if where.is_dir() else "which does not exist"
         raise InputError(f"data.path: expected a file, got {path!r}, {problem}")
+    if vocabulary is not None:
+        return _read_tokens(where, target or "y", vocabulary)
     readers = {".npz": _read_npz, ".csv": _read_table, ".parquet": _read_table}
     if where.suffix not in readers:
         raise InputError(f"data.path: expected a file ending in .npz, .csv or .parquet, got {where.name!r}")
     return readers[where.suffix](where, target, task)
 
 
-def _read_npz(path: Path, target: str | None, task: Task) -> Dataset:
+def _arrays(path: Path, target: str) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz`` file, among them ``x`` and the target."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except Exception as error:  # damaged archives raise a dozen types
         raise InputError(f"data.path: {path} cannot be read as .npz ({error})") from None
-    target = target or "y"
-    missing = [name for name in ("x", target) if name not in arrays]
-    if missing:
+    if not {"x", target} <= set(arrays):
         raise InputError(
             f"data.path: expected arrays 'x' and {target!r} in {path}, got {', '.join(sorted(arrays)) or 'none'}"
         )
+    return arrays
+
+
+def _read_tokens(path: Path, target: str, vocabulary: int) -> Dataset:
+    """Sequences of tokens; that they are below ``vocabulary`` is checked with the data set as a whole."""
+    if path.suffix != ".npz":
+        raise InputError(f"data.vocabulary: expected tokens in an .npz file, got {path.name!r}")
+    arrays = _arrays(path, target)
+    x, y = arrays["x"], arrays[target]
+    if x.dtype.kind not in "iu" or x.ndim != 2:
+        raise InputError(
+            f"data.vocabulary: expected tokens x (N, T), whole numbers, in {path}, got {x.dtype} {x.shape}"
+        )
+    names = tuple(map(str, range(vocabulary)))
+    if y.ndim == 1:
+        labelled = _labelled(path, x, y)
+        return labelled._replace(train=Examples(x, labelled.train.y), tokens=names)
+    if y.dtype.kind not in "iu" or y.shape != x.shape:
+        raise InputError(
+            f"data.path: expected a target for each position, {x.shape}, in {path}, got {y.dtype} {y.shape}"
+        )
+    return Dataset(path.stem, Examples(x, y), None, names, names)
+
+
+def _read_npz(path: Path, target: str | None, task: Task) -> Dataset:
+    target = target or "y"
+    arrays = _arrays(path, target)
     dataset = _dataset(path, arrays["x"], arrays[target], task)
     if "x_test" not in arrays:
         return dataset

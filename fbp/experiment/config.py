@@ -169,6 +169,7 @@ _RANGES: Mapping[str, dict[str, Any]] = {
     "noise": {"ge": 0},
     "turns": {"gt": 0},
     "context": {"ge": 1},
+    "vocabulary": {"ge": 1},
     "stride": {"ge": 1},
     "length": {"ge": 2},
     "delay": {"ge": 1},

@@ -132,7 +132,7 @@ def _blockwise_forward(q: Array, k: Array, v: Array, mask: _Mask) -> tuple[Array
     def of_queries(_: None, at: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
         i, q_i = at
 
-        def meet(j: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        def meet(state: tuple[Array, Array, Array], j: Array) -> tuple[Array, Array, Array]:
             top, total, o = state
             scores = _block_scores(q_i, k_blocks[j], i, j, rows, columns, mask)
             new_top = jnp.maximum(top, scores.max(axis=-1))
@@ -143,7 +143,11 @@ def _blockwise_forward(q: Array, k: Array, v: Array, mask: _Mask) -> tuple[Array
             return new_top, total * shrink + p.sum(axis=-1), o
 
         start = jnp.full(q_i.shape[:3], -jnp.inf, wide), jnp.zeros(q_i.shape[:3], wide), jnp.zeros(q_i.shape, wide)
-        top, total, o = lax.fori_loop(0, _keys_until(i, rows, columns, mask), meet, start)
+
+        def next_keys(state: tuple[Array, Array, Array], j: Array) -> tuple[tuple[Array, Array, Array], None]:
+            return lax.cond(_may_see(i, j, rows, columns, mask), meet, lambda state, j: state, state, j), None
+
+        (top, total, o), _ = lax.scan(next_keys, start, jnp.arange(columns.blocks))
         nothing = total == 0
         total = jnp.where(nothing, 1, total)
         return None, ((o / total[..., None]).astype(q.dtype), jnp.where(nothing, 0, top) + jnp.log(total))
@@ -152,9 +156,9 @@ def _blockwise_forward(q: Array, k: Array, v: Array, mask: _Mask) -> tuple[Array
     return rows.join(o), rows.join(log_total)
 
 
-def _keys_until(i: Array, rows: _Blocks, columns: _Blocks, mask: _Mask) -> Array | int:
-    """How many blocks of keys the block i of queries may see."""
-    return jnp.minimum(((i + 1) * rows.size - 1) // columns.size + 1, columns.blocks) if mask.causal else columns.blocks
+def _may_see(i: Array, j: Array, rows: _Blocks, columns: _Blocks, mask: _Mask) -> Array | bool:
+    """Whether some query of block i may see some key of block j."""
+    return (i + 1) * rows.size > j * columns.size if mask.causal else True
 
 
 def _blockwise_backward(
@@ -169,19 +173,25 @@ def _blockwise_backward(
     def of_keys(dq: Array, at: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
         j, k_j, v_j = at
 
-        def meet(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            dq, dk_j, dv_j = state
+        def meet(i: Array) -> tuple[Array, Array, Array]:
             q_i, delta_i = q_blocks[i], delta_blocks[i]
             p = jnp.exp(_block_scores(q_i, k_j, i, j, rows, columns, mask) - log_blocks[i][..., None])
-            dv_j = dv_j + jnp.einsum("bnts,bntd->bnsd", p.astype(v.dtype), delta_i)
+            dv = jnp.einsum("bnts,bntd->bnsd", p.astype(v.dtype), delta_i)
             ds = p * (jnp.einsum("bntd,bnsd->bnts", delta_i, v_j).astype(wide) - d_blocks[i][..., None])
             ds = ds.astype(q.dtype)
-            dk_j = dk_j + jnp.einsum("bnts,bntd->bnsd", ds, q_i)
-            return dq.at[i].add(jnp.einsum("bnts,bnsd->bntd", ds, k_j)), dk_j, dv_j
+            dk = jnp.einsum("bnts,bntd->bnsd", ds, q_i)
+            return jnp.einsum("bnts,bnsd->bntd", ds, k_j).astype(wide), dk.astype(wide), dv.astype(wide)
 
-        first = j * columns.size // rows.size if mask.causal else 0
+        def nothing(i: Array) -> tuple[Array, Array, Array]:
+            return jnp.zeros(q_blocks.shape[1:], wide), jnp.zeros(k_j.shape, wide), jnp.zeros(v_j.shape, wide)
+
+        def next_queries(sums: tuple[Array, Array, Array], i: Array) -> tuple[tuple[Array, Array, Array], None]:
+            more = lax.cond(_may_see(i, j, rows, columns, mask), meet, nothing, i)
+            dq, dk_j, dv_j = sums
+            return (dq.at[i].add(more[0]), dk_j + more[1], dv_j + more[2]), None
+
         zeros = jnp.zeros(k_j.shape, wide)
-        dq, dk_j, dv_j = lax.fori_loop(first, rows.blocks, meet, (dq, zeros, zeros))
+        (dq, dk_j, dv_j), _ = lax.scan(next_queries, (dq, zeros, zeros), jnp.arange(rows.blocks))
         return dq, (dk_j.astype(k.dtype), dv_j.astype(v.dtype))
 
     inputs = (jnp.arange(columns.blocks), columns.split(k), columns.split(v))

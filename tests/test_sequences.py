@@ -1,0 +1,218 @@
+"""Sequences end to end: data, generating position by position, pictures changed at random."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fbp
+from fbp import augmentation, blocks, datasets, generation, layers, losses, models
+from fbp.errors import InputError
+
+
+class TestData:
+    def test_text_is_cut_into_pieces_and_each_characters_target_is_the_next(self, tmp_path):
+        file = tmp_path / "a.txt"
+        file.write_text("abcdefghij" * 50, encoding="utf-8")
+        data = datasets.check(datasets.text(str(file), context=8))
+        assert data.tokens == data.classes == tuple("abcdefghij")
+        x, y = data.train
+        assert x.shape == y.shape == (62, 8)
+        np.testing.assert_array_equal(x[:, 1:], y[:, :-1])
+        np.testing.assert_array_equal(x[1:, 0], y[:-1, -1])
+        prepared = datasets.prepare(data, seed=0, validation=0.1, test=0.1)
+        joined = np.concatenate([prepared.train.x, prepared.validation.x, prepared.test.x])
+        np.testing.assert_array_equal(joined, x)  # cut, not shuffled
+
+    def test_the_default_text_comes_with_python(self):
+        data = datasets.text()
+        assert data.name == "python_reference"
+        assert data.train.x.size > 300_000
+
+    def test_tiny_shakespeare(self, tmp_path):
+        from tests.conftest import DATA
+
+        path = DATA / "tinyshakespeare" / "input.txt"
+        if not path.exists():
+            pytest.skip(f"{path} is not there")
+        assert len(datasets.text(str(path)).tokens) == 65
+
+    def test_bad_texts(self, tmp_path):
+        short, binary = tmp_path / "short.txt", tmp_path / "binary.txt"
+        short.write_text("abc")
+        binary.write_bytes(b"\xff\xfe\x80")
+        for path, problem in (
+            (short, "a text of at least 20 pieces of 64 characters, got 3"),
+            (binary, "a text in UTF-8"),
+            (tmp_path / "none.txt", "which does not exist"),
+            (tmp_path, "which is a folder"),
+        ):
+            with pytest.raises(InputError, match=problem):
+                datasets.text(str(path))
+
+    def test_adding_problem(self):
+        x, y = datasets.adding_problem(examples=50, length=20).train
+        assert x.shape == (50, 20, 2)
+        assert (x[..., 1].sum(axis=1) == 2).all()
+        np.testing.assert_allclose((x[..., 0] * x[..., 1]).sum(axis=1), y[:, 0], rtol=1e-5)
+
+    def test_copy_memory(self):
+        data = datasets.check(datasets.copy_memory(examples=20, delay=6, symbols=5, length=3))
+        x, y = data.train
+        assert x.shape == y.shape == (20, 12)
+        np.testing.assert_array_equal(x[:, :3], y[:, -3:])
+        assert (y[:, :-3] == -1).all()
+        assert (x[:, 3 + 6 - 1] == 6).all()
+        assert (x[:, 9:] == 5).all()
+
+    def test_sequential_digits_are_the_digits(self):
+        rows, pixels = (datasets.sequential_digits(by).train.x for by in ("rows", "pixels"))
+        assert rows.shape[1:] == (8, 8)
+        np.testing.assert_array_equal(rows.ravel(), pixels.ravel())
+
+    def test_tokens_out_of_range_are_refused_where_data_is_read(self):
+        good = datasets.copy_memory(examples=20)
+        for bad in (-1, 10):
+            x = good.train.x.copy()
+            x[3, 4] = bad
+            with pytest.raises(InputError, match=r"expected tokens, whole numbers from 0 to 9, got int32 numbers"):
+                datasets.check(good._replace(train=datasets.Examples(x, good.train.y)))
+
+    def test_a_token_out_of_range_gives_nan_and_no_silent_neighbour(self):
+        layer = layers.embedding(4, 2)
+        params, _ = layer.init(jax.random.key(0), (3,))
+        y, cache = layer.forward(params, jnp.array([[0, 4, -1]]))
+        assert jnp.isnan(y).all(axis=-1).tolist() == [[False, True, True]]
+        _, grads = layer.backward(params, cache, jnp.ones_like(y))
+        assert grads["w"].sum(axis=1).tolist() == [2, 0, 0, 0]
+
+
+def test_positions_without_a_target_do_not_count():
+    z = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 3)), jnp.float32)
+    labels = jnp.array([[0, -1, -1, 2], [-1, -1, -1, -1]])
+    value = losses.softmax_cross_entropy.value(z, labels)
+    kept = losses.softmax_cross_entropy.value(z[:1, jnp.array([0, 3])], labels[:1, jnp.array([0, 3])])
+    np.testing.assert_allclose(value, [kept[0], 0], rtol=1e-6)
+    right = fbp.metrics.accuracy(z, jnp.where(labels < 0, labels, z.argmax(-1)))
+    assert right.tolist() == [1, 0]
+
+
+STREAMED = {
+    "gpt": models.gpt(7, 2, 2, 8),
+    "rotary": models.gpt(7, 1, 2, 8, positions="rotary", tied=False),
+    "sinusoidal": models.gpt(7, 1, 2, 8, positions="sinusoidal"),
+    "lstm": models.lstm(7, (8, 8), vocabulary=7, sequence=True),
+    "gru": models.gru(7, (8,), vocabulary=7, sequence=True),
+    "rnn": models.rnn(7, (8,), vocabulary=7, sequence=True),
+    "repeat of recompute": fbp.chain(
+        layers.embedding(7, 8),
+        fbp.repeat(fbp.recompute(blocks.transformer_block(8, 2, causal=True)), 3),
+        layers.dense(7),
+    ),
+    "graph": fbp.graph(
+        {"a": (layers.embedding(7, 6), "x"), "b": (layers.lstm(6), "a"), "sum": (layers.add(), "a", "b")}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_position_by_position_is_the_whole_sequence(name):
+    model = STREAMED[name]
+    streamed = generation.streaming(model, (9,), batch=2)
+    params, _ = model.init(jax.random.key(0), (9,))
+    params = jax.tree.map(lambda p: 5 * p, params)
+    x = np.random.default_rng(0).integers(0, 7, (2, 9))
+    step, state, outputs = jax.jit(streamed.step), streamed.start(), []
+    for i in range(9):
+        y, state = step(params, x[:, i : i + 1], state)
+        outputs.append(y)
+    expected, _ = model.forward(params, x)
+    np.testing.assert_allclose(np.concatenate(outputs, axis=1), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.lstm(7, (8,), vocabulary=7, sequence=True, bidirectional=True),
+        fbp.chain(layers.embedding(7, 8), layers.attention(2), layers.dense(7)),
+        fbp.chain(layers.embedding(7, 8), layers.conv1d(8, 3), layers.dense(7)),
+        models.lstm(7, (8,), vocabulary=7),
+    ],
+    ids=["bidirectional", "not causal", "convolution", "last"],
+)
+def test_what_looks_ahead_cannot_be_run_position_by_position(model):
+    with pytest.raises(InputError, match="cannot be run position by position"):
+        generation.streaming(model, (9,))
+
+
+def test_sampling_goes_on_beyond_the_context_and_repeats_with_its_key():
+    model = STREAMED["gpt"]
+    params, _ = model.init(jax.random.key(0), (9,))
+    draw = generation.sample(model, (9,), count=30)
+    first, again, other = (draw(params, jnp.array([1, 2]), jax.random.key(seed)) for seed in (0, 0, 1))
+    assert first.shape == (30,)
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_temperature_0_takes_the_likeliest():
+    model = STREAMED["lstm"]
+    params, _ = model.init(jax.random.key(3), (9,))
+    tokens = generation.sample(model, (9,), count=12, temperature=0)(params, jnp.array([1]), jax.random.key(0))
+    x = [1]
+    for _ in range(12):
+        x.append(int(model.forward(params, jnp.array([x]))[0][0, -1].argmax()))
+    assert tokens.tolist() == x[1:]
+
+
+class TestAugmentation:
+    x = np.random.default_rng(0).uniform(1, 2, (40, 6, 5, 2)).astype(np.float32)
+
+    def test_shift_moves_each_picture_and_fills_with_zeros(self):
+        y = np.asarray(augmentation.shift(2)(jax.random.key(0), self.x))
+        moves = set()
+        for before, after in zip(self.x, y, strict=True):
+            wide = np.pad(before, [(2, 2), (2, 2), (0, 0)])
+            found = [(i, j) for i in range(5) for j in range(5) if (wide[i : i + 6, j : j + 5] == after).all()]
+            assert len(found) == 1
+            moves |= set(found)
+        assert len(moves) > 10
+
+    def test_flip_turns_about_half(self):
+        y = np.asarray(augmentation.flip()(jax.random.key(0), self.x))
+        turned = [(after == before[:, ::-1]).all() for before, after in zip(self.x, y, strict=True)]
+        kept = [(after == before).all() for before, after in zip(self.x, y, strict=True)]
+        assert all(a != b for a, b in zip(turned, kept, strict=True))
+        assert 10 < sum(turned) < 30
+
+    def test_crop_keeps_the_size_and_invents_no_zeros(self):
+        y = augmentation.crop(2)(jax.random.key(0), self.x)
+        assert y.shape == self.x.shape
+        assert (y >= 1).all()
+
+    def test_cutout_removes_a_square_that_may_stick_out(self):
+        removed = (np.asarray(augmentation.cutout(3)(jax.random.key(0), self.x)) == 0).sum(axis=(1, 2, 3)) / 2
+        assert removed.max() == 9
+        assert removed.min() >= 4
+
+    def test_the_same_key_gives_the_same_pictures_and_each_step_others(self):
+        change = augmentation.in_order([augmentation.shift(1), augmentation.flip()])
+        a, b, c = (change(jax.random.key(seed), self.x) for seed in (0, 0, 1))
+        np.testing.assert_array_equal(a, b)
+        assert (a != c).any()
+
+    def test_training_changes_the_examples_of_each_step_and_cutting_it_changes_nothing(self):
+        model = fbp.chain(layers.flatten(), layers.dense(3))
+        optimizer = fbp.optimizers.sgd(0.1)
+        y = np.arange(40) % 3
+        steps = jax.jit(
+            fbp.training.take_steps(
+                model, losses.softmax_cross_entropy, optimizer, batch_size=8, capacity=10, augment=augmentation.shift(1)
+            )
+        )
+        state = fbp.training.start(model, optimizer, jax.random.key(0), (6, 5, 2))
+        whole, _, _ = steps(state, self.x, y, 10)
+        half, _, _ = steps(state, self.x, y, 4)
+        rest, _, _ = steps(half, self.x, y, 6)
+        for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(rest.params), strict=True):
+            np.testing.assert_array_equal(a, b)
