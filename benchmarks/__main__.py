@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from benchmarks import logging_cost, networks, nielsen
+from benchmarks import layers, logging_cost, networks, nielsen
 
-ITEMS = {"nielsen": nielsen.main, **networks.ITEMS, "logging": logging_cost.main}
+ITEMS = {"nielsen": nielsen.main, **networks.ITEMS, **layers.ITEMS, "logging": logging_cost.main}
 
 
 def main() -> int:
@@ -19,8 +19,8 @@ def main() -> int:
         return 2
     for name in names:
         print(f"## {name}\n")
-        if name in networks.ITEMS:
-            print(f"{networks.ITEMS[name].__doc__}\n")
+        if ITEMS[name].__doc__:
+            print(f"{ITEMS[name].__doc__}\n")
         ITEMS[name]()
         print()
     return 0

@@ -208,7 +208,6 @@ COSTS_MORE = {  # layers whose compiled FLOPs, bytes or scratch memory are not a
     "residual_block": _CONVOLUTION,
     "weight_norm": "around a convolution",
     "max_pool": "comparisons in place of select-and-scatter, which is slower: benchmarks, layers",
-    "global_max_pool": "comparisons count as FLOPs: benchmarks, layers",
     "rms_norm": "one division a row, and its normalized input kept once: benchmarks, layers",
     "rnn": "at 5 positions copies of unrolled loops show; at real sizes see test_recurrent_layers_cost_less",
     "gru": "as rnn",

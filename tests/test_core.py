@@ -224,6 +224,23 @@ def test_the_seed_masks_and_weighs_examples():
         gradient(params, x, y, seed=jnp.ones(3))
 
 
+BRIDGED = [
+    next(case for case in LAYERS if case.name == name and not case.tokens)
+    for name in (
+        "conv2d",
+        "max_pool",
+        "batch_norm",
+        "lstm",
+        "gru",
+        "attention",
+        "repeat",
+        "recompute",
+        "graph",
+        "shared",
+    )
+] + [case for case in LAYERS if case.lengths or case.name in ("embedding", "dropout")]
+
+
 class TestBridge:
     def test_as_function_under_grad_vmap_and_scan_is_the_handwritten_backward(self):
         model, params, x, y = small()
@@ -236,6 +253,54 @@ class TestBridge:
             np.testing.assert_allclose(a, 2 * b, rtol=1e-4, atol=1e-6)
         mapped = jax.vmap(jax.grad(lambda x: function(params, x[None]).sum()))(x)
         assert mapped.shape == x.shape
+
+    @pytest.mark.parametrize("case", BRIDGED, ids=[case.name for case in BRIDGED])
+    def test_as_function_of_any_layer_inside_jit_vmap_and_scan(self, case):
+        layer = case.make()
+        params, shape = draw(layer, case.shape)
+        function, x, delta = fbp.as_function(layer), case.input(3, 4), numbers(4, *shape, seed=2)
+        cost = lambda params, x: jnp.vdot(function(params, x, case.key), delta)
+        expected = lambda x: layer.backward(params, layer.forward(params, x, key=case.key)[1], delta)[1]
+
+        @jax.jit
+        def everything(x):
+            gradient = jax.grad(cost)
+            scanned = jax.lax.scan(lambda _, one: (None, gradient(params, one)), None, x)[1]
+            return scanned, jax.vmap(lambda one: gradient(params, one))(x), jax.vmap(expected)(x)
+
+        for scanned, mapped, reference in zip(*map(jax.tree.leaves, everything(x)), strict=True):
+            np.testing.assert_allclose(scanned, reference, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(mapped, reference, rtol=1e-4, atol=1e-5)
+
+    def test_second_derivatives(self, x64):
+        """Backward is itself a function that JAX can differentiate, in reverse; forwards it says that it cannot."""
+        layer = fbp.chain(layers.dense(4), layers.layer_norm(), layers.tanh(), layers.attention(2))
+        params, _ = draw(layer, (3, 4))
+        params, x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (params, numbers(2, 3, 4)))
+        ours, plain = fbp.as_function(layer), lambda params, x: layer.forward(params, x)[0]
+
+        def slope(function):
+            gradient = jax.grad(lambda x: (function(params, x) ** 3).sum())
+            return jax.jit(jax.grad(lambda x: (gradient(x) ** 2).sum()))(x)
+
+        np.testing.assert_allclose(slope(ours), slope(plain), rtol=1e-8)
+        with pytest.raises(TypeError, match="forward-mode"):
+            jax.jvp(lambda x: ours(params, x), (x,), (x,))
+
+    def test_from_function_inside_jit_vmap_scan_and_a_second_grad(self):
+        layer = fbp.from_function(lambda params, x: jnp.sin(params * x), lambda key, shape: (jnp.ones(()), shape))
+        x, delta = numbers(3, 4, 2), numbers(4, 2, seed=2)
+
+        def one(x):
+            _, cache = layer.forward(2.0, x)
+            return layer.backward(2.0, cache, delta)
+
+        scanned = jax.jit(lambda x: jax.lax.scan(lambda _, x: (None, one(x)), None, x)[1])(x)
+        mapped = jax.jit(jax.vmap(one))(x)
+        np.testing.assert_allclose(scanned[0], 2 * np.cos(2 * x) * delta, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(scanned[1], mapped[1], rtol=1e-5)
+        curved = jax.grad(lambda x: one(x)[0].sum())(x[0])
+        np.testing.assert_allclose(curved, -4 * np.sin(2 * x[0]) * delta, rtol=1e-4, atol=1e-5)
 
     def test_from_function_is_a_layer_like_any_other(self):
         normalize = fbp.from_function(lambda params, x: x / (1 + jnp.abs(x)))

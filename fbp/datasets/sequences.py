@@ -1,5 +1,6 @@
 """Sequences: text by characters, and tasks that ask for a memory."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,8 @@ def text(path: str | None = None, context: int = 64, stride: int | None = None) 
     The last pieces are for validation and test: the text is cut, not shuffled.
 
     Args:
-        path: a text file in UTF-8; by default the language reference that comes with Python, about 600,000 characters.
+        path: a text file in UTF-8, here or in ``$FBP_DATA``; by default the language reference that comes with Python, about
+            600,000 characters.
         context: characters in a piece.
         stride: from the beginning of a piece to that of the next, ``context`` by default: then no two pieces overlap.
     """
@@ -43,9 +45,14 @@ def _read(path: str | None) -> tuple[str, str]:
         return "python_reference", "\n".join(topics[topic] for topic in sorted(topics))
     try:
         where = Path(path).expanduser()
+        if not where.exists() and os.environ.get("FBP_DATA"):
+            where = Path(os.environ["FBP_DATA"]).expanduser() / where
         return where.stem, where.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"data.path: expected a text file, got {path!r}, which does not exist") from None
+        raise InputError(
+            f"data.path: expected a text file, got {path!r}, which does not exist; set data.path, or FBP_DATA to the folder "
+            "that it is in"
+        ) from None
     except IsADirectoryError:
         raise InputError(f"data.path: expected a text file, got {path!r}, which is a folder") from None
     except UnicodeDecodeError as error:

@@ -142,9 +142,10 @@ def global_max_pool() -> Layer:
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
         token, winner = cache
-        shape = (delta.shape[0], *token_shape(token))
-        positions = jnp.arange(math.prod(shape[1:-1]))[:, None]
-        return jnp.where(positions == winner, delta[:, None], 0).reshape(shape), ()
+        shape = token_shape(token)
+        rows = jnp.zeros((delta.shape[0], math.prod(shape[:-1]), shape[-1]), delta.dtype)
+        rows = jnp.put_along_axis(rows, winner, delta[:, None], axis=1, inplace=False, mode="promise_in_bounds")
+        return rows.reshape(-1, *shape), ()
 
     return Layer(init, forward, backward, name="global_max_pool")
 
