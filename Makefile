@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXPERIMENT ?= digits_mlp
 
-.PHONY: run test lint format bench ui lock clean help
+.PHONY: run test test-all lint format bench ui lock clean help
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 
 $(VENV)/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fbp needs Python 3.11 or newer"; exit 2; }
@@ -23,8 +23,11 @@ run: $(VENV)/ready ## train EXPERIMENT (digits_mlp by default) and log the run t
 ui: $(VENV)/ready ## open the MLflow dashboard on http://127.0.0.1:5000
 	@$(BIN)/fbp ui
 
-test: $(VENV)/ready ## run the tests
-	@$(BIN)/python -m pytest --quiet -n 2 --dist loadgroup
+test: $(VENV)/ready ## run the tests, but for the slow ones
+	@$(BIN)/python -m pytest --quiet -n 2 -m "not slow"
+
+test-all: $(VENV)/ready ## run all tests
+	@$(BIN)/python -m pytest --quiet -n 2
 
 lint: $(VENV)/ready ## check style and types
 	@$(BIN)/ruff check

@@ -1,15 +1,19 @@
 """One table of everything public that has a backward pass. What is not in it fails test_gradients.py."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import fbp
 from fbp import blocks, layers, losses, models
 from fbp.layer import Layer, Loss
+
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiled to run once
 
 
 def draw(layer: Layer, shape, seed: int = 0):
@@ -60,6 +64,16 @@ class LayerCase(NamedTuple):
             positions = parts[-1].shape[len(batch)]
             parts.append(np.random.default_rng(1).integers(1, positions + 1, batch).astype(np.int32))
         return tuple(parts) if len(parts) > 1 else parts[0]
+
+
+def repeated_slowly(cases):
+    """The cases as pytest's parameters, those whose name was there before marked as slow."""
+    names, parameters = set(), []
+    for i, case in enumerate(cases):
+        marks = [pytest.mark.slow] if case.name in names else []
+        parameters.append(pytest.param(case, id=f"{case.name}-{i}", marks=marks))
+        names.add(case.name)
+    return parameters
 
 
 LAYERS = [
@@ -294,7 +308,8 @@ _ACTIVATIONS = [
     layers.silu, layers.gelu, lambda: layers.gelu(approximate=True), layers.softmax, layers.log_softmax,
 ]  # fmt: skip
 MODELS = _MODELS + [
-    ModelCase("mlp", models.mlp(10, (128, 128), activation), _CE, (64,), 10, True) for activation in _ACTIVATIONS
+    ModelCase(f"mlp {activation().name}", models.mlp(10, (128, 128), activation), _CE, (64,), 10, True)
+    for activation in _ACTIVATIONS
 ]
 
 
@@ -329,3 +344,9 @@ def model_batch(case: ModelCase, batch: int, seed: int = 1):
 def loss_point(case: LossCase, key, shape):
     z_key, y_key = jax.random.split(key)
     return case.output(2 * jax.random.normal(z_key, shape)), jnp.asarray(case.target(y_key, shape))
+
+
+def activations_slowly(cases):
+    """The cases as pytest's parameters, mlps that only differ in their activation marked as slow."""
+    marks = lambda case: [pytest.mark.slow] if " " in case.name else []
+    return [pytest.param(case, id=f"{case.name}-{i}", marks=marks(case)) for i, case in enumerate(cases)]

@@ -11,7 +11,7 @@ import pytest
 import fbp
 import fbp.datasets
 from fbp import layers, losses
-from tests.tables import COSTS_MORE, LAYERS, MODELS, draw, model_batch, numbers
+from tests.tables import COSTS_MORE, LAYERS, MODELS, activations_slowly, draw, model_batch, numbers, repeated_slowly
 
 
 def sigmoid(z):
@@ -92,7 +92,7 @@ def compiled_cost(function, *arguments):
 CHEAP_MODELS = [case for case in MODELS if not case.costly]
 
 
-@pytest.mark.parametrize("case", CHEAP_MODELS, ids=[f"{i}-{m.model.name[:40]}" for i, m in enumerate(CHEAP_MODELS)])
+@pytest.mark.parametrize("case", activations_slowly(CHEAP_MODELS))
 def test_a_handwritten_backward_costs_no_more_than_autodiff(case):
     """FLOPs, bytes accessed and scratch memory of the compiled programs: no noise in these."""
     params, _ = draw(case.model, case.shape)
@@ -132,7 +132,7 @@ def layer_costs(layer, params, x, delta, key=None):
 CHEAP = [case for case in LAYERS if case.name not in COSTS_MORE]
 
 
-@pytest.mark.parametrize("case", CHEAP, ids=[f"{case.name}-{i}" for i, case in enumerate(CHEAP)])
+@pytest.mark.parametrize("case", repeated_slowly(CHEAP))
 def test_a_layers_backward_costs_no_more_than_autodiff(case):
     layer = case.make()
     params, shape = draw(layer, case.shape)

@@ -11,7 +11,7 @@ import fbp
 from fbp import layers, losses
 from fbp.errors import InputError, ShapeError
 from fbp.layers import convolution
-from tests.tables import draw, numbers
+from tests.tables import draw, numbers, quick_jit
 
 
 def slow_convolution(x, w, stride, pads, dilation, groups):
@@ -141,7 +141,7 @@ class TestRecurrent:
         x, lengths = jnp.asarray(numbers(4, 7, 3), jnp.float64), jnp.array([7, 3, 1, 5])
         state = tuple(jnp.asarray(numbers(4, 5, seed=i), jnp.float64) for i in range(2 if cell == "lstm" else 1))
 
-        @jax.jit
+        @quick_jit
         def everything(params, x, state):
             y, cache = layer.forward(params, (x, lengths, state))
             delta = jax.tree.map(lambda a: jnp.asarray(numbers(*a.shape, seed=5), jnp.float64), y)

@@ -8,6 +8,7 @@ import pytest
 import fbp
 from fbp import augmentation, blocks, datasets, generation, layers, losses, models
 from fbp.errors import InputError
+from tests.tables import draw, quick_jit
 
 
 class TestData:
@@ -119,15 +120,19 @@ STREAMED = {
 def test_position_by_position_is_the_whole_sequence(name):
     model = STREAMED[name]
     streamed = generation.streaming(model, (9,), batch=2)
-    params, _ = model.init(jax.random.key(0), (9,))
-    params = jax.tree.map(lambda p: 5 * p, params)
+    params, _ = draw(model, (9,))
     x = np.random.default_rng(0).integers(0, 7, (2, 9))
-    step, state, outputs = jax.jit(streamed.step), streamed.start(), []
-    for i in range(9):
-        y, state = step(params, x[:, i : i + 1], state)
-        outputs.append(y)
-    expected, _ = model.forward(params, x)
-    np.testing.assert_allclose(np.concatenate(outputs, axis=1), expected, rtol=1e-3, atol=1e-4)
+
+    @quick_jit
+    def both(params, x):
+        def step(state, x):
+            y, state = streamed.step(params, x[:, None], state)
+            return state, y[:, 0]
+
+        outputs = jax.lax.scan(step, streamed.start(), x.T)[1]
+        return outputs.swapaxes(0, 1), model.forward(params, x)[0]
+
+    np.testing.assert_allclose(*both(params, x), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -147,9 +152,9 @@ def test_what_looks_ahead_cannot_be_run_position_by_position(model):
 
 def test_sampling_goes_on_beyond_the_context_and_repeats_with_its_key():
     model = STREAMED["gpt"]
-    params, _ = model.init(jax.random.key(0), (9,))
-    draw = generation.sample(model, (9,), count=30)
-    first, again, other = (draw(params, jnp.array([1, 2]), jax.random.key(seed)) for seed in (0, 0, 1))
+    params, _ = draw(model, (9,))
+    sampled = generation.sample(model, (9,), count=30)
+    first, again, other = (sampled(params, jnp.array([1, 2]), jax.random.key(seed)) for seed in (0, 0, 1))
     assert first.shape == (30,)
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
@@ -157,12 +162,10 @@ def test_sampling_goes_on_beyond_the_context_and_repeats_with_its_key():
 
 def test_temperature_0_takes_the_likeliest():
     model = STREAMED["lstm"]
-    params, _ = model.init(jax.random.key(3), (9,))
+    params, _ = draw(model, (9,))
     tokens = generation.sample(model, (9,), count=12, temperature=0)(params, jnp.array([1]), jax.random.key(0))
-    x = [1]
-    for _ in range(12):
-        x.append(int(model.forward(params, jnp.array([x]))[0][0, -1].argmax()))
-    assert tokens.tolist() == x[1:]
+    logits = quick_jit(lambda x: model.forward(params, x)[0])(jnp.array([[1, *tokens[:-1].tolist()]]))
+    assert tokens.tolist() == logits[0].argmax(axis=-1).tolist()
 
 
 class TestAugmentation:

@@ -52,12 +52,13 @@ def _copies(layer: Layer, path: str = "", times: int = 1) -> dict[str, int]:
 def layer_rows(model: Layer, shape: Shape, dtype: Any = jnp.float32) -> list[LayerRow]:
     """A row for each layer of a model for one example of ``shape``; nothing is computed, only traced."""
     rows: dict[str, LayerRow] = {}
+    counted: dict[Any, tuple[int, int]] = {}  # one layer may stand in many places
     copies = _copies(model)
 
     def observed(path: str, layer: Layer) -> Layer:
         def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
             y, cache = layer.forward(params, x, key=key)
-            rows[path] = _row(path, layer, copies[path], params, x, y, cache)  # recompute comes by twice
+            rows[path] = _row(path, layer, copies[path], params, x, y, cache, counted)  # recompute comes by twice
             return y, cache
 
         return layer._replace(forward=forward)
@@ -85,10 +86,23 @@ def _is_shape(node: Any) -> bool:
     return isinstance(node, tuple) and all(isinstance(size, int) for size in node)
 
 
-def _row(path: str, layer: Layer, copies: int, params: Params, x: Any, y: Any, cache: Cache) -> LayerRow:
+def _row(
+    path: str,
+    layer: Layer,
+    copies: int,
+    params: Params,
+    x: Any,
+    y: Any,
+    cache: Cache,
+    counted: dict[Any, tuple[int, int]],
+) -> LayerRow:
     params, x, delta, kept = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, x, y, cache)
     )
+    same = id(layer), str((params, x, delta, kept))
+    if same not in counted:
+        forward = _flops(lambda params, x: layer.forward(params, x)[0], params, x)
+        counted[same] = forward, _flops(layer.backward, params, kept, delta)
     return LayerRow(
         path,
         layer.name,
@@ -97,8 +111,7 @@ def _row(path: str, layer: Layer, copies: int, params: Params, x: Any, y: Any, c
         0,
         0,
         copies * _bytes(kept),
-        copies * _flops(lambda params, x: layer.forward(params, x)[0], params, x),
-        copies * _flops(layer.backward, params, kept, delta),
+        *(copies * count for count in counted[same]),
     )
 
 
