@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fbp.errors import InputError
+from fbp.errors import InputError, ShapeError
 from fbp.layer import Array, Key
 
 Augmentation = Callable[[Key, Array], Array]
@@ -31,6 +31,7 @@ def _moved(name: str, pixels: int, mode: str) -> Augmentation:
         raise InputError(f"{name}: expected at least 0 pixels, got {pixels}")
 
     def change(key: Key, x: Array) -> Array:
+        _check_pictures(name, x)
         wide = jnp.pad(x, [(0, 0), (pixels, pixels), (pixels, pixels), (0, 0)], mode=mode)
         corners = jax.random.randint(key, (x.shape[0], 2), 0, 2 * pixels + 1)
         return jax.vmap(lambda picture, at: lax.dynamic_slice(picture, (*at, 0), x.shape[1:]))(wide, corners)
@@ -38,10 +39,16 @@ def _moved(name: str, pixels: int, mode: str) -> Augmentation:
     return change
 
 
+def _check_pictures(name: str, x: Array) -> None:
+    if x.ndim != 4:
+        raise ShapeError(f"{name} expects pictures (B, H, W, C), got an array of shape {x.shape}")
+
+
 def flip() -> Augmentation:
     """Left and right exchanged, in half of the cases."""
 
     def change(key: Key, x: Array) -> Array:
+        _check_pictures("flip", x)
         flipped = jax.random.bernoulli(key, 0.5, (x.shape[0], 1, 1, 1))
         return jnp.where(flipped, x[:, :, ::-1], x)
 
@@ -54,6 +61,7 @@ def cutout(size: int) -> Augmentation:
         raise InputError(f"cutout: expected at least 0 pixels, got {size}")
 
     def change(key: Key, x: Array) -> Array:
+        _check_pictures("cutout", x)
         height, width = x.shape[1:3]
         middle = jax.random.uniform(key, (x.shape[0], 2)) * jnp.array([height, width])
         first = jnp.round(middle - size / 2)

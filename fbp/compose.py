@@ -14,7 +14,22 @@ import jax
 import jax.numpy as jnp
 
 from fbp.errors import InputError, ShapeError
-from fbp.layer import IN, OUT, Array, Cache, Grads, Key, Layer, Params, Shape, Tapped, Wiring, shape_token, token_shape
+from fbp.layer import (
+    IN,
+    OUT,
+    STATISTICS,
+    Array,
+    Cache,
+    Grads,
+    Key,
+    Layer,
+    Params,
+    Shape,
+    Tapped,
+    Wiring,
+    shape_token,
+    token_shape,
+)
 from fbp.layers import identity
 
 T = TypeVar("T")
@@ -213,8 +228,11 @@ def add_deltas(deltas: Iterable[Any]) -> Any:
 def bidirectional(make: Callable[..., Layer], features: int, **options: Any) -> Layer:
     """``make(features)`` forwards and backwards over the same sequence, outputs side by side: ``2 * features`` wide.
 
-    ``make`` is ``rnn``, ``lstm`` or ``gru``; ``options`` are theirs, but for ``reverse``. Schuster and Paliwal (1997).
+    ``make`` is ``rnn``, ``lstm`` or ``gru``; ``options`` are theirs, but for ``reverse`` and ``carry``. Schuster and Paliwal
+    (1997).
     """
+    if options.get("carry"):
+        raise InputError("bidirectional: carry makes no sense where the sequence is read from both ends")
     return parallel(make(features, **options), make(features, reverse=True, **options), combine="concatenate")
 
 
@@ -367,6 +385,9 @@ def shared(model: Layer, same: Mapping[str, str]) -> Layer:
             given, needed = (jax.tree.map(jnp.shape, _entry(params, place)) for place in (source, path))
             if given != needed:
                 raise ShapeError(f"shared: {path!r} needs parameters of shapes {needed}, but {source!r} has {given}")
+            for keys, _ in jax.tree_util.tree_leaves_with_path(_entry(params, path)):
+                if getattr(keys[-1], "key", None) in STATISTICS:
+                    raise InputError(f"shared: {path!r} holds statistics of its own input, which cannot be shared")
             params = _with_entry(params, path, ())
         return params, out_shape
 
@@ -400,6 +421,8 @@ def _entry(params: Params, path: str) -> Params:
     """What stands at a path in nested tuples and dictionaries."""
     for part in path.split("/"):
         try:
+            if not isinstance(params, dict) and not part.isdigit():
+                raise KeyError(part)
             params = params[part] if isinstance(params, dict) else params[int(part)]
         except (KeyError, IndexError, ValueError, TypeError):
             raise InputError(f"shared: the model has no parameters at {path!r}") from None
@@ -416,15 +439,28 @@ def _with_entry(params: Params, path: str, entry: Params) -> Params:
     return (*params[:key], new, *params[key + 1 :])
 
 
+def _is_tapped(node: Any) -> bool:
+    return isinstance(node, Tapped)
+
+
 def _split_tapped(grads: Grads) -> tuple[Grads, Grads]:
     """The gradients of a layer, and what is to stand in their place where they are counted elsewhere."""
-    return (grads.grads, Tapped((), grads.observed)) if isinstance(grads, Tapped) else (grads, ())
+    own = jax.tree.map(lambda node: node.grads if _is_tapped(node) else node, grads, is_leaf=_is_tapped)
+    if not any(map(_is_tapped, jax.tree.leaves(grads, is_leaf=_is_tapped))):
+        return own, ()
+    return own, jax.tree.map(lambda node: Tapped((), node.observed), grads, is_leaf=_is_tapped)
 
 
 def _plus(grads: Grads, more: Grads) -> Grads:
-    if isinstance(grads, Tapped):
-        return Tapped(_plus(grads.grads, more), grads.observed)
-    return jax.tree.map(jnp.add, grads, more)
+    """Both together, where the layers of the first may be tapped."""
+
+    def add(node: Any, other: Any) -> Any:
+        total = jax.tree.map(jnp.add, node.grads if _is_tapped(node) else node, other)
+        return Tapped(total, node.observed) if _is_tapped(node) else total
+
+    nodes, structure = jax.tree.flatten(grads, is_leaf=_is_tapped)
+    others = structure.flatten_up_to(more)  # type: ignore[attr-defined]
+    return jax.tree.unflatten(structure, [add(node, other) for node, other in zip(nodes, others, strict=True)])
 
 
 def _is_floating(leaf: Any) -> bool:

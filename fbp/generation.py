@@ -122,7 +122,8 @@ def _try_out(model: Layer, streamed: Streaming, shape: Shape, batch: int) -> Non
     try:  # compiled to run once
         outputs, whole = jax.jit(both, compiler_options={"xla_backend_optimization_level": 0})()
     except (ShapeError, TypeError, ValueError, IndexError) as error:
-        raise InputError(f"this model cannot be run position by position: {error}") from None
+        first = str(error).splitlines()[0]
+        raise InputError(f"this model cannot be run position by position: {first}") from None
     if outputs.shape != whole.shape or not jnp.allclose(outputs, whole, 1e-3, 1e-4):
         raise InputError(
             "this model cannot be run position by position: some layer looks at later positions, or mixes them"
@@ -146,6 +147,8 @@ def sample(model: Layer, shape: Shape, *, count: int, temperature: float = 1.0) 
         raise InputError(f"sample: expected at least 1 token, got {count}")
     if not temperature >= 0:
         raise InputError(f"sample: expected a temperature of at least 0, got {temperature}")
+    if shape[0] < 2:
+        raise InputError(f"sample: expected a context of at least 2 positions, got {shape[0]}")
     streaming(model, shape)  # raises where it cannot be done
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -165,7 +168,10 @@ def sample(model: Layer, shape: Shape, *, count: int, temperature: float = 1.0) 
         return tokens
 
     def draw(params: Params, prompt: Array, key: Key) -> Array:
+        _check_params(model, shape, params)
         known = [int(token) for token in prompt]
+        if not known:
+            raise InputError("sample: expected a prompt of at least one token, got none")
         target = len(known) + count
         context = shape[0] if _is_limited(model) else target
         keep = max(context // 2, 1)
@@ -176,9 +182,21 @@ def sample(model: Layer, shape: Shape, *, count: int, temperature: float = 1.0) 
             given = jnp.zeros(context, jnp.int32).at[: len(seen)].set(jnp.asarray(seen, jnp.int32))
             tokens = run(context, params, given, len(seen), jax.random.fold_in(key, window))
             known += [int(token) for token in tokens[len(seen) :]]
-        return jnp.asarray(known[len(prompt) : target], jnp.int32)
+        drawn = jnp.asarray(known[len(prompt) : target], jnp.int32)
+        if (drawn < 0).any():
+            raise InputError(
+                "sample: the model's answer is not a number; is there a token in the prompt that it lacks?"
+            )
+        return drawn
 
     return draw
+
+
+def _check_params(model: Layer, shape: Shape, params: Params) -> None:
+    expected = jax.eval_shape(lambda key: model.init(key, shape)[0], jax.random.key(0))
+    shapes = [[jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (params, expected)]
+    if shapes[0] != shapes[1]:
+        raise ShapeError(f"sample: the parameters are not those of this model for a context of {shape[0]}")
 
 
 def _is_limited(model: Layer) -> bool:
@@ -193,6 +211,6 @@ def _is_limited(model: Layer) -> bool:
 
 
 def _draw(key: Key, logits: Array, temperature: float) -> Array:
-    if temperature == 0:
-        return logits.argmax().astype(jnp.int32)
-    return jax.random.categorical(key, logits / temperature).astype(jnp.int32)
+    """A token, -1 where the logits are not numbers."""
+    chosen = logits.argmax() if temperature == 0 else jax.random.categorical(key, logits / temperature)
+    return jnp.where(jnp.isnan(logits).any(), -1, chosen).astype(jnp.int32)

@@ -55,6 +55,8 @@ def graph(
     sources = (inputs,) if isinstance(inputs, str) else tuple(inputs)
     wanted = _last(nodes) if outputs is None else (outputs,) if isinstance(outputs, str) else tuple(outputs)
     several_in, several_out = not isinstance(inputs, str), not (outputs is None or isinstance(outputs, str))
+    if len(set(sources)) != len(sources):
+        raise InputError(f"graph: expected different names of inputs, got {', '.join(sources)}")
     layers, reads = _read(nodes, sources)
     order = _ordered(reads, sources)
     _check_use(reads, sources, wanted)

@@ -51,7 +51,8 @@ def _share(output: Array, target: Array) -> Array:
     if output.ndim < 3 or not _is_labels(output, target):
         return jnp.full((1,) * output.ndim, 1 / _positions(output), output.dtype)
     count = (target >= 0).sum(axis=tuple(range(1, target.ndim)), keepdims=True)
-    return (1 / jnp.maximum(count, 1).astype(output.dtype))[..., None]
+    wide = jnp.promote_types(output.dtype, jnp.float32)
+    return (1 / jnp.maximum(count, 1).astype(wide))[..., None].astype(output.dtype)
 
 
 def _is_labels(output: Array, target: Array) -> bool:

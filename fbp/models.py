@@ -301,6 +301,8 @@ def gpt(
         raise InputError(
             f"gpt: tied expects as many outputs as tokens, got {outputs} and {vocabulary}; set tied to false"
         )
+    if min(depth, heads, features) < 1:
+        raise InputError(f"gpt: depth, heads and features must be at least 1, got {depth}, {heads} and {features}")
     if features % heads:
         raise InputError(f"gpt: features must be a multiple of heads, got {features} and {heads}")
     place = {"learned": [learned_positions()], "sinusoidal": [sinusoidal_positions()], "rotary": []}[positions]
@@ -323,12 +325,16 @@ def vit(
 
     Args:
         outputs: the width of the last layer (logits).
-        patch: the side of a patch; it must divide height and width.
+        patch: the side of a patch; what is left over at the border is not seen.
         depth: how many blocks.
         heads: heads of attention in each block; they divide ``features``.
         features: the width throughout.
         dropout_rate: the share that is dropped at the end of each branch.
     """
+    if min(patch, depth, heads, features) < 1:
+        raise InputError(
+            f"vit: patch, depth, heads and features must be at least 1, got {patch}, {depth}, {heads} and {features}"
+        )
     if features % heads:
         raise InputError(f"vit: features must be a multiple of heads, got {features} and {heads}")
     block = transformer_block(features, heads, dropout_rate=dropout_rate, depth=depth)

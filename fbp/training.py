@@ -238,9 +238,12 @@ def with_statistics(model: Layer, *, batch_size: int) -> Callable[[Params, Any, 
         ``key`` is for layers that draw random numbers. jit it.
     """
 
+    reached: set[str] = set()
+
     def measuring(path: str, layer: Layer) -> Layer:
         if layer.name != "batch_norm":
             return layer
+        reached.add("" if path == "model" else path)
 
         def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
             y, cache = layer.forward(params, x, key=key)
@@ -271,6 +274,8 @@ def with_statistics(model: Layer, *, batch_size: int) -> Callable[[Params, Any, 
         def new(keys: Any, old: Array) -> Array:
             path = path_of(keys)
             layer, _, name = path.rpartition("/")
+            if name in STATISTICS and layer not in reached:
+                raise InputError(f"with_statistics: {path!r} stands in a layer whose parts cannot be reached")
             if name == "mean":
                 return by_path[path].mean(axis=0).astype(old.dtype)
             if name == "variance":

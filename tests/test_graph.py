@@ -107,11 +107,12 @@ D = layers.dense(3)
         ({"a": (D, "x"), "b": (D, "x")}, {}, r"the node 'a' leads to no output \(b\); connect or remove it"),
         ({"a": (D, "x")}, {"inputs": ("x", "y")}, "the input 'y' leads to no output"),
         ({"a": (D, "x")}, {"outputs": "b"}, "the output 'b' is no node"),
+        ({"a": (D, "x")}, {"inputs": ("x", "x")}, "different names of inputs"),
         ({"a": D}, {}, r"node 'a': expected \(layer, input, ...\)"),
         ({"x": (D, "x")}, {}, "'x' cannot be the name of a node"),
         ({}, {}, "at least one node"),
     ],
-    ids=["cycle", "missing", "unused node", "unused input", "no output", "no input", "name", "empty"],
+    ids=["cycle", "missing", "unused node", "unused input", "no output", "one name twice", "no input", "name", "empty"],
 )
 def test_mistakes_are_named(nodes, options, problem):
     with pytest.raises(InputError, match=problem):
@@ -147,3 +148,31 @@ class TestShared:
             fbp.shared(chain, {"2": "0"}).init(jax.random.key(0), (4,))
         with pytest.raises(InputError, match="has none of its own"):
             fbp.shared(chain, {"1": "0", "2": "1"})
+
+    def test_composites_that_share_show_the_deltas_of_both(self):
+        block = lambda: fbp.chain(layers.dense(3), layers.tanh())
+        model = fbp.shared(fbp.chain(block(), block(), layers.dense(2)), {"1": "0"})
+        params, _ = draw(model, (3,))
+        x, y = numbers(5, 3), numbers(5, 2, seed=2)
+        found = fbp.deltas(model, losses.quadratic)(params, x, y)
+        apart = fbp.chain(block(), block(), layers.dense(2))
+        expected = fbp.deltas(apart, losses.quadratic)((params[0], params[0], params[2]), x, y)
+        assert set(found) == set(expected)
+        for path in expected:
+            np.testing.assert_allclose(found[path], expected[path], rtol=1e-5, atol=1e-7)
+
+    def test_statistics_are_not_shared(self):
+        chain = fbp.chain(layers.batch_norm(), layers.dense(4), layers.batch_norm())
+        with pytest.raises(InputError, match="statistics of its own input"):
+            fbp.shared(chain, {"2": "0"}).init(jax.random.key(0), (4,))
+
+
+def test_sequences_with_lengths_in_a_graph():
+    model = fbp.graph(
+        {"h": (layers.lstm(4, lengths=True), "x", "n"), "a": (layers.attention(2, lengths=True), "h", "n")},
+        inputs=("x", "n"),
+    )
+    params, shape = draw(model, ((5, 2), ()))
+    assert shape == (5, 4)
+    x = numbers(3, 5, 2), np.array([5, 1, 3])
+    assert fbp.check_gradients(model, losses.quadratic, params, x, numbers(3, 5, 4, seed=2)).ok

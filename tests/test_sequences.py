@@ -8,7 +8,7 @@ import pytest
 import fbp
 from fbp import augmentation, blocks, datasets, generation, layers, losses, models
 from fbp.errors import InputError
-from tests.tables import draw, quick_jit
+from tests.tables import draw, numbers, quick_jit
 
 
 class TestData:
@@ -158,6 +158,37 @@ def test_sampling_goes_on_beyond_the_context_and_repeats_with_its_key():
     assert first.shape == (30,)
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+def test_samples_that_cannot_be_drawn():
+    model = STREAMED["gpt"]
+    params, _ = draw(model, (9,))
+    with pytest.raises(InputError, match="a context of at least 2"):
+        generation.sample(model, (1,), count=3)
+    with pytest.raises(InputError, match="not those of this model for a context of 12"):
+        generation.sample(model, (12,), count=3)(params, jnp.array([1]), jax.random.key(0))
+    for prompt, problem in (([], "a prompt of at least one token"), ([99], "not a number")):
+        with pytest.raises(InputError, match=problem):
+            generation.sample(model, (9,), count=3)(params, jnp.array(prompt, jnp.int32), jax.random.key(0))
+
+
+def test_sums_over_many_are_wide_under_mixed_precision():
+    table = fbp.precision(layers.embedding(4, 2))
+    params, _ = draw(layers.embedding(4, 2), (1000,))
+    _, cache = table.forward(params, jnp.zeros((4, 1000), jnp.int32))
+    assert float(table.backward(params, cache, jnp.ones((4, 1000, 2)))[1]["w"][0, 0]) == 4000
+    x = jnp.ones((1, 20, 20, 1), jnp.bfloat16)
+    assert float(layers.avg_pool(20).forward((), x)[0].ravel()[0]) == 1
+
+
+def test_whatever_padding_holds_reaches_no_gradient():
+    layer = layers.lstm(3, lengths=True)
+    params, _ = draw(layers.lstm(3), (5, 2))
+    x = numbers(2, 5, 2)
+    x[0, 3:] = np.nan
+    y, cache = layer.forward(params, (x, jnp.array([3, 5])))
+    _, grads = layer.backward(params, cache, jnp.ones_like(y))
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((y, grads)))
 
 
 def test_temperature_0_takes_the_likeliest():

@@ -53,7 +53,7 @@ class _Mask(NamedTuple):
 
 def _whole_forward(q: Array, k: Array, v: Array, mask: _Mask) -> tuple[Array, Array]:
     """``(o, p)``."""
-    scores = jnp.einsum("bntd,bnsd->bnts", q * _scale(q), k)
+    scores = jnp.einsum("bntd,bnsd->bnts", q, k, preferred_element_type=_wide(q)) * _scale(q)
     return _weighted(scores, v, mask.visible(jnp.arange(q.shape[2]), jnp.arange(k.shape[2])))
 
 
@@ -70,11 +70,18 @@ def _weighted(scores: Array, v: Array, seen: Array | None) -> tuple[Array, Array
 
 
 def _whole_backward(q: Array, k: Array, v: Array, o: Array, p: Array, delta: Array) -> tuple[Array, Array, Array]:
-    d = (delta * o).sum(axis=-1, keepdims=True)
-    ds = p * (jnp.einsum("bntd,bnsd->bnts", delta, v) - d)
+    dp = jnp.einsum("bntd,bnsd->bnts", delta, v, preferred_element_type=_wide(q))
+    rounded = q.dtype != _wide(q)  # then o is too coarse to tell d
+    d = (p * dp if rounded else delta * o).sum(axis=-1, keepdims=True)
+    ds = (p * (dp - d)).astype(q.dtype)
     dq = jnp.einsum("bnts,bnsd->bntd", ds, k) * _scale(q)
     dk = jnp.einsum("bnts,bntd->bnsd", ds, q * _scale(q))
     return dq, dk, jnp.einsum("bnts,bntd->bnsd", p, delta)
+
+
+def _wide(q: Array) -> Any:
+    """The dtype of scores and sums: float32 or wider."""
+    return jnp.promote_types(q.dtype, jnp.float32)
 
 
 def _scale(q: Array) -> Array:
@@ -113,8 +120,7 @@ def _blocks(length: int) -> _Blocks:
 
 def _block_scores(q: Array, k: Array, i: Any, j: Any, rows: _Blocks, columns: _Blocks, mask: _Mask) -> Array:
     """``s`` of one pair of blocks in float32 or wider, minus infinity where a query does not see a key."""
-    scores = jnp.einsum("bntd,bnsd->bnts", q, k)
-    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    wide = jnp.einsum("bntd,bnsd->bnts", q, k, preferred_element_type=_wide(q))
     keys = columns.positions(j)
     seen = mask.visible(rows.positions(i), keys)
     if columns.size * columns.blocks != columns.length:
@@ -177,7 +183,8 @@ def _blockwise_backward(
             q_i, delta_i = q_blocks[i], delta_blocks[i]
             p = jnp.exp(_block_scores(q_i, k_j, i, j, rows, columns, mask) - log_blocks[i][..., None])
             dv = jnp.einsum("bnts,bntd->bnsd", p.astype(v.dtype), delta_i)
-            ds = p * (jnp.einsum("bntd,bnsd->bnts", delta_i, v_j).astype(wide) - d_blocks[i][..., None])
+            dp = jnp.einsum("bntd,bnsd->bnts", delta_i, v_j, preferred_element_type=wide)
+            ds = p * (dp - d_blocks[i][..., None])
             ds = ds.astype(q.dtype)
             dk = jnp.einsum("bnts,bntd->bnsd", ds, q_i)
             return jnp.einsum("bnts,bnsd->bntd", ds, k_j).astype(wide), dk.astype(wide), dv.astype(wide)
@@ -323,6 +330,10 @@ def attention(
         return x_shape, memory
 
     def init(key: Key, shape: Any) -> tuple[Params, Shape]:
+        if (
+            lengths and len(shape) == len(parts) and isinstance(shape[0], tuple)
+        ):  # as a graph tells it, with that of lengths
+            shape = shape[:-1] if cross else shape[0]
         if cross and not (len(shape) == 2 and all(isinstance(part, tuple) for part in shape)):
             raise ShapeError(f"attention with cross expects the shapes of x and memory, got {shape}")
         x_shape, memory = check(shape)
@@ -352,6 +363,10 @@ def attention(
             _check_parts("attention", x, len(parts), ", ".join(parts))
         given = list(x) if len(parts) > 1 else [x]
         until = given.pop() if lengths else None
+        if until is not None and until.shape != given[0].shape[:1]:
+            raise ShapeError(f"attention expects a length for each example, ({given[0].shape[0]},), got {until.shape}")
+        if any(source.shape[0] != given[0].shape[0] for source in given):
+            raise ShapeError(f"attention expects x and memory of one batch, got {given[0].shape} and {given[1].shape}")
         check(tuple(a.shape[1:] for a in given) if cross else given[0].shape[1:])
         return given, until
 
@@ -396,10 +411,13 @@ def attention(
         q, k, v = split(x @ params["wqkv"] + params["bqkv"], 3)
         if rotary:
             q, k = rotate(q, 1, at), rotate(k, 1, at)
-        keys, values = (lax.dynamic_update_slice_in_dim(a, new, at, 2) for a, new in ((keys, k), (values, v)))
+        keys, values = (
+            lax.dynamic_update_slice_in_dim(a, new.astype(a.dtype), at, 2) for a, new in ((keys, k), (values, v))
+        )
         scores = jnp.einsum("bntd,bnsd->bnts", q * _scale(q), keys)
         o, _ = _weighted(scores, values, jnp.arange(keys.shape[2]) <= at)
-        return (joined([o]) @ params["wo"] + params["bo"]).reshape(x.shape), (keys, values, at + 1)
+        y = (joined([o]) @ params["wo"] + params["bo"]).reshape(x.shape)
+        return y.astype(x.dtype), (keys, values, at + 1)
 
     stream = Stream(start, step, limited=True) if causal and not (cross or lengths) else None
     return Layer(init, forward, backward, name=f"attention({heads})", stream=stream)

@@ -36,10 +36,11 @@ def embedding(vocabulary: int, features: int, *, weights: Initializer | None = N
         return jnp.asarray(params["w"]).at[x].get(mode="fill", wrap_negative_indices=False), x
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[None, Grads]:
-        table = jnp.zeros((vocabulary, features), delta.dtype)
-        return None, {
-            "w": table.at[cache.reshape(-1)].add(delta.reshape(-1, features), mode="drop", wrap_negative_indices=False)
-        }
+        wide = jnp.promote_types(delta.dtype, jnp.float32)  # a sum over many tokens
+        rows = delta.reshape(-1, features).astype(wide)
+        table = jnp.zeros((vocabulary, features), wide)
+        table = table.at[cache.reshape(-1)].add(rows, mode="drop", wrap_negative_indices=False)
+        return None, {"w": table.astype(delta.dtype)}
 
     return Layer(init, forward, backward, name=f"embedding({vocabulary}, {features})")
 
@@ -99,6 +100,10 @@ def learned_positions(context: int | None = None, *, weights: Initializer | None
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
         _check_sequence("learned_positions", x.shape[1:])
         _check_context(x.shape[1:], params["w"].shape[0])
+        if x.shape[-1] != params["w"].shape[1]:
+            raise ShapeError(
+                f"learned_positions expects {params['w'].shape[1]} features, got an input of shape {x.shape}"
+            )
         return x + params["w"][: x.shape[1]], ()
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:

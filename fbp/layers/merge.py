@@ -24,6 +24,8 @@ def _merge(
 
     def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Array, Cache]:
         shape_of([part.shape[1:] for part in _several(name, x)])  # raises where they do not fit
+        if len({part.shape[0] for part in x}) != 1:
+            raise ShapeError(f"{name} expects inputs of one batch, got {', '.join(str(part.shape) for part in x)}")
         return there(tuple(x))
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Any, Grads]:

@@ -117,6 +117,8 @@ def group_norm(groups: int, epsilon: float | Array = 1e-5) -> Layer:
 
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
         check(x.shape[1:])
+        if x.shape[-1] != params["scale"].shape[0]:
+            raise ShapeError(f"{name} expects {params['scale'].shape[0]} channels, got an input of shape {x.shape}")
         rows = x.reshape(x.shape[0], -1, x.shape[-1])
         wide, positions = _wide(rows), rows.shape[1]
         mean = over_groups(wide.sum(axis=1), positions)

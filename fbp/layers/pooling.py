@@ -31,7 +31,7 @@ def max_pool(
         places = moving.places(x, fill=lowest)
         largest, winner = places[0], jnp.zeros(places[0].shape, jnp.uint8 if len(places) <= 256 else jnp.int32)
         for k, place in enumerate(places[1:], start=1):
-            better = place > largest
+            better = (place > largest) | (place != place)  # NaN wins, so that it is seen
             largest, winner = jnp.where(better, place, largest), jnp.where(better, k, winner).astype(winner.dtype)
         return largest, winner
 
@@ -53,12 +53,14 @@ def avg_pool(
     """
 
     def forward(moving: Window, x: Array) -> tuple[Array, Cache]:
-        inside: Any = sum(moving.places(jnp.ones((1, *x.shape[1:-1], 1), x.dtype)))
-        total: Any = sum(moving.places(x))
-        return total / inside, inside
+        wide = jnp.promote_types(x.dtype, jnp.float32)  # a sum over many places
+        inside: Any = sum(moving.places(jnp.ones((1, *x.shape[1:-1], 1), wide)))
+        total: Any = sum(moving.places(x.astype(wide)))
+        mean = total / inside
+        return mean.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else mean, inside
 
     def to_place(moving: Window, inside: Any, delta: Array, k: int) -> Array:
-        return delta / inside
+        return (delta / inside).astype(delta.dtype)
 
     return _pool("avg_pool", window, stride, padding, forward, to_place)
 

@@ -175,8 +175,10 @@ def _recurrent(
         raise InputError(f"{kind}: output must be 'sequence' or 'last', got {output!r}")
     draw, draw_recurrent = weights or initializers.glorot_uniform(), recurrent_weights or initializers.orthogonal()
 
-    def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
-        if len(shape) != 2:
+    def init(key: Key, shape: Any) -> tuple[Params, Shape]:
+        if lengths and len(shape) == 2 and isinstance(shape[0], tuple):  # as a graph tells it, with that of lengths
+            shape = shape[0]
+        if len(shape) != 2 or not all(isinstance(size, int) for size in shape):
             raise ShapeError(f"{kind} expects examples of shape (T, F), got {shape}")
         x_key, *h_keys = jax.random.split(key, 1 + cell.gates)
         dtype = jnp.result_type(float)
@@ -198,7 +200,11 @@ def _recurrent(
         if x.ndim != 3 or x.shape[-1] != params["wx"].shape[0]:
             raise ShapeError(f"{kind} expects sequences of shape (B, T, {params['wx'].shape[0]}), got {x.shape}")
         until = parts.pop(0) if lengths else None
-        zeros = jnp.zeros((x.shape[0], features), x.dtype)
+        if until is not None:
+            if until.shape != x.shape[:1]:
+                raise ShapeError(f"{kind} expects a length for each example, ({x.shape[0]},), got {until.shape}")
+            x = jnp.where((jnp.arange(x.shape[1]) < until[:, None])[..., None], x, 0)  # whatever padding holds
+        zeros = jnp.zeros((x.shape[0], features), jnp.result_type(x, params["wx"]))
         return x, until, tuple(parts.pop()) if carry else (zeros,) * cell.states
 
     def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
