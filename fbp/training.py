@@ -60,6 +60,16 @@ def start(model: Layer, optimizer: Optimizer, key: Key, shape: Shape) -> TrainSt
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), train_key)
 
 
+def _count(x: Any) -> int:
+    """How many examples there are."""
+    return int(jax.tree.leaves(x)[0].shape[0])
+
+
+def _rows(examples: Any, chosen: Any) -> Any:
+    """The chosen examples of an array, or of each of several."""
+    return jax.tree.map(lambda a: a[chosen], examples)
+
+
 def take_step(
     model: Layer, loss: Loss, optimizer: Optimizer, metrics: Mapping[str, Metric] | None = None
 ) -> Callable[[TrainState, Any, Array], tuple[TrainState, StepInfo]]:
@@ -125,7 +135,7 @@ def take_steps(
     def steps(state: TrainState, x: Any, y: Array, count: Any) -> tuple[TrainState, StepInfo, Array]:
         x, y = jax.tree.map(jnp.asarray, (x, y))
         count = jnp.minimum(count, capacity)
-        examples = x.shape[0]
+        examples = _count(x)
         if not 1 <= batch_size <= examples:
             raise InputError(f"batch_size must lie between 1 and the {examples} training examples, got {batch_size}")
         per_epoch = examples // batch_size
@@ -143,15 +153,15 @@ def take_steps(
             if shuffle:
                 order = jax.lax.cond((at == 0) & (taken > 0), order_of, lambda _: order, state.step)
             rows = jax.lax.dynamic_slice_in_dim(order, at * batch_size, batch_size)
-            batch = x[rows]
+            batch = _rows(x, rows)
             if augment:
                 key = jax.random.fold_in(jax.random.fold_in(state.key, _CHANGES), state.step)
                 batch = augment(key, batch)
-            state, info = one(state, batch, y[rows])
+            state, info = one(state, batch, _rows(y, rows))
             history = jax.tree.map(lambda column, value: column.at[taken].set(value), history, info)
             return state, order, history, taken + 1, jnp.isfinite(info.cost)
 
-        shapes = jax.eval_shape(one, state, x[:batch_size], y[:batch_size])[1]
+        shapes = jax.eval_shape(one, state, *(_rows(part, slice(batch_size)) for part in (x, y)))[1]
         history = jax.tree.map(lambda leaf: jnp.zeros((capacity,), leaf.dtype), shapes)
         carry = (state, order_of(state.step), history, jnp.zeros((), jnp.int32), jnp.array(True))
         state, _, history, taken, _ = jax.lax.while_loop(proceed, body, carry)
@@ -186,7 +196,7 @@ def evaluate(
 def _mapped_in_batches(
     f: Callable[[Any, Array], dict[str, Array]], x: Any, y: Array, *, batch_size: int
 ) -> dict[str, Array]:
-    examples = x.shape[0]
+    examples = _count(x)
     if not examples:
         raise InputError("evaluate: expected at least one example, got none")
     full = examples // batch_size * batch_size
@@ -196,7 +206,7 @@ def _mapped_in_batches(
         stacked = jax.lax.map(lambda batch: f(*batch), batches)
         totals.append(jax.tree.map(lambda s: s.sum(axis=0), stacked))
     if full < examples:
-        totals.append(f(x[full:], y[full:]))
+        totals.append(f(*(_rows(part, slice(full, None)) for part in (x, y))))
     return jax.tree.map(lambda *parts: sum(parts) / examples, *totals)
 
 
@@ -204,18 +214,18 @@ def predict(model: Layer, *, batch_size: int) -> Callable[[Params, Any], Array]:
     """``(params, x (N, ...)) -> output (N, ...)``, batch by batch, the last one at its own size; jit it."""
 
     def run(params: Params, x: Any) -> Array:
-        if not x.shape[0]:
+        examples = _count(x)
+        if not examples:
             raise InputError("predict: expected at least one example, got none")
-        full = x.shape[0] // batch_size * batch_size
+        full = examples // batch_size * batch_size
         outputs = []
         if full:
-            mapped = jax.lax.map(
-                lambda batch: model.forward(params, batch)[0], x[:full].reshape(-1, batch_size, *x.shape[1:])
-            )
-            outputs.append(mapped.reshape(full, *mapped.shape[2:]))
-        if full < x.shape[0]:
-            outputs.append(model.forward(params, x[full:])[0])
-        return jnp.concatenate(outputs)
+            batches = jax.tree.map(lambda a: a[:full].reshape(-1, batch_size, *a.shape[1:]), x)
+            mapped = jax.lax.map(lambda batch: model.forward(params, batch)[0], batches)
+            outputs.append(jax.tree.map(lambda a: a.reshape(full, *a.shape[2:]), mapped))
+        if full < examples:
+            outputs.append(model.forward(params, _rows(x, slice(full, None)))[0])
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
 
     return run
 
@@ -260,13 +270,13 @@ def with_statistics(model: Layer, *, batch_size: int) -> Callable[[Params, Any, 
 
     def of_batch(params: Params, x: Any, key: Key) -> Grads:
         y, cache = measured.forward(params, x, key=key)
-        return measured.backward(params, cache, jnp.zeros_like(y))[1]
+        return measured.backward(params, cache, jax.tree.map(jnp.zeros_like, y))[1]
 
     def filled(params: Params, x: Any, key: Key) -> Params:
-        batches = x.shape[0] // batch_size
+        batches = _count(x) // batch_size
         if not batches:
-            raise InputError(f"with_statistics: expected at least batch_size = {batch_size} examples, got {x.shape[0]}")
-        rows = x[: batches * batch_size].reshape(batches, batch_size, *x.shape[1:])
+            raise InputError(f"with_statistics: expected at least batch_size = {batch_size} examples, got {_count(x)}")
+        rows = jax.tree.map(lambda a: a[: batches * batch_size].reshape(batches, batch_size, *a.shape[1:]), x)
         keys = jax.random.split(key, batches)
         found = jax.lax.map(lambda batch: of_batch(params, *batch), (rows, keys))
         by_path = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(found)}

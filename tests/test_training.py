@@ -197,3 +197,35 @@ class TestInitializers:
             params, _ = model.init(jax.random.key(0), (32,))
             sizes.append(float(jnp.std(model.forward(params, numbers(64, 32))[0])))
         assert 1 / 5 < sizes[0] / sizes[1] < 5
+
+
+def test_a_graph_with_several_inputs_and_outputs_trains():
+    layers, losses = fbp.layers, fbp.losses
+    model = fbp.graph(
+        {
+            "both": (layers.concatenate(), "a", "b"),
+            "norm": (layers.batch_norm(), "both"),
+            "sum": (layers.dense(1), "norm"),
+            "sign": (layers.dense(2), "norm"),
+        },
+        inputs=("a", "b"),
+        outputs=("sum", "sign"),
+    )
+    loss = losses.weighted((losses.mean_squared_error, 1.0), (losses.softmax_cross_entropy, 0.5))
+    random = np.random.default_rng(0)
+    a, b = (random.normal(size=(50, n)).astype(np.float32) for n in (2, 3))
+    total = a.sum(axis=1) + b.sum(axis=1)
+    x, y = (a, b), (total[:, None], (total > 0).astype(np.int32))
+    optimizer = fbp.optimizers.adam(0.05)
+    steps = jax.jit(fbp.training.take_steps(model, loss, optimizer, batch_size=8, capacity=200))
+    state, history, _ = steps(fbp.training.start(model, optimizer, jax.random.key(0), ((2,), (3,))), x, y, 200)
+    params = jax.jit(fbp.training.with_statistics(model, batch_size=8))(state.params, x, jax.random.key(0))
+    measured = fbp.training.evaluate(model, loss, batch_size=16)(params, x, y)
+    assert measured["loss"] < 0.3 < history.cost[0]
+    sums, signs = fbp.training.predict(model, batch_size=16)(params, x)
+    assert (sums.shape, signs.shape) == ((50, 1), (50, 2))
+    hidden = fbp.precision(layers.batch_norm())
+    hidden_params, _ = hidden.init(jax.random.key(0), (2,))
+    fill = fbp.training.with_statistics(hidden, batch_size=8)
+    with pytest.raises(fbp.InputError, match="cannot be reached"):
+        fill(hidden_params, a, jax.random.key(0))
