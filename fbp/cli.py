@@ -1,10 +1,12 @@
 """The ``fbp`` command."""
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,15 @@ def _experiment_path(given: str) -> Path:
     path = Path(given)
     named = Path("experiments") / f"{given}.toml"
     return named if not path.exists() and path.suffix == "" and named.exists() else path
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Problems inside name the experiment's file."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
 
 
 @main.command()
@@ -137,7 +148,8 @@ def check(experiment: str, overrides: tuple[str, ...], examples: int) -> None:
     config = configuration.read(path, overrides)
     all_right = True
     for name, variant in (configuration.variants(config, str(path)) or {"": config}).items():
-        built = build(variant)
+        with _named(path):
+            built = build(variant)
         params, _ = built.model.init(jax.random.key(variant.seed), built.shape)
         x, y = (part[:examples] for part in built.data.train)
         report = check_gradients(built.model, built.loss, params, x, y, key=jax.random.key(variant.seed))
@@ -164,7 +176,8 @@ def describe(experiment: str, overrides: tuple[str, ...], picture: Path | None) 
     if picture and picture.suffix not in (".svg", ".png", ".pdf"):
         raise InputError(f"--picture: expected a file ending in .svg, .png or .pdf, got {str(picture)!r}")
     for name, variant in chosen.items():
-        built = build(variant)
+        with _named(path):
+            built = build(variant)
         rows = summary.layer_rows(built.model, built.shape, built.data.train.x.dtype)
         title = f"{config.name} {name}".strip()
         click.echo(title)

@@ -290,6 +290,7 @@ def test_loss_scaling_keeps_small_deltas_of_float16():
         (lambda: layers.conv2d(4, 3, groups=2), (8, 8, 3), "multiple of 2, got 3"),
         (lambda: layers.conv2d(4, 9, padding="VALID"), (8, 8, 3), "a window of 9 x 9 does not fit an input of 8 x 8"),
         (lambda: layers.max_pool(9), (8, 8, 3), "a window of 9 x 9 does not fit"),
+        (lambda: layers.conv2d(4, 19), (8, 8, 3), "a window of 19 x 19 is more than twice as large as the input of 8 x 8"),
         (lambda: layers.max_pool(2), (8,), "expects examples of shape"),
         (lambda: layers.global_avg_pool(), (8,), "expects examples with positions and channels"),
         (lambda: layers.group_norm(4), (8, 6), "multiple of 4"),

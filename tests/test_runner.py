@@ -432,11 +432,18 @@ def test_a_language_model_learns_and_writes(project):
         trained.predict(np.full((3, 16), 9))
 
 
-def test_only_a_language_model_writes(project):
+def test_only_a_language_model_writes_and_only_a_whole_one(project):
     outcome = run_here(project, "training.epochs=1")
     refused = CliRunner().invoke(main, ["generate", str(outcome.folder)])
     assert refused.exit_code == 2
     assert "expected a language model" in refused.output
+    saved = outcome.folder / "artifacts" / "model"
+    (saved / "params.npz").write_bytes((saved / "params.npz").read_bytes()[:200])
+    for damage in (lambda: None, lambda: (saved / "model.json").write_text("{}")):
+        damage()
+        refused = CliRunner().invoke(main, ["generate", str(outcome.folder)])
+        assert refused.exit_code == 2
+        assert "the trained model is damaged" in refused.output
 
 
 PICTURES = """

@@ -40,6 +40,8 @@ class TestData:
 
     def test_bad_texts(self, tmp_path):
         short, binary = tmp_path / "short.txt", tmp_path / "binary.txt"
+        one = tmp_path / "one.txt"
+        one.write_text("x" * 2000)
         short.write_text("abc")
         binary.write_bytes(b"\xff\xfe\x80")
         for path, problem in (
@@ -47,6 +49,7 @@ class TestData:
             (binary, "a text in UTF-8"),
             (tmp_path / "none.txt", "which does not exist"),
             (tmp_path, "which is a folder"),
+            (one, "different characters, got 2000 times the same"),
         ):
             with pytest.raises(InputError, match=problem):
                 datasets.text(str(path))
@@ -78,6 +81,22 @@ class TestData:
             x[3, 4] = bad
             with pytest.raises(InputError, match=r"expected tokens, whole numbers from 0 to 9, got int32 numbers"):
                 datasets.check(good._replace(train=datasets.Examples(x, good.train.y)))
+
+    def test_the_test_part_of_a_token_file(self, tmp_path):
+        draw_tokens = np.random.default_rng(0).integers
+        x, x_test = draw_tokens(0, 5, (40, 6)), draw_tokens(0, 5, (8, 6))
+        for y, y_test in ((x, x_test), (x[:, 0] % 3, x_test[:, 0] % 3)):
+            np.savez(tmp_path / "t.npz", x=x, y=y, x_test=x_test, y_test=y_test)
+            data = datasets.check(datasets.file(str(tmp_path / "t.npz"), vocabulary=5))
+            np.testing.assert_array_equal(data.test.x, x_test)
+            assert data.test.x.dtype == np.int32
+            assert data.test.y.shape == y_test.shape
+            np.savez(tmp_path / "t.npz", x=x, y=y, x_test=x_test + 3, y_test=y_test)
+            with pytest.raises(InputError, match="test part: expected tokens"):
+                datasets.check(datasets.file(str(tmp_path / "t.npz"), vocabulary=5))
+        np.savez(tmp_path / "t.npz", x=x, y=x, x_test=x_test)
+        with pytest.raises(InputError, match="needs 'y_test'"):
+            datasets.file(str(tmp_path / "t.npz"), vocabulary=5)
 
     def test_a_token_out_of_range_gives_nan_and_no_silent_neighbour(self):
         layer = layers.embedding(4, 2)

@@ -59,33 +59,55 @@ def _read_tokens(path: Path, target: str, vocabulary: int) -> Dataset:
     if path.suffix != ".npz":
         raise InputError(f"data.vocabulary: expected tokens in an .npz file, got {path.name!r}")
     arrays = _arrays(path, target)
+    names = tuple(map(str, range(vocabulary)))
     x, y = arrays["x"], arrays[target]
     if x.dtype.kind not in "iu" or x.ndim != 2:
         raise InputError(
             f"data.vocabulary: expected tokens x (N, T), whole numbers, in {path}, got {x.dtype} {x.shape}"
         )
-    names = tuple(map(str, range(vocabulary)))
     if y.ndim == 1:
-        labelled = _labelled(path, x, y)
-        return labelled._replace(train=Examples(x, labelled.train.y), tokens=names)
-    if y.dtype.kind not in "iu" or y.shape != x.shape:
+        return _with_test(path, _labelled(path, x, y)._replace(tokens=names), arrays, target, tokens=True)
+    dataset = Dataset(path.stem, _positions(path, x, y), None, names, names)
+    if "x_test" not in arrays:
+        return dataset
+    return dataset._replace(test=_positions(path, arrays["x_test"], _test_targets(path, arrays, target)))
+
+
+def _positions(path: Path, x: np.ndarray, y: np.ndarray) -> Examples:
+    """Tokens with a target for each position."""
+    if x.dtype.kind not in "iu" or y.dtype.kind not in "iu" or y.shape != x.shape:
         raise InputError(
-            f"data.path: expected a target for each position, {x.shape}, in {path}, got {y.dtype} {y.shape}"
+            f"data.path: expected tokens, and a target for each position, in {path}, got x {x.dtype} {x.shape} and "
+            f"y {y.dtype} {y.shape}"
         )
-    return Dataset(path.stem, Examples(x, y), None, names, names)
+    return Examples(x, y)
+
+
+def _test_targets(path: Path, arrays: dict[str, np.ndarray], target: str) -> np.ndarray:
+    if f"{target}_test" not in arrays:
+        raise InputError(
+            f"data.path: {path} has an array 'x_test', and so needs {target + '_test'!r}, which is missing"
+        )
+    return arrays[f"{target}_test"]
 
 
 def _read_npz(path: Path, target: str | None, task: Task) -> Dataset:
     target = target or "y"
     arrays = _arrays(path, target)
     dataset = _dataset(path, arrays["x"], arrays[target], task)
+    return _with_test(path, dataset, arrays, target)
+
+
+def _with_test(
+    path: Path, dataset: Dataset, arrays: dict[str, np.ndarray], target: str, tokens: bool = False
+) -> Dataset:
+    """The data set with the file's test part, if it has one."""
+    if tokens:
+        dataset = dataset._replace(train=Examples(arrays["x"], dataset.train.y))
     if "x_test" not in arrays:
         return dataset
-    if f"{target}_test" not in arrays:
-        raise InputError(
-            f"data.path: {path} has an array 'x_test', and so needs {target + '_test'!r}, which is missing"
-        )
-    test_y = arrays[f"{target}_test"]
+    test_y = _test_targets(path, arrays, target)
+    test_x = arrays["x_test"] if tokens else _features(path, arrays["x_test"])
     if dataset.classes:
         test_y = _whole(path, test_y)
         known = {name: i for i, name in enumerate(dataset.classes)}
@@ -93,8 +115,8 @@ def _read_npz(path: Path, target: str | None, task: Task) -> Dataset:
         if unknown:
             raise InputError(f"data.path: {path} has test labels that the training part lacks: {', '.join(unknown)}")
         labels = np.array([known[str(label)] for label in test_y.tolist()], np.int32)
-        return dataset._replace(test=Examples(_features(path, arrays["x_test"]), labels))
-    return dataset._replace(test=regression("test", _features(path, arrays["x_test"]), _numbers(path, test_y)).train)
+        return dataset._replace(test=Examples(test_x, labels))
+    return dataset._replace(test=regression("test", test_x, _numbers(path, test_y)).train)
 
 
 def _read_table(path: Path, target: str | None, task: Task) -> Dataset:

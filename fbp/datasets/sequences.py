@@ -25,6 +25,10 @@ def text(path: str | None = None, context: int = 64, stride: int | None = None) 
     name, content = _read(path)
     step = stride or context
     tokens = tuple(sorted(set(content)))
+    if len(tokens) < 2:
+        raise InputError(
+            f"data.path: expected a text of different characters, got {len(content)} times the same in {name!r}"
+        )
     if len(content) < 20 * context + 1:
         raise InputError(
             f"data.context: expected a text of at least 20 pieces of {context} characters, got {len(content)} "

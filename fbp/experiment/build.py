@@ -84,6 +84,9 @@ def build(config: Config) -> Experiment:
         standardize_targets=config.data.standardize_targets,
     )
     data = _with_targets(data, config, len(dataset.classes))
+    next_token = dataset.sequence and dataset.tokens == dataset.classes and dataset.ordered
+    if next_token and getattr(config.model, "bidirectional", False):
+        raise InputError("model.bidirectional: expected false for a text, where the next character is the target")
     shape = data.train.x.shape[1:]
     model = build_model(config, dataset.outputs, len(dataset.tokens), dataset.sequence)
     loss = build_loss(config)
@@ -98,12 +101,14 @@ def build(config: Config) -> Experiment:
         )
     steps_per_epoch = examples // batch_size
     steps = config.training.steps or steps_per_epoch * config.training.epochs
+    if steps >= 2**31:
+        raise InputError(f"training.epochs: expected less than 2^31 steps in all, got {steps}; make it smaller")
     for key, value in (
         ("schedule.warmup", config.schedule.warmup),
         ("optimizer.accumulate", config.optimizer.accumulate),
     ):
         if value > steps:
-            raise InputError(f"{key}: expected at most the run's {steps} steps, got {value}")
+            raise InputError(f"{key}: expected at most the run's {steps} steps, got {value}; make it smaller")
     schedule = build_schedule(config, steps)
     return Experiment(
         config,

@@ -93,7 +93,7 @@ class Training(_Section):
     """``[training]``: how long, and in what portions; ``steps``, where it is given, in place of ``epochs``."""
 
     epochs: _Count = 10
-    steps: _Count | None = None
+    steps: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     evaluate_every: _Count | None = None
     batch_size: _Count | Literal["full"] = 32
     shuffle: bool = True
@@ -169,7 +169,7 @@ _RANGES: Mapping[str, dict[str, Any]] = {
     "noise": {"ge": 0},
     "turns": {"gt": 0},
     "context": {"ge": 1},
-    "vocabulary": {"ge": 1},
+    "vocabulary": {"ge": 1, "le": 1_000_000},
     "stride": {"ge": 1},
     "length": {"ge": 2},
     "delay": {"ge": 1},

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 
 from fbp.errors import InputError
-from fbp.experiment.catalogue import suggest
 from fbp.experiment.saving import Trained
 from fbp.generation import sample
 
@@ -31,7 +30,7 @@ def generate(trained: Trained, prompt: str, *, count: int, temperature: float = 
     unknown = sorted(set(prompt) - set(known))
     if unknown:
         raise InputError(
-            f"--prompt: the model has never seen {', '.join(map(repr, unknown))}; {suggest(unknown[0], list(known))}"
+            f"--prompt: the model has never seen {', '.join(map(repr, unknown))}; it knows {' '.join(map(repr, known))}"
         )
     first = prompt or ("\n" if "\n" in known else trained.tokens[0])
     draw = sample(trained.model, trained.shape, count=count, temperature=temperature)

@@ -329,5 +329,5 @@ def loss_by_position(results: dict[str, np.ndarray]) -> Figure | None:
     figure = Figure(figsize=(5.5, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.plot(places, values[places], marker="o" if len(places) < 30 else None, markersize=3)
-    axes.set(xlabel="position", title="test loss by position", ylim=(0, None))
+    axes.set(xlabel="position", title="test loss by position", ylim=(0, 1.08 * float(values[places].max(initial=1e-9))))
     return figure

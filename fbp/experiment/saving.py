@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +50,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays that :func:`write_arrays` wrote."""
-    with np.load(path, allow_pickle=False) as archive:
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:  # a damaged one must be closed, too
         return {key.replace("|", "/"): archive[key] for key in archive.files}
 
 
@@ -133,10 +134,13 @@ def read(folder: Path) -> Trained:
     """
     try:
         facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+        missing = {"shape", "outputs", "classes", "tokens", "sequence"} - set(facts)
+        if missing:
+            raise ValueError(f"{_FACTS} lacks {', '.join(sorted(missing))}")
         arrays = read_arrays(folder / "params.npz")
     except FileNotFoundError as error:
         raise InputError(f"{folder}: expected a trained model, but {Path(error.filename).name} is missing") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{folder}: the trained model is damaged ({error})") from None
     config = configuration.read(folder / "config.toml")
     shape = tuple(facts["shape"])

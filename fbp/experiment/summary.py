@@ -142,5 +142,8 @@ def as_text(rows: list[LayerRow]) -> str:
         ).rstrip()
         for line in cells
     ]
-    note = "per example; the same cache may serve two layers and is counted in both"
+    note = (
+        "per example, as XLA counts: the body of a loop over time counts once; the same cache may serve two layers and is "
+        "counted in both"
+    )
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:-1], "-" * len(lines[0]), lines[-1], note])

@@ -56,6 +56,11 @@ class Window(NamedTuple):
                 f"a window of {' x '.join(map(str, self.extent))} does not fit an input of {' x '.join(map(str, spatial))} "
                 f"with padding {self.padding!r}"
             )
+        if any(extent > 2 * n + 1 for n, extent in zip(spatial, self.extent, strict=True)):
+            raise ShapeError(
+                f"a window of {' x '.join(map(str, self.extent))} is more than twice as large as the input of "
+                f"{' x '.join(map(str, spatial))}: most of it would only ever see padding"
+            )
         return tuple((n - e) // s + 1 for n, e, s in zip(padded, self.extent, self.stride, strict=True))
 
     def places(self, x: Array, fill: float = 0.0) -> list[Array]:
