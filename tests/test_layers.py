@@ -45,8 +45,8 @@ def test_convolution_is_its_definition(stride, dilation, groups):
     [{}, {"stride": 2}, {"padding": "VALID", "stride": 3}, {"dilation": 2}, {"groups": 2}, {"groups": 4, "stride": 2}],
     ids=str,
 )
-def test_all_forms_of_the_weight_gradient_agree(options):
-    """The GEMMs and the convolution that a CPU uses, and the convolution that accelerators use."""
+def test_both_forms_of_the_weight_gradient_agree(options):
+    """The GEMMs that a CPU uses and the convolution that accelerators use."""
     layer = layers.conv2d(8, (3, 2), **options)
     params, shape = draw(layer, (9, 8, 4))
     window = convolution.window_of(
@@ -60,9 +60,6 @@ def test_all_forms_of_the_weight_gradient_agree(options):
     by_gemm = convolution._weight_gradient_by_gemm(x, delta, params["w"].shape, window, groups)
     by_convolution = convolution._weight_gradient_by_convolution(x, delta, window, groups)
     np.testing.assert_allclose(by_gemm, by_convolution, rtol=1e-4, atol=1e-4)
-    if options.get("stride", 1) == groups == 1:
-        by_forward = convolution._weight_gradient_by_forward_convolution(x, delta, window)
-        np.testing.assert_allclose(by_gemm, by_forward, rtol=1e-4, atol=1e-4)
 
 
 def test_a_transposed_convolution_is_the_transpose():

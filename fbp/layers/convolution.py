@@ -329,20 +329,16 @@ def input_delta(delta: Array, w: Array, shape: Shape, window: Window, groups: in
 
 
 def weight_gradient(x: Array, delta: Array, shape: Shape, window: Window, groups: int) -> Array:
-    """Equation (4) for a kernel of ``shape``: x convolved with delta, or GEMMs over all examples and positions.
+    """Equation (4) for a kernel of ``shape``: GEMMs over all examples and positions.
 
-    On a CPU, XLA's own backward convolutions leave the fast path inside a scan (thirty times slower, see benchmarks). A GEMM
-    does not, nor does the same convolution where x and delta have been brought into the layout of a forward one. On a GPU or
-    TPU the convolution that cuDNN or XLA:TPU knows is used.
+    On a CPU, XLA's own backward convolutions leave the fast path inside a scan (forty times slower, see benchmarks); a GEMM
+    does not. On a GPU or TPU the convolution that cuDNN or XLA:TPU knows is used.
     """
-
-    def on_cpu(x: Array, delta: Array) -> Array:
-        if groups == 1 and set(window.stride) == {1}:
-            return _weight_gradient_by_forward_convolution(x, delta, window)
-        return _weight_gradient_by_gemm(x, delta, shape, window, groups)
-
     return lax.platform_dependent(
-        x, delta, cpu=on_cpu, default=lambda x, delta: _weight_gradient_by_convolution(x, delta, window, groups)
+        x,
+        delta,
+        cpu=lambda x, delta: _weight_gradient_by_gemm(x, delta, shape, window, groups),
+        default=lambda x, delta: _weight_gradient_by_convolution(x, delta, window, groups),
     )
 
 
@@ -362,39 +358,22 @@ def _weight_gradient_by_gemm(x: Array, delta: Array, shape: Shape, window: Windo
     return jnp.stack(gradients).reshape(shape)
 
 
-def _weight_gradient_by_forward_convolution(x: Array, delta: Array, window: Window) -> Array:
-    """As :func:`_weight_gradient_by_convolution`, for a stride of 1, written as XLA writes a layer's forward pass."""
+def _weight_gradient_by_convolution(x: Array, delta: Array, window: Window, groups: int) -> Array:
+    """x convolved with delta: examples are what is summed over, so they take the place of channels."""
     rank = len(window.size)
-    space = range(1, rank + 1)
-    # the barrier keeps XLA from folding the transposes into the convolution, which would be the slow one again
-    pictures, kernel = lax.optimization_barrier(
-        (x.transpose(rank + 1, *space, 0), delta.transpose(*space, 0, rank + 1))
-    )
-    gradient = lax.conv_general_dilated(
-        pictures, kernel, window.dilation, _gradient_pads(x, delta, window), dimension_numbers=_dimensions(rank)
-    )
-    return gradient.transpose(*space, 0, rank + 1)
-
-
-def _gradient_pads(x: Array, delta: Array, window: Window) -> list[tuple[int, int]]:
-    """What x is padded with, so that delta meets it once for each place of the window."""
-    return [
+    space = "HW"[:rank]
+    pads = [
         (low, (k - 1) * d + (n - 1) * s + 1 - size - low)
         for size, n, k, d, s, (low, _) in zip(
             x.shape[1:-1], delta.shape[1:-1], window.size, window.dilation, window.stride, window.pads(x.shape[1:-1]),
             strict=True,
         )
     ]  # fmt: skip
-
-
-def _weight_gradient_by_convolution(x: Array, delta: Array, window: Window, groups: int) -> Array:
-    """x convolved with delta: examples are what is summed over, so they take the place of channels."""
-    space = "HW"[: len(window.size)]
     return lax.conv_general_dilated(
         x,
         delta,
         window.dilation,
-        _gradient_pads(x, delta, window),
+        pads,
         rhs_dilation=window.stride,
         dimension_numbers=(f"C{space}N", f"I{space}O", f"{space}NC"),
         batch_group_count=groups,
