@@ -11,7 +11,7 @@ import pytest
 import fbp
 import fbp.datasets
 from fbp import layers, losses
-from tests.tables import COSTS_MORE, LAYERS, MODELS, activations_slowly, draw, model_batch, numbers, repeated_slowly
+from tests.tables import COSTS_MORE, LAYERS, MODELS, activations_slowly, draw, model_batch, numbers
 
 
 def sigmoid(z):
@@ -132,7 +132,8 @@ def layer_costs(layer, params, x, delta, key=None):
 CHEAP = [case for case in LAYERS if case.name not in COSTS_MORE]
 
 
-@pytest.mark.parametrize("case", repeated_slowly(CHEAP))
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CHEAP, ids=[f"{case.name}-{i}" for i, case in enumerate(CHEAP)])
 def test_a_layers_backward_costs_no_more_than_autodiff(case):
     layer = case.make()
     params, shape = draw(layer, case.shape)
@@ -254,6 +255,7 @@ class TestBridge:
         mapped = jax.vmap(jax.grad(lambda x: function(params, x[None]).sum()))(x)
         assert mapped.shape == x.shape
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("case", BRIDGED, ids=[case.name for case in BRIDGED])
     def test_as_function_of_any_layer_inside_jit_vmap_and_scan(self, case):
         layer = case.make()

@@ -225,6 +225,7 @@ FAMILIES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_check_catches_a_mutant_of_each_family(name):
     layer, shape, change = FAMILIES[name]

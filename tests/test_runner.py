@@ -211,6 +211,7 @@ class TestFinishedRun:
         stored = list(Path(logged.artifact_location).rglob("*"))
         assert not [path for path in stored if path.suffix in (".pkl", ".pickle")]
 
+    @pytest.mark.slow
     def test_the_same_run_again_has_the_same_digests(self, finished):
         project, *_ = finished
         first = the_run(project).data.tags
@@ -323,6 +324,7 @@ set = { "model.hidden" = [16] }
     }
 
 
+@pytest.mark.slow
 def test_a_journal_that_could_not_be_sent_is_sent_later(project):
     """No store can be made below a file; the run trains all the same, and sync sends it elsewhere."""
     path = write_config(project)

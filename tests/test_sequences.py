@@ -135,6 +135,7 @@ STREAMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STREAMED)
 def test_position_by_position_is_the_whole_sequence(name):
     model = STREAMED[name]
