@@ -29,7 +29,7 @@ from fbp.layers import (
     sinusoidal_positions,
     tanh,
     unembedding,
-)  # fmt: skip
+)
 
 
 def mlp(
