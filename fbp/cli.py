@@ -69,17 +69,46 @@ def _named(path: Path) -> Iterator[None]:
         raise InputError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
 
 
+_URI_OPTION = click.option(
+    "--tracking-uri", metavar="URI", help="That MLflow store, not mlruns/ (or set MLFLOW_TRACKING_URI)."
+)
+
+
 @main.command()
 @click.argument("experiment")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=_SET_HELP)
-@click.option("--tracking-uri", metavar="URI", help="Log there, not to mlruns/ (or set MLFLOW_TRACKING_URI).")
-def run(experiment: str, overrides: tuple[str, ...], tracking_uri: str | None) -> None:
+@click.option(
+    "--resume",
+    type=click.Choice(["auto", "never"]),
+    default="never",
+    show_default=True,
+    help="auto: go on with the newest unfinished run of the same configuration, if there is one.",
+)
+@_URI_OPTION
+def run(experiment: str, overrides: tuple[str, ...], resume: str, tracking_uri: str | None) -> None:
     """Train EXPERIMENT, a TOML file or the name of one in experiments/, and log the run to MLflow."""
-    from rich.console import Console
-
     from fbp.experiment.launch import launch
-    from fbp.experiment.progress import Bar, results_table
+    from fbp.experiment.progress import Bar
 
+    received = _note_signals()
+    path = _experiment_path(experiment)
+    _report(launch(path, overrides, Bar, tracking_uri, _say_waiting, received, resume=resume == "auto"))
+
+
+@main.command("resume")
+@click.argument("run_name", metavar="RUN")
+@_URI_OPTION
+def resume_run(run_name: str, tracking_uri: str | None) -> None:
+    """Go on with RUN (its folder, its name, or its MLflow run id) after an interruption or a death."""
+    from fbp.experiment.launch import resume
+    from fbp.experiment.progress import Bar
+
+    received = _note_signals()
+    _report(resume(run_name, Bar, tracking_uri, _say_waiting, received))
+
+
+def _note_signals() -> list[int]:
+    """From now on Ctrl-C and SIGTERM are noted in the list that is returned, and stop what goes on."""
     received: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
@@ -93,29 +122,37 @@ def run(experiment: str, overrides: tuple[str, ...], tracking_uri: str | None) -
     sys.unraisablehook = unraisable
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    console = Console()
-    launched = launch(
-        _experiment_path(experiment),
-        overrides,
-        Bar,
-        tracking_uri,
-        waiting=lambda: click.echo("sending the last of it to MLflow ...", err=True),
-        received=received,
-    )
+    return received
+
+
+def _say_waiting() -> None:
+    click.echo("sending the last of it to MLflow ...", err=True)
+
+
+def _report(launched: Any) -> None:
+    """Say how a run, or a group of them, ended, and end with its exit status."""
+    from rich.console import Console
+
+    from fbp.experiment import store
+    from fbp.experiment.progress import results_table
+
     outcomes = launched.outcomes
-    console.print(results_table({name: out.metrics for name, out in outcomes.items()}))
+    Console().print(results_table({name: out.metrics for name, out in outcomes.items()}))
     for name, outcome in outcomes.items():
         if outcome.message:
             click.echo(f"fbp: {name}: {outcome.status}: {outcome.message}", err=True)
             click.echo(f"fbp: the last good parameters are in {_shown(outcome.folder)}", err=True)
+    if any(outcome.status == "KILLED" for outcome in outcomes.values()):
+        click.echo(f"fbp: go on with: fbp resume {launched.folder.name}", err=True)
     click.echo(f"run folder: {_shown(launched.folder)}")
     if launched.sent:
-        where = "fbp ui, then http://127.0.0.1:5000" if launched.uri.startswith("sqlite:") else launched.uri
-        click.echo(f"dashboard:  {where}")
+        public = store.public(launched.uri)
+        click.echo(f"dashboard:  {'fbp ui, then http://127.0.0.1:5000' if public.startswith('sqlite:') else public}")
     else:
+        log = _shown(launched.folder / "shipper.log")
         click.echo(
-            f"fbp: not all of the run has reached {launched.uri} (see {_shown(launched.folder / 'shipper.log')}); nothing is "
-            "lost: 'fbp sync' sends the rest there",
+            f"fbp: not all of the run has reached {store.public(launched.uri)} (see {log}); nothing is lost: 'fbp sync' sends "
+            "the rest there",
             err=True,
         )
     interrupted = next((outcome.signal for outcome in outcomes.values() if outcome.signal), None)
@@ -250,23 +287,40 @@ def ui(port: int, tracking_uri: str | None) -> None:
 
 
 @main.command()
-@click.option("--tracking-uri", metavar="URI", help="Send there, not to mlruns/ (or set MLFLOW_TRACKING_URI).")
+@_URI_OPTION
 def sync(tracking_uri: str | None) -> None:
     """Send to MLflow what did not reach it when it was recorded, to where it was meant for or to --tracking-uri."""
-    from fbp.experiment import journal, shipper, store
+    from fbp.experiment import journal, locks, shipper, store
 
     root = store.root()
     chosen = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     left = []
     for folder in store.run_folders(root):
         start = journal.start_of(folder)
-        if start and not start["parent"] and not shipper.shipped(folder).get("done"):
-            left.append(folder)
+        if start and not start["parent"] and not shipper.is_sent(folder):
+            if locks.is_training(folder):
+                click.echo(f"{start['name']} is still training; its own process sends it")
+            else:
+                left.append(folder)
     failed = 0
     for folder in left:
-        meant = folder / shipper.DESTINATION
-        uri = store.tracking_uri(root, chosen or (meant.read_text(encoding="utf-8") if meant.exists() else None))
-        click.echo(f"sending {folder.name} to {uri} ...")
-        failed += shipper.launch(folder, uri, follow_me=False).wait() != 0
+        uri = store.tracking_uri(root, chosen or shipper.destination(folder))
+        click.echo(f"sending {folder.name} to {store.public(uri)} ...")
+        failed += shipper.launch(folder, uri).wait() != 0
     click.echo(f"{len(left) - failed} of {len(left)} runs sent" if left else "nothing to send")
     sys.exit(1 if failed else 0)
+
+
+@main.command()
+def relocate() -> None:
+    """Repair the store after the folder mlruns/ was moved or copied, so that MLflow finds its artifacts again."""
+    from fbp.experiment import locks, store
+
+    root = store.root()
+    if not (root / "mlflow.db").exists():
+        raise InputError(f"{root}: there is no store here")
+    with locks.locked(root / ".init.lock"):
+        old, changed = store.old_roots(root), store.relocate(root)
+    for place in old:
+        click.echo(f"was in {place}")
+    click.echo(f"{changed} records now point to {store.artifact_root(root)}" if old else "nothing was moved")

@@ -27,6 +27,9 @@ class Silent:
     def advance(self, step, epoch, latest):
         pass
 
+    def note(self, text):
+        pass
+
     def close(self):
         pass
 

@@ -90,13 +90,44 @@ class ScheduleSection(_Section):
 
 
 class Training(_Section):
-    """``[training]``: how long, and in what portions; ``steps``, where it is given, in place of ``epochs``."""
+    """``[training]``: how long, and in what portions; ``steps``, where it is given, in place of ``epochs``.
+
+    ``strict`` trains with one thread, so that no number of cores can change a bit; ``deterministic`` sets what a GPU needs
+    to give the same bits again.
+    """
 
     epochs: _Count = 10
     steps: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     evaluate_every: _Count | None = None
     batch_size: _Count | Literal["full"] = 32
     shuffle: bool = True
+    strict: bool = False
+    deterministic: bool = True
+
+
+class Selection(_Section):
+    """``[selection]``: by which logged metric an evaluation is the best, and what follows from it.
+
+    Training stops after ``patience`` evaluations that were not better by more than ``min_delta``; ``restore_best`` makes the
+    best parameters the run's model, not the last ones. ``goal`` is "min" or "max"; by default what the metric's name tells.
+    """
+
+    metric: str = "validation_loss"
+    goal: Literal["min", "max"] | None = None
+    patience: _Count | None = None
+    min_delta: _NotNegative = 0.0
+    restore_best: bool = False
+
+
+class Checkpoint(_Section):
+    """``[checkpoint]``: when the run is saved so that it can be resumed, and how many such states are kept.
+
+    By time, at most every so many seconds (more often at first); or, where ``every_steps`` is given, by steps.
+    """
+
+    every_seconds: _Positive = 30.0
+    every_steps: _Count | None = None
+    keep: _Count = 2
 
 
 class Tracking(_Section):
@@ -125,6 +156,8 @@ class Config(_Section):
     schedule: ScheduleSection = ScheduleSection()
     augmentation: Augmentation = Augmentation()
     training: Training = Training()
+    selection: Selection = Selection()
+    checkpoint: Checkpoint = Checkpoint()
     tracking: Tracking = Tracking()
     variant: list[Variant] = []
 
@@ -137,6 +170,15 @@ _NAMED: Mapping[str, type[_Section]] = {
     "loss": LossSection,
     "optimizer": OptimizerSection,
     "schedule": ScheduleSection,
+}
+
+_PLAIN: Mapping[str, type[_Section]] = {
+    "augmentation": Augmentation,
+    "training": Training,
+    "selection": Selection,
+    "checkpoint": Checkpoint,
+    "tracking": Tracking,
+    "variant": Variant,
 }
 
 # what the runner gives to a constructor itself
@@ -356,7 +398,7 @@ def parse(table: dict[str, Any], where: str) -> Config:
     rest = {key: value for key, value in table.items() if key not in _NAMED}
     for kind, base in _NAMED.items():
         sections.setdefault(kind, base.model_construct(name=""))
-    fields |= {("augmentation",): Augmentation, ("training",): Training, ("tracking",): Tracking, ("variant",): Variant}
+    fields |= {(key,): section for key, section in _PLAIN.items()}
     try:
         config = Config(**rest, **sections)
     except ValidationError as error:

@@ -1,9 +1,14 @@
-"""What a run ran on: code, packages, devices. Recorded because all of it can change a result."""
+"""What a run runs on: code, packages, devices, threads. Recorded because all of it can change a result, and set again from
+the record where that is possible."""
 
 import getpass
+import hashlib
 import importlib.metadata
+import importlib.util
+import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +17,107 @@ from typing import Any
 import jax
 
 import fbp
+from fbp.errors import InputError
+from fbp.experiment.config import Config
 
 _FLAGS = ("enable_x64", "default_prng_impl", "threefry_partitionable", "default_matmul_precision")
+_GPU_FLAGS = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
+_THREADS = "PJRT_NPROC"
+_PLAIN_FLAG = re.compile(r"--xla_(?!.*(dump|dir|path|file|log))[a-z0-9_]+(=(true|false|\d+))?")
+NAME = "environment.json"
+
+
+def threads() -> int:
+    """How many threads XLA computes with on a CPU: sums over other numbers of threads round in another way."""
+    chosen = os.environ.get(_THREADS) or os.environ.get("NPROC") or ""
+    return int(chosen) if chosen.isdigit() and int(chosen) else _cores()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare(config: Config, record: dict[str, Any] | None = None) -> None:
+    """Set what JAX reads when it starts: threads, and what makes a GPU deterministic.
+
+    Args:
+        config: the experiment's; see ``training.strict`` and ``training.deterministic``.
+        record: the environment of the run that goes on, as :func:`facts` gave it: its number of threads is taken over.
+
+    Raises:
+        InputError: where JAX has started already with another number of threads than ``strict`` asks for.
+    """
+    before = threads()
+    if config.training.strict:
+        os.environ[_THREADS] = "1"
+    elif record and _THREADS not in os.environ and isinstance(record.get("threads"), int):
+        os.environ[_THREADS] = str(record["threads"])
+    if threads() != before and config.training.strict and _has_started():
+        raise InputError(
+            f"training.strict: JAX has started already with {before} threads; start the process with {_THREADS}=1"
+        )
+    if config.training.deterministic and any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
+        flags = os.environ.get("XLA_FLAGS", "")
+        missing = [flag for flag in _GPU_FLAGS if flag.partition("=")[0] not in flags]
+        os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
+
+
+def _has_started() -> bool:
+    from jax._src import xla_bridge
+
+    return bool(xla_bridge.backends_are_initialized())
+
+
+def recorded(artifacts: Path) -> dict[str, Any]:
+    """The environment that a run recorded among its artifacts; empty where that is absent or damaged."""
+    try:
+        found = json.loads((artifacts / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def variables(record: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """The environment variables under which a recorded run can run again, and those of the record that are not taken over.
+
+    A record may come from anybody: only numbers of threads, JAX's switches for numbers, and XLA flags that are true, false or
+    a number are taken over; none that names a file.
+    """
+    found, left = {}, []
+    if isinstance(record.get("threads"), int) and record["threads"] > 0:
+        found[_THREADS] = str(record["threads"])
+    settings = record.get("jax", {})
+    for name in _FLAGS:
+        value = str(settings.get(name))
+        if value != "None" and re.fullmatch(r"[A-Za-z0-9_]+", value):
+            found[f"JAX_{name.upper()}"] = value
+    flags = str(record.get("variables", {}).get("XLA_FLAGS", "")).split()
+    good = [flag for flag in flags if _PLAIN_FLAG.fullmatch(flag)]
+    left += [flag for flag in flags if flag not in good]
+    if good:
+        found["XLA_FLAGS"] = " ".join(good)
+    return found, left
+
+
+def code_digest() -> str:
+    """SHA-256 over fbp's own source files."""
+    folder, digest = Path(fbp.__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What of a recorded environment is another now: name, then, now; packages only where both have them."""
+    found = []
+    for key in ("fbp", "code", "python", "platform", "processor", "threads"):
+        found.append((key, before.get(key), now.get(key)))
+    for section in ("device", "jax", "packages"):
+        old, new = before.get(section, {}), now.get(section, {})
+        names = sorted(set(old) & set(new)) if section == "packages" else sorted(set(old) | set(new))
+        found += [(f"{section}.{name}", old.get(name), new.get(name)) for name in names if name != "fbp"]
+    found.append(("XLA_FLAGS", before.get("variables", {}).get("XLA_FLAGS"), os.environ.get("XLA_FLAGS")))
+    return [(name, str(old), str(new)) for name, old, new in found if old != new]
 
 
 def git(folder: Path) -> dict[str, str]:
@@ -31,6 +135,7 @@ def git(folder: Path) -> dict[str, str]:
         return {}
     status = ask("status", "--porcelain") or ""
     facts = {
+        "remote": _without_credentials((ask("remote", "get-url", "origin") or "").strip()),
         "commit": commit.strip(),
         "branch": (ask("rev-parse", "--abbrev-ref", "HEAD") or "").strip(),
         "dirty": str(bool(status.strip())).lower(),
@@ -42,15 +147,22 @@ def git(folder: Path) -> dict[str, str]:
     return facts
 
 
+def _without_credentials(address: str) -> str:
+    """Every ``https://user:token@host/path`` in a text without what stands before the ``@``."""
+    return re.sub(r"(\w://)[^/\s]*@", r"\1", address)
+
+
 def facts() -> dict[str, Any]:
     """Versions, flags and devices, as JSON's types."""
     device = jax.devices()[0]
     return {
         "fbp": fbp.__version__,
+        "code": code_digest(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": _cores(),
+        "threads": threads(),
         "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
         "jax": {
             "jax": jax.__version__,
@@ -84,11 +196,12 @@ def tags(config_path: Path, seed: int, repository: dict[str, str]) -> dict[str, 
         "fbp.device": f"{jax.device_count()} x {device.device_kind}",
         "fbp.device_kind": device.device_kind,
         "fbp.device_count": str(jax.device_count()),
-        "fbp.command": " ".join(["fbp", *sys.argv[1:]]),
+        "fbp.command": _without_credentials(" ".join(["fbp", *sys.argv[1:]])),
     }
     if repository:
         result["mlflow.source.git.commit"] = repository["commit"]
         result["mlflow.source.git.branch"] = repository["branch"]
+        result["mlflow.source.git.repoURL"] = repository["remote"]
         result["fbp.git_dirty"] = repository["dirty"]
     return result
 

@@ -1,15 +1,19 @@
 """Several variants of one experiment: a run each, shown in MLflow under a run of their own."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fbp.errors import InputError
 from fbp.experiment import config as configuration
-from fbp.experiment import environment, store
+from fbp.experiment import environment, journal, store
 from fbp.experiment.build import build
 from fbp.experiment.config import Config
 from fbp.experiment.journal import Journal
-from fbp.experiment.run import Origin, Outcome, Reporter, run
+from fbp.experiment.loop import Reporter
+from fbp.experiment.record import Record, known
+from fbp.experiment.run import Origin, Outcome, run
 
 
 def run_group(
@@ -21,6 +25,8 @@ def run_group(
     received: list[int] | None = None,
 ) -> dict[str, Outcome]:
     """Run each variant in a folder of its own; one that fails does not stop the others, a signal does.
+
+    A group that ``folder`` holds already goes on: what is finished stays, what was broken off is resumed.
 
     Args:
         config: the experiment.
@@ -38,22 +44,34 @@ def run_group(
     """
     for name, variant in variants.items():
         _check_fits(variant, f"{origin.source}, variant {name!r}")
-    journal = Journal(folder)
-    (folder / "artifacts" / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
-    journal.start(
-        folder,
-        label=origin.label,
-        experiment=config.tracking.experiment or config.name,
-        params=configuration.flat(config),
-        tags=environment.tags(origin.source, config.seed, environment.git(origin.source.resolve().parent))
-        | {"fbp.variants": ", ".join(variants), "mlflow.note.content": config.description},
-    )
+    going_on = journal.start_of(folder) is not None
+    begun = {line["variant"]: folder.parent / line["folder"] for line in _children(folder)}
+    writer = Journal(folder)
+    if going_on:
+        writer.write("resume", step=0)
+    else:
+        (folder / "artifacts" / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
+        writer.start(
+            folder,
+            label=origin.label,
+            experiment=config.tracking.experiment or config.name,
+            params=configuration.flat(config),
+            tags=environment.tags(origin.source, config.seed, environment.git(origin.source.resolve().parent))
+            | {"fbp.variants": ", ".join(variants), "mlflow.note.content": config.description}
+            | origin.tags,
+        )
     outcomes: dict[str, Outcome] = {}
     status, message = "FAILED", "a variant could not be run"
     try:
         for name, variant in variants.items():
-            child = store.new_run_folder(folder.parent.parent, f"{config.name}-{name}")
-            journal.write("child", folder=child.name)
+            child = begun.get(name)
+            if child is None:
+                child = store.new_run_folder(folder.parent.parent, f"{config.name}-{name}")
+                writer.write("child", folder=child.name, variant=name)
+            end = journal.end_of(child)
+            if end and end["status"] == "FINISHED":
+                outcomes[name] = Outcome("FINISHED", "", _last_metrics(child), child)
+                continue
             outcomes[name] = run(
                 variant, Origin(origin.source, name, folder.name), child, make_reporter(name), received
             )
@@ -63,14 +81,24 @@ def run_group(
         bad = [outcome for outcome in outcomes.values() if outcome.status != "FINISHED"]
         status, message = (bad[0].status, bad[0].message) if bad else ("FINISHED", "")
         results = {f"{name}/{key}": value for name, out in outcomes.items() for key, value in out.metrics.items()}
-        journal.write("metrics", step=0, values={key: value for key, value in results.items() if "/test_" in key})
+        tested = {key: value for key, value in results.items() if "/test_" in key}
+        Record(writer, known(folder, 0)).metrics(0, tested)
     except KeyboardInterrupt:
         status, message = "KILLED", "stopped between two variants"
         raise
     finally:
-        journal.write("end", status=status, message=message)
-        journal.close()
+        with contextlib.suppress(OSError):  # a full disk
+            writer.write("end", status=status, message=message)
+        writer.close()
     return outcomes
+
+
+def _children(folder: Path) -> list[dict[str, Any]]:
+    return [line for _, line in journal.lines(folder) if line["kind"] == "child"]
+
+
+def _last_metrics(folder: Path) -> dict[str, float]:
+    return {key: float(series.values[-1]) for key, series in journal.history(folder).items() if "/" not in key}
 
 
 def _check_fits(config: Config, where: str) -> None:

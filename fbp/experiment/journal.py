@@ -2,19 +2,24 @@
 
 Each line is an object with ``kind`` and ``time`` (milliseconds since 1970):
 
-    start     label, experiment, params, tags, inputs, parent, steps, layers: what MLflow needs to create the run
-    steps     first (step), until (time of the last), columns {key: float32 numbers as base64}: per-step metrics
-    metrics   step, values {key: number}: everything that is not per step
-    tags      values {key: text}
-    child     folder: another run, to be shown under this one
-    end       status (FINISHED, FAILED, KILLED), message
+    start       label, experiment, params, tags, inputs, parent, steps, layers: what MLflow needs to create the run
+    steps       first (step), until (time of the last), columns {key: float32 numbers as base64}: per-step metrics
+    metrics     step, values {key: number}: everything that is not per step
+    tags        values {key: text}
+    checkpoint  step, params_digest, tensors {path: digest}: the parameters at that step
+    child       folder, variant: another run, to be shown under this one
+    end         status (FINISHED, FAILED, KILLED), message
+    resume      step: the run goes on from there, after an end or a death
 
-Numbers per step travel as the bytes of a float32 array: exact, and cheaper to write than digits.
+Numbers per step travel as the bytes of a float32 array: exact, and cheaper to write than digits. What is written stays
+written: a resumed run does not repeat the metrics that the journal has (see record.py).
 """
 
 import base64
+import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,17 +37,48 @@ def now() -> int:
 
 
 class Journal:
-    """Appends to a run's journal; every line is handed to the operating system before the call returns."""
+    """Appends to a run's journal; every line is handed to the operating system before the call returns.
 
-    def __init__(self, folder: Path):
-        self._file = open(folder / NAME, "a", encoding="utf-8")  # noqa: SIM115
+    A line that a death or a full disk cut in two is removed: by the next Journal on that folder, or at once.
+    """
+
+    def __init__(self, folder: Path, name: str = NAME):
+        self.folder = folder
+        self._file = os.open(folder / name, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._last_time = now()
+        self._cut_torn_line()
+
+    def _cut_torn_line(self) -> None:
+        end = os.fstat(self._file).st_size
+        while end:  # look for the last line's end, from the back
+            begin = max(0, end - 65536)
+            found = os.pread(self._file, end - begin, begin).rfind(b"\n")
+            end = begin + found + 1 if found >= 0 else begin
+            if found >= 0:
+                break
+        os.ftruncate(self._file, end)
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Append one line."""
+        """Append one line.
+
+        Raises:
+            OSError: where the disk is full; nothing of the line is written then.
+        """
         self._last_time = now()
-        self._file.write(json.dumps({"kind": kind, "time": self._last_time, **fields}) + "\n")
-        self._file.flush()
+        line = (json.dumps({"kind": kind, "time": self._last_time, **fields}) + "\n").encode()
+        before = os.fstat(self._file).st_size
+        try:
+            written = 0
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, before)
+            raise OSError(error.errno, error.strerror, str(self.folder / NAME)) from None
+
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk."""
+        os.fsync(self._file)
 
     def start(
         self,
@@ -92,7 +128,7 @@ class Journal:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        os.close(self._file)
 
 
 def decode(column: str) -> np.ndarray:
@@ -100,9 +136,9 @@ def decode(column: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(column), "<f4")
 
 
-def lines(folder: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+def lines(folder: Path, offset: int = 0, name: str = NAME) -> Iterator[tuple[int, dict[str, Any]]]:
     """``(offset after the line, line)`` for every whole line from ``offset`` on."""
-    path = folder / NAME
+    path = folder / name
     if not path.exists():
         return
     with open(path, "rb") as file:
@@ -112,9 +148,11 @@ def lines(folder: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]
                 return  # still being written
             offset += len(raw)
             try:
-                yield offset, json.loads(raw)
+                line = json.loads(raw)
             except ValueError:
-                continue  # torn by a death in the middle of a write
+                continue  # damaged by a loss of power
+            if isinstance(line, dict) and "kind" in line and "time" in line:
+                yield offset, line
 
 
 class Series(NamedTuple):
@@ -166,4 +204,13 @@ def start_of(folder: Path) -> dict[str, Any] | None:
 
 def end_of(folder: Path) -> dict[str, Any] | None:
     """The journal's last ``end`` line, None while the run goes on (or after it died)."""
-    return next((line for _, line in reversed(list(lines(folder))) if line["kind"] == "end"), None)
+    last = None
+    for _, line in lines(folder):
+        if line["kind"] in ("end", "resume"):
+            last = line
+    return last if last and last["kind"] == "end" else None
+
+
+def checkpoints(folder: Path) -> dict[int, dict[str, Any]]:
+    """The ``checkpoint`` lines of a run by step."""
+    return {line["step"]: line for _, line in lines(folder) if line["kind"] == "checkpoint"}

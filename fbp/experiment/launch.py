@@ -1,19 +1,20 @@
-"""From an experiment file to a finished run in MLflow: what ``fbp run`` does."""
+"""From an experiment file, or a run that was broken off, to a finished run: what ``fbp run`` and ``fbp resume`` do."""
 
 import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from fbp.errors import InputError
 from fbp.experiment import config as configuration
-from fbp.experiment import shipper, store
+from fbp.experiment import environment, journal, locks, shipper, store
+from fbp.experiment.config import Config
 from fbp.experiment.group import run_group
-from fbp.experiment.journal import start_of
-from fbp.experiment.run import Origin, Outcome, Reporter, run
+from fbp.experiment.loading import find_folder, local_runs
+from fbp.experiment.loop import Reporter
+from fbp.experiment.run import Origin, Outcome, run
 
-_SEND_SECONDS = 120.0  # how long to wait for MLflow at the end; the journal stays in any case
+SEND_SECONDS = 120.0  # how long to wait for MLflow at the end; the journal stays in any case
 
 
 class Launched(NamedTuple):
@@ -32,6 +33,9 @@ def launch(
     tracking_uri: str | None = None,
     waiting: Callable[[], None] = lambda: None,
     received: list[int] | None = None,
+    resume: bool = False,
+    tags: dict[str, str] | None = None,
+    digest_at: Sequence[int] | None = None,
 ) -> Launched:
     """Run an experiment file and wait until MLflow has it.
 
@@ -40,44 +44,119 @@ def launch(
         overrides: ``section.key=value`` texts.
         make_reporter: from a label to who shows the progress of a run.
         tracking_uri: where to log, if not to the embedded store.
-        received: signals that were received before; a run that finds one stops in good order.
         waiting: called once, when training is over and MLflow is waited for.
+        received: signals that were received before; a run that finds one stops in good order.
+        resume: go on with the newest unfinished run of the same configuration, if there is one.
+        tags: more tags for the run.
+        digest_at: the steps of its checkpoints, where they are not left to the configuration.
 
     Raises:
         InputError: where the configuration or the data cannot be used; no run exists then.
     """
     config = configuration.read(path, overrides)
-    variants = configuration.variants(config, str(path))
     root = store.root()
+    if resume:
+        broken = _unfinished(root, config)
+        if broken:
+            return continue_run(broken, make_reporter, tracking_uri, waiting, received)
     uri = store.tracking_uri(root, tracking_uri)
-    origin = Origin(path, ", ".join(overrides)[:80] or config.name)
-    folder, process = store.new_run_folder(root, config.name), None
+    store.check_not_moved(root)
+    origin = Origin(path, ", ".join(overrides)[:80] or config.name, tags=tags or {})
+    folder = store.new_run_folder(root, config.name)
+    (folder / shipper.DESTINATION).write_text(store.portable(uri, root), encoding="utf-8")
     try:
-        (folder / shipper.DESTINATION).write_text(uri, encoding="utf-8")
-        process = shipper.launch(folder, uri)
-        if variants:
-            label = lambda name: make_reporter(f"{config.name} {name}")
-            outcomes = run_group(config, variants, origin, folder, label, received)
-        else:
-            outcomes = {config.name: run(config, origin, folder, make_reporter(config.name), received)}
+        return _execute(config, origin, folder, uri, make_reporter, waiting, received, digest_at)
     except BaseException as error:
-        begun = start_of(folder) is not None
-        if process and begun:
-            _wait(process)
-        elif process:
-            process.terminate()
-            process.wait()
-        if not begun:
+        if journal.start_of(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, InputError) and not str(error).startswith(str(path)):
             raise InputError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
         raise
-    waiting()
-    return Launched(outcomes, folder, uri, _wait(process))
 
 
-def _wait(process: subprocess.Popen[bytes]) -> bool:
+def resume(
+    name: str,
+    make_reporter: Callable[[str], Reporter],
+    tracking_uri: str | None = None,
+    waiting: Callable[[], None] = lambda: None,
+    received: list[int] | None = None,
+) -> Launched:
+    """Go on with a run that was broken off; the result is that of an unbroken run, to the bit.
+
+    Args:
+        name: the run's folder, the folder's name, its name in MLflow, or its MLflow run id.
+        make_reporter, tracking_uri, waiting, received: as for :func:`launch`.
+
+    Raises:
+        InputError: where there is no such run here, where it is finished, or another process trains it.
+    """
+    root = store.root()
+    folder = Path(name) if journal.start_of(Path(name)) else find_folder(root, name)
+    if folder is None:
+        raise InputError(f"run {name!r}: no run of that name or id in {root}; {local_runs(root)}")
+    parent = (journal.start_of(folder) or {}).get("parent")
+    return continue_run(folder.parent / parent if parent else folder, make_reporter, tracking_uri, waiting, received)
+
+
+def continue_run(
+    folder: Path,
+    make_reporter: Callable[[str], Reporter],
+    tracking_uri: str | None,
+    waiting: Callable[[], None],
+    received: list[int] | None,
+) -> Launched:
+    """Go on with the run of a folder, in the MLflow run that it began; see :func:`resume`."""
+    end, start = journal.end_of(folder), journal.start_of(folder)
+    if start is None:
+        raise InputError(f"{folder.name}: no run has begun in this folder; start it again with: fbp run")
+    if end and end["status"] == "FINISHED":
+        raise InputError(f"{folder.name}: the run is finished; there is nothing to resume")
+    config = configuration.read(folder / "artifacts" / "config.toml")
+    uri = store.tracking_uri(folder.parent.parent, tracking_uri or shipper.destination(folder))
+    store.check_not_moved(folder.parent.parent)
+    environment.prepare(config, environment.recorded(folder / "artifacts"))
+    origin = Origin(Path(start["tags"]["mlflow.source.name"]), start["label"])
+    return _execute(config, origin, folder, uri, make_reporter, waiting, received, None)
+
+
+def _unfinished(root: Path, config: Config) -> Path | None:
+    """The newest run of exactly this configuration that is not finished and that nobody trains."""
+    text = configuration.to_toml(config)
+    for folder in reversed(store.run_folders(root)):
+        start, end, copy = journal.start_of(folder), journal.end_of(folder), folder / "artifacts" / "config.toml"
+        over = start is None or start["parent"] or (end and end["status"] == "FINISHED") or locks.is_training(folder)
+        if not over and copy.exists() and copy.read_text(encoding="utf-8") == text:
+            return folder
+    return None
+
+
+def _execute(
+    config: Config,
+    origin: Origin,
+    folder: Path,
+    uri: str,
+    make_reporter: Callable[[str], Reporter],
+    waiting: Callable[[], None],
+    received: list[int] | None,
+    digest_at: Sequence[int] | None,
+) -> Launched:
+    """Train what is to be trained in a folder, with a shipper beside it."""
+    variants = configuration.variants(config, str(origin.source))
+    environment.prepare(config)
+    process = None
     try:
-        return process.wait(timeout=_SEND_SECONDS) == 0
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        return False
+        with locks.training(folder) as mine:
+            if not mine:
+                raise InputError(f"{folder.name}: another process is training this run")
+            process = shipper.launch(folder, uri)
+            if variants:
+                label = lambda name: make_reporter(f"{config.name} {name}")
+                outcomes = run_group(config, variants, origin, folder, label, received)
+            else:
+                outcomes = {config.name: run(config, origin, folder, make_reporter(config.name), received, digest_at)}
+    except BaseException:
+        if process:
+            shipper.wait(process, SEND_SECONDS)  # it sees that nobody trains any more, and closes the run
+        raise
+    waiting()
+    return Launched(outcomes, folder, uri, shipper.wait(process, SEND_SECONDS))

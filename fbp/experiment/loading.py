@@ -5,9 +5,8 @@ import tempfile
 from pathlib import Path
 
 from fbp.errors import InputError
-from fbp.experiment import store
+from fbp.experiment import journal, store
 from fbp.experiment.catalogue import suggest
-from fbp.experiment.journal import start_of
 from fbp.experiment.saving import Trained, read
 from fbp.experiment.shipper import shipped
 
@@ -36,15 +35,24 @@ def load(run: str | os.PathLike[str], tracking_uri: str | None = None) -> Traine
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri or (root / "mlflow.db").exists():
         return _from_mlflow(str(run), store.tracking_uri(root, uri))
-    raise InputError(f"run {str(run)!r}: there is no such folder, and no run of that name or id in {root}")
+    raise InputError(
+        f"run {str(run)!r}: there is no such folder, and no run of that name or id in {root}; {local_runs(root)}"
+    )
 
 
 def find_folder(root: Path, run: str) -> Path | None:
     """The local folder of a run, by the folder's name, the run's name in MLflow, or its MLflow run id."""
     for folder in store.run_folders(root):
-        if run in (folder.name, (start_of(folder) or {}).get("name"), shipped(folder).get("run_id")):
+        if run in (folder.name, (journal.start_of(folder) or {}).get("name"), shipped(folder).get("run_id")):
             return folder
     return None
+
+
+def local_runs(root: Path) -> str:
+    """For a message: the newest runs that are here."""
+    names = [(journal.start_of(folder) or {}).get("name") for folder in store.run_folders(root)]
+    shown = [name for name in reversed(names) if name][:5]
+    return f"the newest runs here are {', '.join(shown)}" if shown else "there are no runs here"
 
 
 def _from_mlflow(run: str, uri: str) -> Trained:

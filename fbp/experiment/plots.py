@@ -13,8 +13,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fbp.experiment import diagram, journal, model_picture
+from fbp.experiment.arrays import read_arrays
 from fbp.experiment.journal import Series
-from fbp.experiment.saving import read, read_arrays
+from fbp.experiment.saving import read
 
 _MOST_CLASSES = 30  # beyond, the cells of a confusion matrix cannot be read
 _STYLE = {

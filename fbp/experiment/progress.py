@@ -64,6 +64,13 @@ class Bar:
                 f"{self.label}: epoch {epoch}/{self.epochs} step {step}/{self.steps}  {shown(latest)}", file=sys.stderr
             )
 
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+        if self.progress:
+            self.progress.console.print(text, markup=False, highlight=False)
+        else:
+            print(f"fbp: {self.label}: {text}", file=sys.stderr)
+
     def close(self) -> None:
         """Training is over, well or not."""
         if self.progress:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fbp import training
+from fbp.experiment.arrays import by_path, write_arrays
 from fbp.experiment.build import Experiment, reading
-from fbp.experiment.saving import by_path, write_arrays
 from fbp.layer import Params
 
 _AT_ONCE = 500  # test examples at a time

@@ -1,50 +1,44 @@
-"""Train what a configuration describes, and write down everything about it.
+"""One run from beginning to end: start or resume, train, evaluate, and write down everything about it.
 
 The training process appends to a journal and never imports mlflow; see shipper.py for the other half.
 """
 
 import contextlib
 import json
-import math
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fbp import diagnostics, optimizers, training
+from fbp.errors import InputError
+from fbp.experiment import checkpoint, diagram, environment, journal, results, saving, summary
 from fbp.experiment import config as configuration
-from fbp.experiment import diagram, environment, results, saving, summary
+from fbp.experiment.arrays import digest_of, params_digest
 from fbp.experiment.build import Experiment, build
+from fbp.experiment.checkpoint import Checkpoint, Checkpoints
 from fbp.experiment.config import Config
 from fbp.experiment.journal import Journal, history, metrics_digest
+from fbp.experiment.loop import Diverged, Interrupted, Loop, Position, Reporter, begin, restored
+from fbp.experiment.record import Record, known
 from fbp.layer import Params
-from fbp.training import StepInfo, TrainState
-
-_CHUNK_SECONDS = 1.0  # how long one call to the compiled program should take: signals and progress wait for it
-_PROBE = 128  # how many training examples the norms by layer are measured on
-_EVALUATED = 500  # examples at a time, where nothing is learned
-_POPULATION = 4096  # how many the statistics of normalization layers are taken from
-
-
-class Reporter(Protocol):
-    """Who is told how training goes."""
-
-    def begin(self, experiment: Experiment) -> None: ...
-    def advance(self, step: int, epoch: int, latest: dict[str, float]) -> None: ...
-    def close(self) -> None: ...
 
 
 class Origin(NamedTuple):
-    """Where a run comes from: the experiment's file, the run's label in lists, and the folder's name of its parent, if any."""
+    """Where a run comes from.
+
+    Attributes:
+        source: the experiment's file.
+        label: what the run is called in lists.
+        parent: the name of the folder of the run under which it is shown, if any.
+        tags: more of them.
+    """
 
     source: Path
     label: str
     parent: str | None = None
+    tags: dict[str, str] = {}  # noqa: RUF012
 
 
 class Outcome(NamedTuple):
@@ -57,16 +51,17 @@ class Outcome(NamedTuple):
     signal: int | None = None
 
 
-class Diverged(Exception):
-    """The loss is no longer a finite number."""
+def run(
+    config: Config,
+    origin: Origin,
+    folder: Path,
+    reporter: Reporter,
+    received: list[int] | None = None,
+    digest_at: Sequence[int] | None = None,
+) -> Outcome:
+    """Train, evaluate, and leave in ``folder`` the journal, checkpoints, the results and the trained model.
 
-
-class Interrupted(Exception):
-    """A signal asked the run to stop."""
-
-
-def run(config: Config, origin: Origin, folder: Path, reporter: Reporter, received: list[int] | None = None) -> Outcome:
-    """Train, evaluate, and leave in ``folder`` the journal, the results and the trained model.
+    A run that ``folder`` holds already goes on from its last checkpoint, and ends as it would have without a break.
 
     Args:
         config: what to train.
@@ -74,62 +69,90 @@ def run(config: Config, origin: Origin, folder: Path, reporter: Reporter, receiv
         folder: the run's own, already there.
         reporter: who shows progress.
         received: signals that were received before, if somebody noted them: one in it stops the run at its first chunk.
+        digest_at: the steps at which there are checkpoints, where that is not left to the configuration.
 
     Raises:
-        InputError: where configuration and data do not fit; the run then does not exist.
+        InputError: where configuration and data do not fit; the run then does not exist (or stays as it was).
     """
     experiment = build(config)
-    journal = Journal(folder)
-    record = _Record(experiment, journal, folder)
-    state = _start(experiment)
-    _write_start(experiment, origin, folder, journal)
+    going_on = journal.start_of(folder) is not None
+    position, found = _resumed(experiment, folder, reporter) if going_on else (begin(experiment), None)
+    writer = Journal(folder)
+    record = Record(writer, known(folder, position.at))
+    if going_on:
+        _write_resume(folder, writer, record, found)
+    else:
+        _write_start(experiment, origin, folder, writer)
+    states = Checkpoints(folder, config.checkpoint.keep, writer.sync)
     status, message, caught = "FINISHED", "", None
     reporter.begin(experiment)
     try:
         with _signals([] if received is None else received) as received:
+            loop = Loop(experiment, position, record, states, reporter, received, digest_at)
             try:
-                state = _train(experiment, state, record, reporter, received)
+                loop.train()
+                loop.save()
             except Interrupted as interruption:
                 status, message = "KILLED", str(interruption)
+                loop.save()
             except Diverged as divergence:
                 status, message = "FAILED", str(divergence)
             finally:
                 reporter.close()
-            _finish(experiment, record.state or state, record, status, message)
+            loop.note_saved()
+            _finish(experiment, loop, record, folder, status, message)
             caught = received[0] if received else None
+        if record.differing:
+            key, step = record.differing
+            reporter.note(f"the resumed run gave another {key} at step {step} than before: something has changed")
     except BaseException as error:
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        journal.write("end", status="KILLED" if stopped else "FAILED", message=f"{type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):  # a full disk does not take this line either; the shipper then says KILLED
+            writer.write("end", status="KILLED" if stopped else "FAILED", message=f"{type(error).__name__}: {error}")
         raise
     finally:
-        journal.close()
+        states.close()
+        writer.close()
     return Outcome(status, message, record.latest, folder, caught)
 
 
-class _Record:
-    """What a run has shown so far, and where it is written."""
+def _resumed(experiment: Experiment, folder: Path, reporter: Reporter) -> tuple[Position, Checkpoint | None]:
+    """The position of the newest good checkpoint; the run's beginning where there is none."""
+    start = journal.start_of(folder) or {}
+    recorded = start["tags"].get("fbp.data_fingerprint")
+    if recorded != experiment.dataset.fingerprint:
+        raise InputError(
+            f"{folder.name}: the data is not what the run began with (fingerprint {experiment.dataset.fingerprint[:12]}, "
+            f"expected {str(recorded)[:12]}); give it the same data, or start a new run"
+        )
+    found = checkpoint.latest(folder, reporter.note)
+    if found is None:
+        return begin(experiment), None
+    try:
+        position, _ = restored(experiment, found)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder.name}: its checkpoint does not fit the model: {error}") from None
+    return position, found
 
-    def __init__(self, experiment: Experiment, journal: Journal, folder: Path):
-        self.experiment, self.journal, self.folder = experiment, journal, folder
-        self.latest: dict[str, float] = {}
-        self.state: TrainState | None = None  # the last good state, while steps are under way
 
-    def metrics(self, step: int, values: dict[str, Any]) -> None:
-        numbers = {key: float(value) for key, value in values.items()}
-        self.journal.write("metrics", step=step, values=numbers)
-        self.latest |= {key: value for key, value in numbers.items() if "/" not in key}
-
-
-def _start(experiment: Experiment) -> TrainState:
-    key = jax.random.key(experiment.config.seed)
-    return training.start(experiment.model, experiment.optimizer, key, experiment.shape)
+def _write_resume(folder: Path, writer: Journal, record: Record, found: Checkpoint | None) -> None:
+    step = found.step if found else 0
+    writer.write("resume", step=step)
+    if found:
+        record.latest |= found.facts["latest"]
+        if step not in journal.checkpoints(folder):  # written, but the process died before it could say so
+            params = {
+                path.removeprefix("state/params/"): a for path, a in found.arrays.items() if "state/params" in path
+            }
+            tensors = {path: digest_of({path: array})[:16] for path, array in params.items()}
+            writer.write("checkpoint", step=step, params_digest=digest_of(params), tensors=tensors)
 
 
-def _write_start(experiment: Experiment, origin: Origin, folder: Path, journal: Journal) -> None:
+def _write_start(experiment: Experiment, origin: Origin, folder: Path, writer: Journal) -> None:
     config, dataset = experiment.config, experiment.dataset
     artifacts = folder / "artifacts"
     (artifacts / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
-    (artifacts / "environment.json").write_text(json.dumps(environment.facts(), indent=1), encoding="utf-8")
+    (artifacts / environment.NAME).write_text(json.dumps(environment.facts(), indent=1), encoding="utf-8")
     repository = environment.git(origin.source.resolve().parent)
     if "diff" in repository:
         (artifacts / "git.diff").write_text(repository["diff"], encoding="utf-8")
@@ -147,13 +170,14 @@ def _write_start(experiment: Experiment, origin: Origin, folder: Path, journal: 
             ("test", "testing", experiment.data.test),
         )
     ]
-    journal.start(
+    writer.start(
         folder,
         label=origin.label,
         experiment=config.tracking.experiment or config.name,
         params=configuration.flat(config),
         tags=environment.tags(origin.source, config.seed, repository)
-        | {"fbp.data_fingerprint": dataset.fingerprint, "mlflow.note.content": config.description},
+        | {"fbp.data_fingerprint": dataset.fingerprint, "mlflow.note.content": config.description}
+        | origin.tags,
         inputs=inputs,
         parent=origin.parent,
         steps=experiment.steps,
@@ -182,171 +206,37 @@ def _signals(received: list[int]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _train(
-    experiment: Experiment, state: TrainState, record: _Record, reporter: Reporter, received: list[int]
-) -> TrainState:
-    """All steps, in chunks of about a second; between them come the journal, the progress and the signals."""
-    data, interval, per_epoch = experiment.data, experiment.interval, experiment.steps_per_epoch
-    x, y = jnp.asarray(data.train.x), jnp.asarray(data.train.y)
-    steps = training.take_steps(
-        experiment.model,
-        experiment.loss,
-        experiment.optimizer,
-        batch_size=experiment.batch_size,
-        capacity=interval,
-        shuffle=experiment.config.training.shuffle,
-        metrics=experiment.metrics,
-        augment=experiment.augment,
-    )
-    advance = jax.jit(steps, donate_argnums=0).lower(state, x, y, 1).compile()
-    evaluate = _evaluation(experiment)
-    diagnose = jax.jit(diagnostics.diagnose(experiment.model, experiment.loss, experiment.optimizer))
-    rates = jax.jit(lambda first: jax.vmap(experiment.schedule)(first + jnp.arange(interval)))
-    chunk, at = 1, 0
-    record.state = before = state = _copy(state)
-    _write_diagnosis(record, diagnose, state, x, y, at)
-    while at < experiment.steps:
-        next_stop, parts = min(at + interval, experiment.steps), []
-        began = time.perf_counter()
-        while at < next_stop:
-            if received:
-                raise Interrupted(f"stopped by {signal.Signals(received[0]).name} at step {at}")
-            count, chunk_began = min(chunk, next_stop - at), time.perf_counter()
-            new_state, info, taken = advance(_copy(state), x, y, count)
-            taken = int(taken)
-            info = jax.tree.map(lambda column, n=taken: np.asarray(column[:n]), info)
-            _write_steps(record, info, at, np.asarray(rates(at))[:taken])
-            parts.append(info)
-            if not np.isfinite(info.cost[-1]):
-                _diverge(experiment, record, state, advance, x, y, at, info)
-            before, record.state, state = state, new_state, new_state
-            at += taken
-            chunk = min(_next_chunk(taken, time.perf_counter() - chunk_began), interval)
-            reporter.advance(at, -(-at // per_epoch), _progress(info, began, parts, experiment))
-        seconds = time.perf_counter() - began
-        _write_evaluation(record, evaluate(state), parts, seconds, at)
-        if not math.isfinite(record.latest["validation_loss"]):
-            record.state = state if _is_finite(state.params) else before
-            rate = float(experiment.schedule(jnp.asarray(at - 1)))
-            raise Diverged(
-                f"the validation loss became {record.latest['validation_loss']} after step {at}; the learning rate was "
-                f"{rate:.3g}; likely the steps are too large: lower optimizer.learning_rate or set optimizer.clip_global_norm"
-            )
-        _write_diagnosis(record, diagnose, state, x, y, at)
-        reporter.advance(at, -(-at // per_epoch), record.latest)
-    return state
-
-
-def _copy(state: TrainState) -> TrainState:
-    """A copy to donate, so that the state before a chunk outlives it."""
-    return jax.tree.map(jnp.copy, state)
-
-
-def _is_finite(params: Params) -> bool:
-    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
-
-
-def _next_chunk(count: int, seconds: float) -> int:
-    """So many steps that they take about _CHUNK_SECONDS, at most eight times as many as before."""
-    return max(1, min(round(count * _CHUNK_SECONDS / max(seconds, 1e-6)), 8 * count))
-
-
-def _evaluation(experiment: Experiment) -> Callable[[TrainState], dict[str, Any]]:
-    """Loss and metrics on the validation part."""
-    x, y = (jnp.asarray(part) for part in experiment.data.validation)
-    measure = jax.jit(
-        training.evaluate(
-            experiment.model, experiment.loss, batch_size=min(_EVALUATED, len(x)), metrics=experiment.metrics
-        )
-    )
-    usable = _usable(experiment)
-    return lambda state: measure(usable(state), x, y)
-
-
-def _usable(experiment: Experiment) -> Callable[[TrainState], Params]:
-    """The parameters to evaluate and to keep: their average where one is kept, with the statistics of training examples."""
-    average = lambda state: optimizers.averaged(state.opt_state, state.params)
-    if not training.has_statistics(experiment.model, experiment.shape):
-        return average
-    x = jnp.asarray(experiment.data.train.x[: max(_POPULATION, experiment.batch_size)])
-    fill = jax.jit(training.with_statistics(experiment.model, batch_size=experiment.batch_size))
-    return lambda state: fill(average(state), x, state.key)
-
-
-def _progress(info: StepInfo, began: float, parts: list[StepInfo], experiment: Experiment) -> dict[str, float]:
-    steps = sum(len(part.cost) for part in parts)
-    shown = {"loss": float(info.cost.mean())} | {name: float(column.mean()) for name, column in info.metrics.items()}
-    return shown | {"examples_per_second": steps * experiment.batch_size / max(time.perf_counter() - began, 1e-9)}
-
-
-def _write_steps(record: _Record, info: StepInfo, first: int, rates: np.ndarray) -> None:
-    columns = {"loss": np.asarray(info.cost), "gradient_norm": np.asarray(info.gradient_norm), "learning_rate": rates}
-    record.journal.steps(first + 1, columns)
-
-
-def _write_evaluation(
-    record: _Record, validation: dict[str, Any], parts: list[StepInfo], seconds: float, at: int
-) -> None:
-    experiment = record.experiment
-    joined: StepInfo = jax.tree.map(lambda *columns: np.concatenate(columns).mean(dtype=np.float64), *parts)
-    values: dict[str, Any] = {"train_loss": joined.cost} | {
-        f"train_{name}": mean for name, mean in joined.metrics.items()
-    }
-    values |= {f"validation_{name}": value for name, value in validation.items()}
-    steps = sum(len(part.cost) for part in parts)
-    values |= {
-        "examples_per_second": steps * experiment.batch_size / seconds,
-        "epoch": at / experiment.steps_per_epoch,
-    }
-    record.metrics(at, values)
-
-
-def _write_diagnosis(record: _Record, diagnose: Any, state: TrainState, x: Any, y: Any, at: int) -> None:
-    found = diagnose(state.params, state.opt_state, x[:_PROBE], y[:_PROBE])
-    values = {f"{kind}/{path}": np.asarray(v) for kind, norms in found._asdict().items() for path, v in norms.items()}
-    for path in [path for path, value in values.items() if value.ndim]:  # a norm for each copy inside a repeat
-        values |= {f"{path}/{i}": value for i, value in enumerate(values.pop(path).ravel())}
-    record.metrics(at, values)
-
-
-def _diverge(
-    experiment: Experiment, record: _Record, state: TrainState, advance: Any, x: Any, y: Any, at: int, info: StepInfo
-) -> None:
-    """Keep the last finite parameters and say what happened. Steps are repeatable, so they are simply taken again."""
-    taken = len(info.cost)
-    for count in range(taken - 1, -1, -1):
-        before, _, _ = advance(_copy(state), x, y, count)
-        if _is_finite(before.params):
-            record.state = before
-            break
-    step = at + taken
-    rate = float(experiment.schedule(jnp.asarray(step - 1)))
-    norms = info.gradient_norm[np.isfinite(info.gradient_norm)]
-    grew = f"the gradient's norm was last {norms[-1]:.3g}" if len(norms) else "the gradient was not finite either"
-    raise Diverged(
-        f"the loss became {info.cost[-1]} at step {step} (epoch {(step - 1) // experiment.steps_per_epoch + 1}); {grew}, the "
-        f"learning rate {rate:.3g}; likely the steps are too large: lower optimizer.learning_rate or set "
-        "optimizer.clip_global_norm"
-    )
-
-
-def _finish(experiment: Experiment, state: TrainState, record: _Record, status: str, message: str) -> None:
+def _finish(experiment: Experiment, loop: Loop, record: Record, folder: Path, status: str, message: str) -> None:
     """The last evaluation, the trained model, the digests, and the journal's end."""
-    params = _usable(experiment)(state)
-    _save(experiment, params, record.folder)  # first: nothing after this may cost the model
+    state, at, _, _, best = loop.position
+    restore = experiment.config.selection.restore_best and best is not None
+    params = best.params if best and restore else loop.usable(state)
+    _save(experiment, params, folder)  # first: nothing after this may cost the model
     if status == "FINISHED":
-        record.metrics(int(state.step), results.evaluate_and_write(experiment, params, record.folder))
-    _write_summary(experiment, record.folder)
-    tags = {
-        "fbp.params_digest": saving.params_digest(params),
-        "fbp.metrics_digest": metrics_digest(history(record.folder)),
-    }
+        record.metrics(at, results.evaluate_and_write(experiment, params, folder) | _best_metrics(experiment, loop))
+    _write_summary(experiment, folder)
+    series = history(folder)
+    tags = {"fbp.params_digest": params_digest(params), "fbp.metrics_digest": metrics_digest(series)}
+    if at < experiment.steps and status == "FINISHED":
+        tags["fbp.stopped_early"] = f"step {at}"
     if message:
         tags["fbp.message"] = message
-    if any(not math.isfinite(value) for value in record.latest.values()) or status == "FAILED":
-        tags["fbp.nonfinite"] = "true"
+    odd = {
+        key: (int(points.steps[where[0]]), float(points.values[where[0]]))
+        for key, points in series.items()
+        if len(where := (~np.isfinite(points.values)).nonzero()[0])
+    }
+    if odd:
+        tags["fbp.nonfinite"] = ", ".join(f"{key} {value} at step {step}" for key, (step, value) in odd.items())[:5000]
+    if record.differing:
+        tags["fbp.resume_differs"] = "{} at step {}".format(*record.differing)
     record.journal.write("tags", values=tags)
     record.journal.write("end", status=status, message=message)
+
+
+def _best_metrics(experiment: Experiment, loop: Loop) -> dict[str, float]:
+    best, name = loop.position.best, experiment.config.selection.metric
+    return {"best_step": best.step, f"best_{name}": best.value} if best else {}
 
 
 def _write_summary(experiment: Experiment, folder: Path) -> None:

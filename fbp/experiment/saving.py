@@ -1,10 +1,7 @@
-"""Parameters on disk, without pickle: ``params.npz`` by path, and the configuration that gives them their structure."""
+"""A trained model on disk: its arrays by path, and the configuration that gives them their structure."""
 
-import hashlib
 import json
-import os
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,42 +13,12 @@ from fbp import training
 from fbp.datasets import Dataset, Scaling
 from fbp.errors import InputError
 from fbp.experiment import config as configuration
+from fbp.experiment.arrays import DAMAGE, by_path, from_paths, read_arrays, write_arrays
 from fbp.experiment.build import build_model, reading
 from fbp.experiment.config import Config
-from fbp.gradient import path_of
 from fbp.layer import Array, Layer, Params, Shape
 
 _FACTS = "model.json"
-
-
-def params_digest(params: Params) -> str:
-    """SHA-256 over every parameter's path, dtype, shape and bytes, in the order of their paths."""
-    digest = hashlib.sha256()
-    for path, array in sorted(by_path(params).items()):
-        digest.update(f"{path}\0{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
-def by_path(params: Params) -> dict[str, np.ndarray]:
-    """The leaves of a pytree on the host, by path."""
-    return {path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
-
-
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an ``.npz`` file in one piece: it is there whole, or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        np.savez(file, **{key.replace("/", "|"): value for key, value in arrays.items()})  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays that :func:`write_arrays` wrote."""
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:  # a damaged one must be closed, too
-        return {key.replace("|", "/"): archive[key] for key in archive.files}
 
 
 class Trained(NamedTuple):
@@ -140,18 +107,17 @@ def read(folder: Path) -> Trained:
         arrays = read_arrays(folder / "params.npz")
     except FileNotFoundError as error:
         raise InputError(f"{folder}: expected a trained model, but {Path(error.filename).name} is missing") from None
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, *DAMAGE) as error:
         raise InputError(f"{folder}: the trained model is damaged ({error})") from None
     config = configuration.read(folder / "config.toml")
     shape = tuple(facts["shape"])
     model = build_model(config, facts["outputs"], len(facts["tokens"]), facts["sequence"])
     template, _ = jax.eval_shape(lambda key: model.init(key, shape)[0], jax.random.key(0)), None
-    leaves, structure = jax.tree_util.tree_flatten_with_path(template)
     found = {key.removeprefix("params/"): value for key, value in arrays.items() if key.startswith("params/")}
-    expected = {path_of(keys): leaf.shape for keys, leaf in leaves}
-    if {path: array.shape for path, array in found.items()} != expected:
-        raise InputError(f"{folder}: the parameters do not fit the model of config.toml")
-    params = jax.tree.unflatten(structure, [jnp.asarray(found[path_of(keys)]) for keys, _ in leaves])
+    try:
+        params = from_paths(found, template)
+    except ValueError as error:
+        raise InputError(f"{folder}: the parameters do not fit the model of config.toml: {error}") from None
     inputs, targets = (
         Scaling(arrays[f"{part}/mean"], arrays[f"{part}/scale"]) if f"{part}/mean" in arrays else None
         for part in ("inputs", "targets")

@@ -2,12 +2,13 @@
 
 Training must not wait for MLflow: importing it takes seconds, one logged metric milliseconds, a dead server minutes. So
 training only appends to a journal, and this process follows it. What was sent is remembered in ``shipped.json``; sending
-something twice changes nothing, because MLflow takes (key, step, time, value) as a metric's identity.
+something twice changes nothing, because MLflow takes (key, step, time, value) as a metric's identity, and what is sent is on
+the disk before, so that no loss of power can make a resumed run send it with another time.
 """
 
 import argparse
 import contextlib
-import fcntl
+import datetime
 import importlib.util
 import json
 import logging
@@ -20,106 +21,129 @@ import time
 import tomllib
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fbp.experiment import journal
+from fbp.experiment import journal, locks, store
 from fbp.experiment.journal import Journal
+from fbp.experiment.record import PER_STEP
+from fbp.experiment.system import SYSTEM, SystemMetrics
 
 _POINTS = 2500  # per metric key: what the dashboard reads at once
 _BATCH = 1000  # metrics per request: MLflow's limit
 _POLL_SECONDS = 0.2
-_RETRY_SECONDS = float(os.environ.get("FBP_RETRY_SECONDS", "60"))  # how long to keep trying after the run's end
+_RETRY_SECONDS = float(os.environ.get("FBP_RETRY_SECONDS", "20"))  # how long to keep trying after the run's end
+_HEARTBEAT_SECONDS = 30.0
 
 STATE = "shipped.json"
 DESTINATION = "destination"  # a file with the tracking URI that the run was meant for
+
+HEARTBEAT = "fbp.heartbeat"  # the tag that says when the run was last seen alive
+
+_URI = "FBP_SHIPPER_URI"
 
 _COMMAND = "import sys; from fbp.experiment.shipper import main; sys.exit(main())"
 
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
 
-def launch(folder: Path, uri: str, follow_me: bool = True) -> subprocess.Popen[bytes]:
+def launch(folder: Path, uri: str) -> subprocess.Popen[bytes]:
     """Start the shipper for a run's folder, out of reach of the terminal's Ctrl-C.
 
-    Args:
-        folder: the run's.
-        uri: where to send it.
-        follow_me: this process is training; otherwise the run is over, and only what is left of it is sent.
+    It follows the run for as long as somebody trains it (see :func:`fbp.experiment.locks.training`), then sends what is left.
     """
-    parent = ["--parent", str(os.getpid())] if follow_me else []
     with open(folder / "shipper.log", "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-c", _COMMAND, str(folder), "--uri", uri, *parent],
+            [sys.executable, "-c", _COMMAND, str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            env=os.environ | {"JAX_PLATFORMS": "cpu", _URI: uri},  # not an argument: it may hold a password
         )
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file, across processes."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def wait(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait for a shipper; returns whether all was sent. One that takes longer goes on by itself."""
+    try:
+        return process.wait(timeout=seconds) == 0
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        return False
 
 
-def connect(uri: str, store: Path) -> Any:
+def connect(uri: str, root: Path) -> Any:
     """An MLflow client on a store that is ready; a new SQLite store is made under a lock, since two makers destroy it."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 
-    with locked(store / ".init.lock"):
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    root.mkdir(parents=True, exist_ok=True)
+    with locks.locked(root / ".init.lock"):
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
 
 
 def shipped(folder: Path) -> dict[str, Any]:
-    """What a shipper remembered of a run: uri, run_id, offset, stride, done; empty where that is absent or damaged."""
+    """What a shipper remembered of a run: uri, run_id, offsets, stride, done; empty where that is absent or damaged."""
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return state if isinstance(state, dict) and {"uri", "run_id", "offset", "stride", "done"} <= set(state) else {}
+    return state if isinstance(state, dict) and {"uri", "run_id", "offsets", "stride", "done"} <= set(state) else {}
+
+
+def destination(folder: Path) -> str | None:
+    """The tracking URI that a run was meant for, without its password; None where nothing is known."""
+    path = folder / DESTINATION
+    meant = path.read_text(encoding="utf-8") if path.exists() else None
+    return store.default_uri(folder.parent.parent) if meant == store.EMBEDDED else meant
+
+
+def is_sent(folder: Path) -> bool:
+    """Whether MLflow has all that the run's journal holds, and the run is closed there."""
+    state, path = shipped(folder), folder / journal.NAME
+    return bool(state.get("done")) and path.exists() and state["offsets"].get(journal.NAME, 0) >= path.stat().st_size
 
 
 class Shipment:
     """One run on its way to MLflow."""
 
-    def __init__(self, folder: Path, client: Any, uri: str, store: Path):
-        self.folder, self.client, self.uri, self.store = folder, client, uri, store
-        self.offset, self.run_id, self.stride = 0, "", 1
+    def __init__(self, folder: Path, client: Any, uri: str, root: Path):
+        self.folder, self.client, self.uri, self.root = folder, client, uri, root
+        self.offsets = {journal.NAME: 0, SYSTEM: 0}
+        self.run_id, self.stride = "", 1
         self.ended: dict[str, Any] | None = None
         self.done = False
         self.children: list[Path] = []
         self._metrics: list[Any] = []
-        self._resume()
+        self._beat = 0.0
+        self._remembered()
 
-    def _resume(self) -> None:
+    def _remembered(self) -> None:
         state = shipped(self.folder)
-        if state.get("uri") == self.uri:
-            self.offset, self.run_id, self.stride = state["offset"], state["run_id"], state["stride"]
-            self.done = state["done"]
-        elif (self.folder / STATE).exists() and not state:  # damaged: the run itself knows whose it is
-            experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
-            found = self.client.search_runs(experiments, f"tags.`fbp.folder` = '{self.folder.name}'")
-            self.run_id = found[0].info.run_id if found else ""
+        if state.get("uri") != store.portable(self.uri, self.root):
+            return
+        self.offsets, self.run_id, self.stride = state["offsets"], state["run_id"], state["stride"]
+        self.done, self.ended = is_sent(self.folder), journal.end_of(self.folder)
+        for offset, line in journal.lines(self.folder):
+            if line["kind"] == "child" and offset <= self.offsets[journal.NAME]:
+                self.children.append(self.folder.parent / line["folder"])
 
     def _remember(self) -> None:
         state = {
-            "uri": self.uri,
+            "uri": store.portable(self.uri, self.root),
             "run_id": self.run_id,
-            "offset": self.offset,
+            "offsets": self.offsets,
             "stride": self.stride,
             "done": self.done,
         }
@@ -127,24 +151,37 @@ class Shipment:
         partial.write_text(json.dumps(state))
         partial.replace(self.folder / STATE)
 
-    def advance(self) -> None:
-        """Send what the journal holds beyond what was sent; finish the run where the journal ends."""
-        offset = self.offset
-        for offset, line in journal.lines(self.folder, self.offset):  # noqa: B007
-            self._take(line)
-        self._send()
-        if offset != self.offset:
-            self.offset = offset
-            self._remember()
+    def advance(self, lives: bool) -> None:
+        """Send what the journals hold beyond what was sent; finish the run where the journal ends."""
+        for name in (journal.NAME, SYSTEM):
+            if (self.run_id or name == journal.NAME) and (self.folder / name).exists():
+                self._advance(name)
         if self.ended and not self.done:
             self._finish(self.ended)
+        elif lives and self.run_id and time.monotonic() - self._beat > _HEARTBEAT_SECONDS:
+            self._beat = time.monotonic()
+            when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            self.client.set_tag(self.run_id, HEARTBEAT, when)
+
+    def _advance(self, name: str) -> None:
+        path = self.folder / name
+        if path.stat().st_size <= self.offsets[name]:
+            return
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())  # what was sent must not be lost here
+        self._metrics.clear()  # of an attempt that failed
+        reached = self.offsets[name]
+        for reached, line in journal.lines(self.folder, self.offsets[name], name):  # noqa: B007
+            self._take(line)
+        self._send()
+        if reached != self.offsets[name]:
+            self.offsets[name] = reached
+            self._remember()
 
     def _take(self, line: dict[str, Any]) -> None:
         match line["kind"]:
             case "start":
-                if not self.run_id:
-                    self._create(line)
-                self.stride = max(1, -(-line["steps"] // _POINTS))
+                self._create(line)
             case "steps":
                 self._take_steps(line)
             case "metrics":
@@ -154,9 +191,16 @@ class Shipment:
                 for key, value in line["values"].items():
                     self.client.set_tag(self.run_id, key, value)
             case "child":
-                self.children.append(self.folder.parent / line["folder"])
+                child = self.folder.parent / line["folder"]
+                if child not in self.children:
+                    self.children.append(child)
             case "end":
                 self.ended = line
+            case "resume":
+                self.ended, self.done = None, False
+                self.client.update_run(self.run_id, status="RUNNING")
+                if "fbp.message" in self.client.get_run(self.run_id).data.tags:
+                    self.client.delete_tag(self.run_id, "fbp.message")
 
     def _take_steps(self, line: dict[str, Any]) -> None:
         columns = {key: journal.decode(column) for key, column in line["columns"].items()}
@@ -182,31 +226,33 @@ class Shipment:
         self._metrics.clear()
 
     def _create(self, line: dict[str, Any]) -> None:
+        """Make the run in MLflow, or find it there if an attempt before got so far."""
         from mlflow.entities import Param
 
-        tags = dict(line["tags"])
-        if line["parent"]:
-            tags["mlflow.parentRunId"] = self._run_id_of(self.folder.parent / line["parent"])
-        run = self.client.create_run(
-            self._experiment(line["experiment"]), start_time=line["time"], tags=tags, run_name=line["name"]
-        )
-        self.run_id = run.info.run_id
-        self._remember()
+        self.stride = max(1, -(-line["steps"] // _POINTS))
+        experiment = self._experiment(line["experiment"])
+        if not self.run_id:
+            found = self.client.search_runs([experiment], f"tags.`fbp.folder` = '{self.folder.name}'", max_results=1)
+            self.run_id = found[0].info.run_id if found else ""
+        if not self.run_id:
+            tags = dict(line["tags"])
+            if line["parent"]:
+                tags["mlflow.parentRunId"] = str(shipped(self.folder.parent / line["parent"])["run_id"])
+            run = self.client.create_run(experiment, start_time=line["time"], tags=tags, run_name=line["name"])
+            self.run_id = run.info.run_id
+            self._remember()
         self.client.log_batch(self.run_id, params=[Param(key, value) for key, value in line["params"].items()])
         if line["inputs"]:
             self.client.log_inputs(self.run_id, [_dataset_input(entry) for entry in line["inputs"]])
 
-    def _run_id_of(self, folder: Path) -> str:
-        return str(shipped(folder)["run_id"])
-
     def _experiment(self, name: str) -> str:
-        with locked(self.store / ".init.lock"):
+        with locks.locked(self.root / ".init.lock"):
             found = self.client.get_experiment_by_name(name)
             if found:
                 return str(found.experiment_id)
             embedded = self.uri.startswith("sqlite:")
             directory = re.sub(r"[^\w.\- ]|^\.+", "_", name)
-            location = str((self.store / "artifacts" / directory).resolve()) if embedded else None
+            location = f"{store.artifact_root(self.root)}/{directory}" if embedded else None
             # this tag opens the dashboard on its side for training runs
             tags = {"mlflow.experimentKind": "custom_model_development"}
             return str(self.client.create_experiment(name, artifact_location=location, tags=tags))
@@ -221,13 +267,17 @@ class Shipment:
                 print(f"plot not drawn: {problem}", file=sys.stderr)
             write_history(self.folder)
             self.client.log_artifacts(self.run_id, str(self.folder / "artifacts"))
-            if end["status"] == "FINISHED" and (self.folder / "artifacts" / "model").exists():
+            if end["status"] == "FINISHED" and (self.folder / "artifacts" / "model").exists() and not self._has_model():
                 log_model(self.folder, self.run_id, self.uri)
             if end["message"]:
                 self.client.set_tag(self.run_id, "fbp.message", end["message"])
             self.client.set_terminated(self.run_id, end["status"], end["time"])
         self.done = True
         self._remember()
+
+    def _has_model(self) -> bool:
+        experiment = self.client.get_run(self.run_id).info.experiment_id
+        return bool(self.client.search_logged_models([experiment], f"source_run_id = '{self.run_id}'", max_results=1))
 
 
 def _dataset_input(entry: dict[str, Any]) -> Any:
@@ -251,13 +301,20 @@ def _dataset_input(entry: dict[str, Any]) -> Any:
 
 
 def write_history(folder: Path) -> None:
-    """Every point of every metric as CSV: ``history/steps.csv`` for what is per step, ``history/metrics.csv`` for the rest."""
+    """Every point of every metric as CSV: ``history/steps.csv`` for what is per step, ``history/metrics.csv`` for the rest; and
+    the digests of the parameters at each checkpoint, ``history/checkpoints.json``."""
     import numpy as np
 
     series = journal.history(folder)
-    per_step = [key for key in ("loss", "gradient_norm", "learning_rate") if key in series]
+    per_step = [key for key in PER_STEP if key in series and len(series[key].steps) > 1]
     target = folder / "artifacts" / "history"
     target.mkdir(exist_ok=True)
+    saved = {
+        step: {"params": line["params_digest"], "tensors": line["tensors"]}
+        for step, line in sorted(journal.checkpoints(folder).items())
+    }
+    if saved:
+        (target / "checkpoints.json").write_text(json.dumps(saved, indent=1), encoding="utf-8")
     if per_step:
         table = np.column_stack([series[per_step[0]].steps, *(series[key].values for key in per_step)])
         header = ",".join(["step", *per_step])
@@ -313,39 +370,38 @@ def _user_code(saved: Path) -> list[str]:
     return [str(origin.parent if origin.name == "__init__.py" else origin)]
 
 
-def follow(folder: Path, uri: str, alive: Callable[[], bool]) -> bool:
+def follow(folder: Path, uri: str) -> bool:
     """Ship a run and its children until all have ended; returns whether all was sent.
 
-    Args:
-        folder: the run's.
-        uri: where to.
-        alive: says whether the training process still lives; once it does not, what it left unfinished is closed.
+    What a training process that died left unfinished is closed.
     """
-    store = folder.parent.parent
-    client = None
+    root = folder.parent.parent
+    client, system = None, SystemMetrics(folder)
     shipments: list[Shipment] = []
     deadline, last_problem = None, ""
     while True:
-        lives = alive()
+        lives = locks.is_training(folder)
         if not lives and not (folder / journal.NAME).exists():
             return True  # the run never began
         try:
+            if lives:
+                system.sample()
             if client is None:
-                client = connect(uri, store)
-                shipments = [Shipment(folder, client, uri, store)]
-            shipments += [Shipment(child, client, uri, store) for child in _new_children(shipments)]
+                client = connect(uri, root)
+                shipments = [Shipment(folder, client, uri, root)]
+            shipments += [Shipment(child, client, uri, root) for child in _new_children(shipments)]
             if not lives:
-                _close_orphans(shipments)
+                close_orphans(folder, [shipment.folder for shipment in shipments])
             for shipment in reversed(shipments):  # children end before their parent
                 if not shipment.done:
-                    shipment.advance()
+                    shipment.advance(lives)
             if all(shipment.done for shipment in shipments) and not _new_children(shipments):
                 return True
             deadline = None
         except Exception:
             problem = traceback.format_exc()
             if problem != last_problem:
-                print(problem, file=sys.stderr, flush=True)
+                print(_without_password(problem, uri), file=sys.stderr, flush=True)
                 last_problem = problem
             if not lives or journal.end_of(folder):
                 deadline = deadline or time.monotonic() + _RETRY_SECONDS
@@ -355,27 +411,40 @@ def follow(folder: Path, uri: str, alive: Callable[[], bool]) -> bool:
         time.sleep(_POLL_SECONDS)
 
 
+def _without_password(text: str, uri: str) -> str:
+    secret = re.search(r"://[^/@]*:([^/@]+)@", uri)
+    return text.replace(secret[1], "***") if secret else text
+
+
 def _new_children(shipments: Sequence[Shipment]) -> list[Path]:
     known = {shipment.folder for shipment in shipments}
     return [child for shipment in shipments for child in shipment.children if child not in known and child.exists()]
 
 
-def _close_orphans(shipments: Sequence[Shipment]) -> None:
-    """Write the end that a training process that died could not write."""
-    for shipment in shipments:
-        if not shipment.done and (shipment.folder / journal.NAME).exists() and not journal.end_of(shipment.folder):
-            writer = Journal(shipment.folder)
-            writer.write("end", status="KILLED", message="the training process died without a word")
-            writer.close()
+def close_orphans(top: Path, folders: Sequence[Path]) -> int:
+    """Write the ends that a training process that died could not write; returns how many.
+
+    Args:
+        top: the run's folder, or its group's.
+        folders: the folders of all its runs.
+    """
+    closed = 0
+    with locks.training(top) as mine:  # nobody resumes it meanwhile
+        for folder in folders if mine else ():
+            if journal.start_of(folder) and not journal.end_of(folder):
+                writer = Journal(folder)
+                writer.write("end", status="KILLED", message="the training process died without a word")
+                writer.close()
+                closed += 1
+    return closed
 
 
 def main() -> int:
     """Follow one run's journal until it ends."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--uri", required=True)
-    parser.add_argument("--parent", type=int, help="the training process; without it, the run is taken as over")
     options = parser.parse_args()
+    uri = os.environ.pop(_URI)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -383,12 +452,10 @@ def main() -> int:
         os.nice(19)  # training goes first
     import mlflow  # noqa: F401  (while training starts)
 
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="mlflow")
     try:
-        with locked(options.folder / ".shipper.lock"):
-            return 0 if follow(options.folder, options.uri, lambda: os.getppid() == options.parent) else 1
+        with locks.locked(options.folder / ".shipper.lock"):
+            return 0 if follow(options.folder, uri) else 1
     except FileNotFoundError:
         if options.folder.is_dir():
             raise

@@ -5,13 +5,17 @@ mlruns/artifacts/          MLflow's artifacts
 mlruns/runs/RUN/           what the training process writes: journal, configuration, parameters, results
 """
 
+import contextlib
 import os
 import re
 import secrets
+import sqlite3
 import time
 from pathlib import Path
 
 from fbp.errors import InputError
+
+EMBEDDED = "embedded"  # stands for the tracking URI of the store beside a run's folder
 
 
 def root() -> Path:
@@ -28,15 +32,80 @@ def default_uri(store: Path) -> str:
     return f"sqlite:///{store.resolve() / 'mlflow.db'}"
 
 
+def portable(uri: str, store: Path) -> str:
+    """A tracking URI to remember: without the embedded store's place, which may move, and without a password."""
+    return EMBEDDED if uri == default_uri(store) else public(uri)
+
+
+def public(uri: str) -> str:
+    """A tracking URI that may be shown: without user and password."""
+    return re.sub(r"://[^/]*@", "://", uri)
+
+
 def tracking_uri(store: Path, chosen: str | None) -> str:
     """The tracking URI: the one chosen on the command line, ``MLFLOW_TRACKING_URI``, or the embedded store's."""
     uri = chosen or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(store)
     if not re.match(r"^(sqlite|postgresql|mysql|mssql)(\+\w+)?://|^https?://", uri):
         raise InputError(
-            f"--tracking-uri: expected sqlite:///PATH, a database or http(s)://HOST, got {uri!r}; "
+            f"--tracking-uri: expected sqlite:///PATH, a database or http(s)://HOST, got {public(uri)!r}; "
             "MLflow no longer keeps runs in plain folders"
         )
     return uri
+
+
+def artifact_root(store: Path) -> str:
+    """Where MLflow keeps the artifacts of the embedded store's runs."""
+    return str(store.resolve() / "artifacts")
+
+
+def old_roots(store: Path) -> list[str]:
+    """The places where the embedded store expects its artifacts, other than where they are: it was moved or copied."""
+    path = store / "mlflow.db"
+    if not path.exists():
+        return []
+    query = "select distinct artifact_location from experiments where artifact_location like '%/mlruns/artifacts/%'"
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{path.resolve()}?mode=ro", uri=True, timeout=20)) as database:
+            locations = [row[0] for row in database.execute(query)]
+    except sqlite3.Error:  # another process makes the store just now
+        return []
+    roots = {location.rpartition("/mlruns/artifacts/")[0] + "/mlruns/artifacts" for location in locations}
+    return sorted(roots - {artifact_root(store)})
+
+
+def check_not_moved(store: Path) -> None:
+    """See that the store's artifacts are where it expects them; MLflow would write them to the old place, silently.
+
+    Raises:
+        InputError: where the folder was moved or copied.
+    """
+    old = old_roots(store)
+    if old:
+        raise InputError(
+            f"{store}: this folder was moved or copied: its store expects artifacts in {old[0]}, but they are in "
+            f"{artifact_root(store)}; repair it with: fbp relocate"
+        )
+
+
+def relocate(store: Path) -> int:
+    """Let the embedded store expect its artifacts where they are; returns how many records were changed."""
+    columns = (
+        ("experiments", "artifact_location"),
+        ("runs", "artifact_uri"),
+        ("logged_models", "artifact_location"),
+        ("model_versions", "source"),
+        ("model_versions", "storage_location"),
+    )
+    new, changed = artifact_root(store), 0
+    with contextlib.closing(sqlite3.connect(store / "mlflow.db", timeout=20)) as database, database:
+        for old in old_roots(store):
+            for table, column in columns:
+                done = database.execute(
+                    f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?",
+                    (new, len(old) + 1, len(old) + 1, f"{old}/"),
+                )
+                changed += done.rowcount
+    return changed
 
 
 def new_run_folder(store: Path, name: str) -> Path:

@@ -1,0 +1,45 @@
+"""Locks between processes, by ``flock``: the system releases them when their holder dies, however it dies."""
+
+import contextlib
+import fcntl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_TRAINING = ".training.lock"
+_ATTEMPTS = 20  # a shipper that closes a dead run holds the lock for a moment
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file; wait for it."""
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def training(folder: Path) -> Iterator[bool]:
+    """Be the one process that trains the run of ``folder``; gives False, after a moment, where another is."""
+    with open(folder / _TRAINING, "a") as file:
+        for _ in range(_ATTEMPTS):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.1)
+            else:
+                yield True
+                return
+        yield False
+
+
+def is_training(folder: Path) -> bool:
+    """Whether a living process trains the run of ``folder``."""
+    try:
+        with open(folder / _TRAINING, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False

@@ -1,0 +1,325 @@
+"""The training loop of a run: compiled chunks of steps, and between them the journal, progress, checkpoints and signals."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fbp import diagnostics, optimizers, training
+from fbp.experiment import selection
+from fbp.experiment.arrays import from_paths
+from fbp.experiment.build import Experiment
+from fbp.experiment.checkpoint import Checkpoint, Checkpoints
+from fbp.experiment.record import Record
+from fbp.experiment.selection import Best
+from fbp.layer import Params
+from fbp.training import StepInfo, TrainState
+
+_CHUNK_SECONDS = 1.0  # how long one call to the compiled program should take: signals and progress wait for it
+_PROBE = 128  # how many training examples the norms by layer are measured on
+_EVALUATED = 500  # examples at a time, where nothing is learned
+_POPULATION = 4096  # how many the statistics of normalization layers are taken from
+
+
+class Reporter(Protocol):
+    """Who is told how training goes."""
+
+    def begin(self, experiment: Experiment) -> None: ...
+    def advance(self, step: int, epoch: int, latest: dict[str, float]) -> None: ...
+    def note(self, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class Diverged(Exception):
+    """The loss is no longer a finite number."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop."""
+
+
+class Position(NamedTuple):
+    """Where training stands: all that a checkpoint must hold.
+
+    Attributes:
+        state: parameters, optimizer state, step, key.
+        at: the step, as a number.
+        infos: what was observed since the last evaluation, in chunks.
+        seconds: how long that took.
+        best: the best evaluation so far.
+    """
+
+    state: TrainState
+    at: int
+    infos: tuple[StepInfo, ...] = ()
+    seconds: float = 0.0
+    best: Best | None = None
+
+
+def begin(experiment: Experiment) -> Position:
+    """The position before the first step."""
+    key = jax.random.key(experiment.config.seed)
+    return Position(training.start(experiment.model, experiment.optimizer, key, experiment.shape), 0)
+
+
+def restored(experiment: Experiment, checkpoint: Checkpoint) -> tuple[Position, dict[str, float]]:
+    """The position that a checkpoint holds, and the metrics that were the latest then.
+
+    Raises:
+        ValueError: where it is of another model.
+    """
+    like = jax.eval_shape(lambda: begin(experiment).state)
+    parts: dict[str, dict[str, np.ndarray]] = {"state": {}, "best": {}, "infos": {}}
+    for path, array in checkpoint.arrays.items():
+        part, _, rest = path.partition("/")
+        parts[part][rest] = array
+    state = from_paths(parts["state"], like)
+    facts, best = checkpoint.facts, None
+    infos: tuple[StepInfo, ...] = ()
+    if facts["best"]:
+        best = Best(params=from_paths(parts["best"], like.params), **facts["best"])
+    if parts["infos"]:
+        columns: dict[str, Any] = dict(parts["infos"])
+        observed = {name: columns[f"metrics/{name}"] for name in experiment.metrics}
+        infos = (StepInfo(columns["cost"], columns["gradient_norm"], observed),)
+    return Position(state, checkpoint.step, infos, facts["seconds"], best), facts["latest"]
+
+
+class Loop:
+    """One run's training.
+
+    Args:
+        experiment: what is trained.
+        position: where to begin.
+        record: where metrics go.
+        checkpoints: where states go.
+        reporter: who is told.
+        received: signals; one in it stops the training at the next chunk's end.
+        digest_at: the steps of the checkpoints, where they are not left to the configuration.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        position: Position,
+        record: Record,
+        checkpoints: Checkpoints,
+        reporter: Reporter,
+        received: list[int],
+        digest_at: Sequence[int] | None = None,
+    ):
+        self.experiment, self.position, self.record = experiment, position, record
+        self.checkpoints, self.reporter, self.received = checkpoints, reporter, received
+        self.digest_at = None if digest_at is None else sorted(digest_at)
+        self.usable = _usable(experiment)
+        self._began = self._saved = time.monotonic()
+        self._chunk, self._before = 1, position.state
+
+    def train(self) -> None:
+        """All steps; ``position`` is the last good one at any time.
+
+        Raises:
+            Diverged, Interrupted: where it ends early.
+            OSError: where the disk is full.
+        """
+        experiment = self.experiment
+        x, y = jnp.asarray(experiment.data.train.x), jnp.asarray(experiment.data.train.y)
+        steps = training.take_steps(
+            experiment.model,
+            experiment.loss,
+            experiment.optimizer,
+            batch_size=experiment.batch_size,
+            capacity=experiment.interval,
+            shuffle=experiment.config.training.shuffle,
+            metrics=experiment.metrics,
+            augment=experiment.augment,
+        )
+        program = jax.jit(steps, donate_argnums=0).lower(self.position.state, x, y, 1).compile()
+        self._advance = lambda state, count: program(_copy(state), x, y, count)
+        self._evaluate_validation = _evaluation(experiment)
+        diagnose = jax.jit(diagnostics.diagnose(experiment.model, experiment.loss, experiment.optimizer))
+        self._diagnose = lambda state: diagnose(state.params, state.opt_state, x[:_PROBE], y[:_PROBE])
+        interval = experiment.interval
+        self._rates = jax.jit(lambda first: jax.vmap(experiment.schedule)(first + jnp.arange(interval)))
+        if self.position.at == 0:
+            self.record.metrics(0, _norms(self._diagnose(self.position.state)))
+            self._save_if_due()
+        self._began = self._saved = time.monotonic()
+        wanted = experiment.config.selection
+        while self.position.at < experiment.steps and not selection.exhausted(wanted, self.position.best):
+            self._until_evaluation()
+            self._evaluate()
+            self._save_if_due()
+
+    def _until_evaluation(self) -> None:
+        """Chunks of about a second, up to the next multiple of the interval."""
+        experiment = self.experiment
+        stop = min((self.position.at // experiment.interval + 1) * experiment.interval, experiment.steps)
+        while self.position.at < stop:
+            if self.received:
+                name = signal.Signals(self.received[0]).name
+                raise Interrupted(f"stopped by {name} at step {self.position.at}")
+            began = time.perf_counter()
+            state, at, infos, seconds, best = self.position
+            count = min(self._chunk, min(stop, self._next_save()) - at)
+            new_state, info, taken = self._advance(state, count)
+            taken = int(taken)
+            info = jax.tree.map(lambda column, n=taken: np.asarray(column[:n]), info)
+            rates = np.asarray(self._rates(at))[:taken]
+            self.record.steps(at + 1, {"loss": info.cost, "gradient_norm": info.gradient_norm, "learning_rate": rates})
+            if not np.isfinite(info.cost[-1]):
+                self._diverged(info)
+            spent = time.perf_counter() - began
+            self._before = state
+            self.position = Position(new_state, at + taken, (*infos, info), seconds + spent, best)
+            self._chunk = min(_next_chunk(taken, spent), experiment.interval)
+            self.reporter.advance(self.position.at, self._epoch(), self._progress(info))
+            if not self.checkpoints.busy:
+                self.note_saved()
+            if self.position.at < stop:
+                self._save_if_due()
+
+    def _evaluate(self) -> None:
+        """What an interval ends with: the means over it, the validation part, the norms by layer, and who is best."""
+        experiment, (state, at, infos, seconds, best) = self.experiment, self.position
+        columns: StepInfo = jax.tree.map(lambda *parts: np.concatenate(parts), *infos)
+        params = self.usable(state)
+        values: dict[str, Any] = {"train_loss": columns.cost.mean(dtype=np.float64)}
+        values |= {f"train_{name}": column.mean(dtype=np.float64) for name, column in columns.metrics.items()}
+        values |= {f"validation_{name}": value for name, value in self._evaluate_validation(params).items()}
+        values |= {
+            "examples_per_second": len(columns.cost) * experiment.batch_size / max(seconds, 1e-9),
+            "epoch": at / experiment.steps_per_epoch,
+        }
+        shown = self.record.metrics(at, values)
+        if not math.isfinite(shown["validation_loss"]):
+            if not is_finite(state.params):
+                self.position = self.position._replace(state=self._before)
+            raise Diverged(
+                f"the validation loss became {shown['validation_loss']} after step {at}; the learning rate was "
+                f"{float(experiment.schedule(jnp.asarray(at - 1))):.3g}; likely the steps are too large: lower "
+                "optimizer.learning_rate or set optimizer.clip_global_norm"
+            )
+        shown |= self.record.metrics(at, _norms(self._diagnose(state)))
+        shown |= {"loss": float(columns.cost[-1]), "gradient_norm": float(columns.gradient_norm[-1])}
+        wanted = experiment.config.selection
+        best = selection.updated(wanted, best, shown[wanted.metric], at, params)
+        self.position = Position(state, at, best=best)
+        self.reporter.advance(at, self._epoch(), self.record.latest)
+
+    def _epoch(self) -> int:
+        return -(-self.position.at // self.experiment.steps_per_epoch)
+
+    def _progress(self, info: StepInfo) -> dict[str, float]:
+        steps = sum(len(part.cost) for part in self.position.infos)
+        shown = {"loss": float(info.cost.mean())}
+        shown |= {name: float(column.mean()) for name, column in info.metrics.items()}
+        rate = steps * self.experiment.batch_size / max(self.position.seconds, 1e-9)
+        return shown | {"examples_per_second": rate}
+
+    def _next_save(self) -> int:
+        """The step at which the next checkpoint must be, where steps decide that."""
+        at, every = self.position.at, self.experiment.config.checkpoint.every_steps
+        if self.digest_at is not None:
+            return next((step for step in self.digest_at if step > at), self.experiment.steps)
+        return (at // every + 1) * every if every else self.experiment.steps
+
+    def _save_if_due(self) -> None:
+        at, wanted = self.position.at, self.experiment.config.checkpoint
+        now = time.monotonic()
+        if self.digest_at is not None:
+            due = at in self.digest_at
+        elif wanted.every_steps:
+            due = at % wanted.every_steps == 0
+        else:  # often at first: after 1, 2, 4, ... seconds
+            pause = min(wanted.every_seconds, max(1.0, (self._saved - self._began)))
+            due = (at == 0 or now - self._saved >= pause) and not self.checkpoints.busy
+        if due:
+            self.save()
+            self._saved = now
+
+    def save(self) -> None:
+        """Begin to write a checkpoint of the position."""
+        self.note_saved()
+        state, at, infos, seconds, best = self.position
+        joined = [jax.tree.map(lambda *parts: np.concatenate(parts), *infos)] if infos else []
+        tree = {"state": state, "best": best.params if best else (), "infos": joined[0] if joined else ()}
+        found = {"value": best.value, "step": best.step, "waited": best.waited} if best else None
+        facts = {"seconds": seconds, "best": found, "latest": dict(self.record.latest)}
+        self.checkpoints.save(at, tree, state.params, facts)
+
+    def note_saved(self) -> None:
+        """Write into the journal which checkpoint was written last, if one was."""
+        try:
+            written = self.checkpoints.take()
+        except OSError as error:
+            self.reporter.note(f"{error.filename}: the checkpoint could not be written ({error.strerror})")
+            return
+        if written:
+            self.record.journal.write(
+                "checkpoint", step=written.step, params_digest=written.digest, tensors=written.tensors
+            )
+
+    def _diverged(self, info: StepInfo) -> None:
+        """Keep the last finite parameters and say what happened. Steps are repeatable, so they are simply taken again."""
+        state, at = self.position.state, self.position.at
+        for count in range(len(info.cost) - 1, -1, -1):
+            before, _, _ = self._advance(state, count)
+            if is_finite(before.params):
+                self.position = self.position._replace(state=before, at=at + count)
+                break
+        step = at + len(info.cost)
+        rate = float(self.experiment.schedule(jnp.asarray(step - 1)))
+        norms = info.gradient_norm[np.isfinite(info.gradient_norm)]
+        grew = f"the gradient's norm was last {norms[-1]:.3g}" if len(norms) else "the gradient was not finite either"
+        raise Diverged(
+            f"the loss became {info.cost[-1]} at step {step} (epoch {(step - 1) // self.experiment.steps_per_epoch + 1}); "
+            f"{grew}, the learning rate {rate:.3g}; likely the steps are too large: lower optimizer.learning_rate or set "
+            "optimizer.clip_global_norm"
+        )
+
+
+def _copy(state: TrainState) -> TrainState:
+    """A copy to donate, so that the state before a chunk outlives it."""
+    return jax.tree.map(jnp.copy, state)
+
+
+def is_finite(params: Params) -> bool:
+    """Whether every parameter is a finite number."""
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
+
+
+def _next_chunk(count: int, seconds: float) -> int:
+    """So many steps that they take about _CHUNK_SECONDS, at most eight times as many as before."""
+    return max(1, min(round(count * _CHUNK_SECONDS / max(seconds, 1e-6)), 8 * count))
+
+
+def _evaluation(experiment: Experiment) -> Callable[[Params], dict[str, Any]]:
+    """Loss and metrics on the validation part."""
+    x, y = (jnp.asarray(part) for part in experiment.data.validation)
+    batch_size = min(_EVALUATED, len(x))
+    evaluate = training.evaluate(experiment.model, experiment.loss, batch_size=batch_size, metrics=experiment.metrics)
+    measure = jax.jit(evaluate)
+    return lambda params: measure(params, x, y)
+
+
+def _usable(experiment: Experiment) -> Callable[[TrainState], Params]:
+    """The parameters to evaluate and to keep: their average where one is kept, with the statistics of training examples."""
+    average = lambda state: optimizers.averaged(state.opt_state, state.params)
+    if not training.has_statistics(experiment.model, experiment.shape):
+        return average
+    x = jnp.asarray(experiment.data.train.x[: max(_POPULATION, experiment.batch_size)])
+    fill = jax.jit(training.with_statistics(experiment.model, batch_size=experiment.batch_size))
+    return lambda state: fill(average(state), x, state.key)
+
+
+def _norms(found: diagnostics.Diagnosis) -> dict[str, Any]:
+    values = {f"{kind}/{path}": np.asarray(v) for kind, norms in found._asdict().items() for path, v in norms.items()}
+    for path in [path for path, value in values.items() if value.ndim]:  # a norm for each copy inside a repeat
+        values |= {f"{path}/{i}": value for i, value in enumerate(values.pop(path).ravel())}
+    return values

@@ -1,0 +1,75 @@
+"""What a run has shown: metrics on their way into its journal, each of them once, also over a resume.
+
+A run that died has metrics in its journal beyond the checkpoint from which it goes on. Those steps are taken again; what
+they give is compared with what the journal has, and not written twice. So a resume proves itself.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fbp.experiment import journal
+from fbp.experiment.journal import TIMINGS, Journal, Series
+
+PER_STEP = ("loss", "gradient_norm", "learning_rate")  # metrics with a value at every step
+
+
+class Record:
+    """Writes metrics that the journal does not have yet.
+
+    Attributes:
+        latest: the newest value of each metric that is not by layer.
+        differing: the first (metric, step) at which a resumed run gave another value than before, None where none did.
+    """
+
+    def __init__(self, writer: Journal, known: Mapping[str, Series] | None = None):
+        self.journal = writer
+        self.latest: dict[str, float] = {}
+        self.differing: tuple[str, int] | None = None
+        self._known = {
+            (key, int(step)): float(value)
+            for key, series in (known or {}).items()
+            if key not in PER_STEP
+            for step, value in zip(series.steps, series.values, strict=True)
+        }
+        self._known_steps = {key: series for key, series in (known or {}).items() if key in PER_STEP}
+
+    def metrics(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
+        """Metrics of one step; returns them as numbers."""
+        numbers = {key: float(value) for key, value in values.items()}
+        new = {key: value for key, value in numbers.items() if (key, step) not in self._known}
+        if new:
+            self.journal.write("metrics", step=step, values=new)
+        for key in numbers.keys() - new.keys() - set(TIMINGS):
+            self._compare(key, step, self._known[key, step], numbers[key])
+        self.latest |= {key: value for key, value in numbers.items() if "/" not in key}
+        return numbers
+
+    def steps(self, first: int, columns: Mapping[str, np.ndarray]) -> None:
+        """A chunk of per-step metrics, from step ``first`` on."""
+        count = len(next(iter(columns.values())))
+        done = 0
+        for key, series in self._known_steps.items():
+            until = int(series.steps[-1]) if len(series.steps) else 0
+            done = min(max(until - first + 1, 0), count)
+            for step, new in zip(range(first, first + done), columns[key], strict=False):
+                at = np.searchsorted(series.steps, step)
+                self._compare(key, step, float(series.values[at]), float(new))
+        if done < count:
+            self.journal.steps(first + done, {key: column[done:] for key, column in columns.items()})
+
+    def _compare(self, key: str, step: int, before: float, now: float) -> None:
+        same = before == now or (math.isnan(before) and math.isnan(now))
+        if not same and (self.differing is None or step < self.differing[1]):
+            self.differing = key, step
+
+
+def known(folder: Any, step: int) -> dict[str, Series]:
+    """The metrics that a run's journal holds at ``step`` and beyond."""
+    found = {}
+    for key, series in journal.history(folder).items():
+        later = series.steps >= step
+        found[key] = Series(*(column[later] for column in series))
+    return found
