@@ -107,6 +107,16 @@ def resume_run(run_name: str, tracking_uri: str | None) -> None:
     _report(resume(run_name, Bar, tracking_uri, _say_waiting, received))
 
 
+@main.command("reproduce")
+@click.argument("run_name", metavar="RUN")
+@_URI_OPTION
+def reproduce_run(run_name: str, tracking_uri: str | None) -> None:
+    """Run RUN again from its MLflow record alone and compare every bit; exit status 1 if one differs."""
+    from fbp.experiment.reproduce import reproduce
+
+    sys.exit(0 if reproduce(run_name, tracking_uri, click.echo) else 1)
+
+
 def _note_signals() -> list[int]:
     """From now on Ctrl-C and SIGTERM are noted in the list that is returned, and stop what goes on."""
     received: list[int] = []

@@ -162,7 +162,8 @@ class TestFinishedRun:
         run, mlflow = the_run(project), client(project)
         folder = one(project / "mlruns" / "runs")
         series = journal.history(folder)
-        assert set(series) == set(run.data.metrics)
+        assert set(series) == {key for key in run.data.metrics if not key.startswith("system/")}
+        assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= set(run.data.metrics)
         for key, points in series.items():
             stored = mlflow.get_metric_history(run.info.run_id, key)
             np.testing.assert_array_equal([p.value for p in stored], points.values)
@@ -189,7 +190,7 @@ class TestFinishedRun:
             "learning_curves.png", "learning_rate.png", "delta_norms.png", "confusion_matrix.png", "misclassified.png",
             "first_layer_weights.png", "model.png", "model.svg",
         }  # fmt: skip
-        assert names("history") == {"steps.csv", "metrics.csv"}
+        assert names("history") == {"steps.csv", "metrics.csv", "checkpoints.json"}
 
     def test_the_model_loads_back_three_ways_and_predicts_the_same(self, finished, monkeypatch):
         import mlflow

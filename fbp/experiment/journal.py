@@ -28,7 +28,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 NAME = "journal.jsonl"
-TIMINGS = ("examples_per_second", "seconds", "time")  # keys whose values are not a function of the configuration
+_TIMINGS = ("examples_per_second", "best_examples_per_second", "seconds", "time")
+
+
+def is_timing(key: str) -> bool:
+    """Whether a metric measures time or the machine, and so is no function of the configuration."""
+    return key in _TIMINGS or key.startswith("system/")
 
 
 def now() -> int:
@@ -190,7 +195,7 @@ def metrics_digest(metrics: Mapping[str, Series]) -> str:
     """SHA-256 over every metric's key, steps and values (not its times, nor metrics that measure time)."""
     digest = hashlib.sha256()
     for key in sorted(metrics):
-        if key not in TIMINGS:
+        if not is_timing(key):
             digest.update(key.encode() + b"\0")
             digest.update(metrics[key].steps.astype("<i8").data)
             digest.update(metrics[key].values.astype("<f8").data)

@@ -34,8 +34,6 @@ def launch(
     waiting: Callable[[], None] = lambda: None,
     received: list[int] | None = None,
     resume: bool = False,
-    tags: dict[str, str] | None = None,
-    digest_at: Sequence[int] | None = None,
 ) -> Launched:
     """Run an experiment file and wait until MLflow has it.
 
@@ -47,8 +45,6 @@ def launch(
         waiting: called once, when training is over and MLflow is waited for.
         received: signals that were received before; a run that finds one stops in good order.
         resume: go on with the newest unfinished run of the same configuration, if there is one.
-        tags: more tags for the run.
-        digest_at: the steps of its checkpoints, where they are not left to the configuration.
 
     Raises:
         InputError: where the configuration or the data cannot be used; no run exists then.
@@ -59,9 +55,43 @@ def launch(
         broken = _unfinished(root, config)
         if broken:
             return continue_run(broken, make_reporter, tracking_uri, waiting, received)
+    origin = Origin(path, ", ".join(overrides)[:80] or config.name)
+    return _launch(config, origin, make_reporter, tracking_uri, waiting, received, None)
+
+
+def launch_config(
+    path: Path,
+    origin: Origin,
+    make_reporter: Callable[[str], Reporter],
+    tracking_uri: str | None,
+    digest_at: Sequence[int] | None = None,
+) -> Launched:
+    """Run a resolved configuration, such as a run recorded.
+
+    Args:
+        path: the file.
+        origin: where it came from.
+        make_reporter, tracking_uri: as for :func:`launch`.
+        digest_at: the steps of its checkpoints, where they are not left to the configuration.
+
+    Raises:
+        InputError: where the configuration or the data cannot be used; no run exists then.
+    """
+    return _launch(configuration.read(path), origin, make_reporter, tracking_uri, lambda: None, None, digest_at)
+
+
+def _launch(
+    config: Config,
+    origin: Origin,
+    make_reporter: Callable[[str], Reporter],
+    tracking_uri: str | None,
+    waiting: Callable[[], None],
+    received: list[int] | None,
+    digest_at: Sequence[int] | None,
+) -> Launched:
+    root = store.root()
     uri = store.tracking_uri(root, tracking_uri)
     store.check_not_moved(root)
-    origin = Origin(path, ", ".join(overrides)[:80] or config.name, tags=tags or {})
     folder = store.new_run_folder(root, config.name)
     (folder / shipper.DESTINATION).write_text(store.portable(uri, root), encoding="utf-8")
     try:
@@ -69,8 +99,9 @@ def launch(
     except BaseException as error:
         if journal.start_of(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, InputError) and not str(error).startswith(str(path)):
-            raise InputError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+        source = str(origin.source)
+        if isinstance(error, InputError) and not str(error).startswith(source):
+            raise InputError("\n".join(f"{source}: {line}" for line in str(error).splitlines())) from None
         raise
 
 

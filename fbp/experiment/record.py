@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fbp.experiment import journal
-from fbp.experiment.journal import TIMINGS, Journal, Series
+from fbp.experiment.journal import Journal, Series, is_timing
 
 PER_STEP = ("loss", "gradient_norm", "learning_rate")  # metrics with a value at every step
 
@@ -42,8 +42,9 @@ class Record:
         new = {key: value for key, value in numbers.items() if (key, step) not in self._known}
         if new:
             self.journal.write("metrics", step=step, values=new)
-        for key in numbers.keys() - new.keys() - set(TIMINGS):
-            self._compare(key, step, self._known[key, step], numbers[key])
+        for key in numbers.keys() - new.keys():
+            if not is_timing(key):
+                self._compare(key, step, self._known[key, step], numbers[key])
         self.latest |= {key: value for key, value in numbers.items() if "/" not in key}
         return numbers
 

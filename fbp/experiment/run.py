@@ -24,6 +24,8 @@ from fbp.experiment.loop import Diverged, Interrupted, Loop, Position, Reporter,
 from fbp.experiment.record import Record, known
 from fbp.layer import Params
 
+_FINGERPRINT = "fbp.data_fingerprint"  # the tag
+
 
 class Origin(NamedTuple):
     """Where a run comes from.
@@ -33,12 +35,14 @@ class Origin(NamedTuple):
         label: what the run is called in lists.
         parent: the name of the folder of the run under which it is shown, if any.
         tags: more of them.
+        fingerprint: the data must have this one, where it is given.
     """
 
     source: Path
     label: str
     parent: str | None = None
     tags: dict[str, str] = {}  # noqa: RUF012
+    fingerprint: str = ""
 
 
 class Outcome(NamedTuple):
@@ -76,6 +80,9 @@ def run(
     """
     experiment = build(config)
     going_on = journal.start_of(folder) is not None
+    _check_data(
+        experiment, origin.fingerprint or ((journal.start_of(folder) or {}).get("tags") or {}).get(_FINGERPRINT)
+    )
     position, found = _resumed(experiment, folder, reporter) if going_on else (begin(experiment), None)
     writer = Journal(folder)
     record = Record(writer, known(folder, position.at))
@@ -116,15 +123,16 @@ def run(
     return Outcome(status, message, record.latest, folder, caught)
 
 
+def _check_data(experiment: Experiment, expected: str | None) -> None:
+    if expected and expected != experiment.dataset.fingerprint:
+        raise InputError(
+            f"data {experiment.dataset.name}: not what the run was begun with (fingerprint "
+            f"{experiment.dataset.fingerprint[:12]}, expected {expected[:12]}); give it the same data, or start a new run"
+        )
+
+
 def _resumed(experiment: Experiment, folder: Path, reporter: Reporter) -> tuple[Position, Checkpoint | None]:
     """The position of the newest good checkpoint; the run's beginning where there is none."""
-    start = journal.start_of(folder) or {}
-    recorded = start["tags"].get("fbp.data_fingerprint")
-    if recorded != experiment.dataset.fingerprint:
-        raise InputError(
-            f"{folder.name}: the data is not what the run began with (fingerprint {experiment.dataset.fingerprint[:12]}, "
-            f"expected {str(recorded)[:12]}); give it the same data, or start a new run"
-        )
     found = checkpoint.latest(folder, reporter.note)
     if found is None:
         return begin(experiment), None
@@ -176,7 +184,7 @@ def _write_start(experiment: Experiment, origin: Origin, folder: Path, writer: J
         experiment=config.tracking.experiment or config.name,
         params=configuration.flat(config),
         tags=environment.tags(origin.source, config.seed, repository)
-        | {"fbp.data_fingerprint": dataset.fingerprint, "mlflow.note.content": config.description}
+        | {_FINGERPRINT: dataset.fingerprint, "mlflow.note.content": config.description}
         | origin.tags,
         inputs=inputs,
         parent=origin.parent,

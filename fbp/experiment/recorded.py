@@ -1,0 +1,213 @@
+"""A run as MLflow has it: found by name, and read back without trusting what it holds."""
+
+import csv
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fbp.errors import InputError
+from fbp.experiment import journal, store
+from fbp.experiment.catalogue import suggest
+from fbp.experiment.journal import Series
+from fbp.experiment.shipper import connect
+
+_FILES = (
+    "config.toml",
+    "environment.json",
+    "git.diff",
+    "history/steps.csv",
+    "history/metrics.csv",
+    "history/checkpoints.json",
+)
+_MODEL = ("model/params.npz", "model/config.toml", "model/model.json")
+
+
+class Recorded(NamedTuple):
+    """What MLflow has of a run.
+
+    Attributes:
+        run_id, name, experiment, status: MLflow's.
+        start, end: milliseconds since 1970; end is None while the run goes on.
+        params, tags: texts by name.
+        metrics: the last value of each.
+        folder: where the artifacts that fbp reads are, as long as the store is open.
+    """
+
+    run_id: str
+    name: str
+    experiment: str
+    status: str
+    start: int
+    end: int | None
+    params: dict[str, str]
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    folder: Path
+
+
+class Runs:
+    """The runs of an MLflow store. Make one by :func:`opened`."""
+
+    def __init__(self, client: Any, uri: str, folder: Path):
+        self.client, self.uri = client, uri
+        self._folder = folder
+        self._experiments = {experiment.experiment_id: experiment.name for experiment in client.search_experiments()}
+
+    def search(self, condition: str = "", order: list[str] | None = None, limit: int = 1000) -> list[Any]:
+        """MLflow's runs that fulfil a condition in MLflow's language.
+
+        Raises:
+            InputError: where the condition or the order is not understood.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return list(self.client.search_runs(list(self._experiments), condition, max_results=limit, order_by=order))
+        except MlflowException as error:
+            first = str(error).partition("\n")[0].removeprefix("INVALID_PARAMETER_VALUE: ")
+            raise InputError(
+                f'{condition or order!r}: {first}; an example: "metrics.validation_accuracy > 0.97 and '
+                "params.optimizer_name = 'adam'\""
+            ) from None
+
+    def find(self, name: str) -> Any:
+        """The one run of that id, name, or folder.
+
+        Raises:
+            InputError: where there is none, or there are several.
+        """
+        from mlflow.exceptions import MlflowException
+
+        path = Path(name)
+        name = path.name if (path / journal.NAME).exists() else name
+        if re.fullmatch(r"[0-9a-f]{32}", name):
+            try:
+                return self.client.get_run(name)
+            except MlflowException:
+                pass
+        found = []
+        if re.fullmatch(r"[^'\"`\\]+", name):
+            found = self.search(f"attributes.run_name = '{name}'") or self.search(f"tags.`fbp.folder` = '{name}'")
+        if len(found) == 1:
+            return found[0]
+        if found:
+            ids = ", ".join(run.info.run_id for run in found[:5])
+            raise InputError(
+                f"run {name!r}: {len(found)} runs in {store.public(self.uri)} are called so; give an id: {ids}"
+            )
+        names = [run.info.run_name for run in self.search(limit=200)]
+        hint = suggest(name, names[:10]) if names else "it has no runs"
+        raise InputError(f"run {name!r}: no run of that name or id in {store.public(self.uri)}; {hint}")
+
+    def children(self, run: Any) -> list[Any]:
+        """The runs shown under a run, in the order in which they were made."""
+        return self.search(f"tags.`mlflow.parentRunId` = '{run.info.run_id}'", ["attributes.start_time ASC"])
+
+    def read(self, run: Any, model: bool = False) -> Recorded:
+        """The record of a run, its artifacts copied; those of the model, too, where it is asked for."""
+        info = run.info
+        folder = self._folder / info.run_id
+        folder.mkdir(exist_ok=True)
+        for name in (*_FILES, *(_MODEL if model else ())):
+            self._copy(info.run_id, name, folder)
+        return Recorded(
+            info.run_id,
+            info.run_name or info.run_id,
+            self._experiments.get(info.experiment_id, info.experiment_id),
+            info.status,
+            info.start_time,
+            info.end_time,
+            dict(run.data.params),
+            dict(run.data.tags),
+            dict(run.data.metrics),
+            folder,
+        )
+
+    def _copy(self, run_id: str, name: str, folder: Path) -> None:
+        """One artifact, by a name that is ours and not the server's; absent where the run has none such."""
+        from mlflow.exceptions import MlflowException
+
+        target = (folder / name).parent
+        target.mkdir(exist_ok=True)
+        if not (folder / name).exists():
+            try:
+                self.client.download_artifacts(run_id, name, str(target))
+            except (MlflowException, OSError):
+                (folder / name).unlink(missing_ok=True)
+
+    def series(self, recorded: Recorded) -> dict[str, Series]:
+        """Every metric of a run but the machine's: from its artifacts, or, while it runs, what MLflow shows."""
+        series = _from_artifacts(recorded)
+        if series:
+            return series
+        for key in recorded.metrics:
+            if not key.startswith("system/"):
+                points = self.client.get_metric_history(recorded.run_id, key)
+                points.sort(key=lambda point: (point.step, point.timestamp))
+                columns = ([p.step for p in points], [p.value for p in points], [p.timestamp for p in points])
+                series[key] = Series(
+                    *(np.array(column, kind) for column, kind in zip(columns, ("i8", "f8", "i8"), strict=True))
+                )
+        return series
+
+
+def _from_artifacts(recorded: Recorded) -> dict[str, Series]:
+    found: dict[str, Series] = {}
+    history = recorded.folder / "history"
+    try:
+        if (history / "steps.csv").exists():
+            names = (history / "steps.csv").read_text(encoding="utf-8").partition("\n")[0].split(",")
+            table = np.loadtxt(history / "steps.csv", delimiter=",", skiprows=1, ndmin=2)
+            steps = table[:, 0].astype(np.int64)
+            for i, name in enumerate(names[1:], 1):
+                found[name] = Series(steps, table[:, i].astype(np.float32).astype(np.float64), np.zeros_like(steps))
+        points: dict[str, list[tuple[int, float, int]]] = {}
+        if (history / "metrics.csv").exists():
+            with open(history / "metrics.csv", encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file):
+                    points.setdefault(row["key"], []).append((int(row["step"]), float(row["value"]), int(row["time"])))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(f"run {recorded.name}: the history among its artifacts is damaged ({error})") from None
+    for key, rows in points.items():
+        at, values, times = zip(*rows, strict=True)
+        found[key] = Series(np.array(at, np.int64), np.array(values, np.float64), np.array(times, np.int64))
+    return found
+
+
+def checkpoints(recorded: Recorded) -> dict[int, dict[str, Any]]:
+    """The digests of a run's parameters by step: ``params``, and ``tensors`` by path."""
+    path = recorded.folder / "history" / "checkpoints.json"
+    if not path.exists():
+        return {}
+    try:
+        return {int(step): entry for step, entry in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"run {recorded.name}: checkpoints.json among its artifacts is damaged ({error})") from None
+
+
+@contextmanager
+def opened(tracking_uri: str | None) -> Iterator[Runs]:
+    """The runs of a store: that of the URI, of ``MLFLOW_TRACKING_URI``, or the embedded one.
+
+    Raises:
+        InputError: where there is no store, or it does not answer.
+    """
+    root = store.root()
+    uri = store.tracking_uri(root, tracking_uri)
+    if uri == store.default_uri(root):
+        if not (root / "mlflow.db").exists():
+            raise InputError(f"there are no runs in {root} yet; start with: fbp run digits_mlp")
+        store.check_not_moved(root)
+    try:
+        client = connect(uri, root)
+    except Exception as error:
+        first = store.public(str(error).partition("\n")[0])[:200]
+        raise InputError(f"{store.public(uri)}: the store does not answer ({type(error).__name__}: {first})") from None
+    with tempfile.TemporaryDirectory() as folder:
+        yield Runs(client, uri, Path(folder))

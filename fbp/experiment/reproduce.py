@@ -1,0 +1,226 @@
+"""Run a recorded experiment again, from its record in MLflow alone, and compare bit for bit: what ``fbp reproduce`` does."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fbp.errors import InputError
+from fbp.experiment import environment, journal, recorded, shipper
+from fbp.experiment.arrays import DAMAGE, read_arrays
+from fbp.experiment.journal import Series, is_timing
+from fbp.experiment.recorded import Recorded, Runs
+
+_CHILD = "import sys; from fbp.experiment.reproduce import child; sys.exit(child())"
+_OURS = ("XLA_FLAGS", "PJRT_NPROC", "NPROC")  # with JAX_*: what the child gets from the record, not from here
+
+
+class Verdict(NamedTuple):
+    """How a second run compares with the first.
+
+    Attributes:
+        identical: whether no bit differs.
+        compared: how many values of metrics, and how many checkpoints, were compared.
+        lines: what differs, where first and by how much.
+    """
+
+    identical: bool
+    compared: tuple[int, int]
+    lines: list[str]
+
+
+def reproduce(name: str, tracking_uri: str | None, say: Callable[[str], None]) -> bool:
+    """Run a run (or each run of a group) again and say how it compares; returns whether all are identical.
+
+    Args:
+        name: the run's id or name in MLflow, or its folder.
+        tracking_uri: the store.
+        say: takes the report, line by line.
+
+    Raises:
+        InputError: where there is no such run, or its record or data cannot be used.
+    """
+    with recorded.opened(tracking_uri) as runs:
+        run = runs.find(name)
+        found = runs.children(run) or [run]
+        verdicts = [_one(runs, runs.read(each, model=True), say) for each in found]
+        return all(verdicts)
+
+
+def _one(runs: Runs, first: Recorded, say: Callable[[str], None]) -> bool:
+    config = first.folder / "config.toml"
+    if not config.exists():
+        raise InputError(f"run {first.name}: its record has no config.toml; only runs made by fbp can be run again")
+    record = environment.recorded(first.folder)
+    variables, left = environment.variables(record)
+    say(f"run {first.name} ({first.run_id}), {first.status}")
+    for line in _surroundings(first, record, set(variables)):
+        say(f"  {line}")
+    for flag in left:
+        say(f"  XLA flag {flag} of the record is not taken over: it is not a plain switch")
+    steps = sorted(recorded.checkpoints(first))
+    folder = _again(first, config, variables, steps, runs.uri)
+    start = journal.start_of(folder) or {}
+    say(f"  run again as {start.get('name')}; the data is the same ({first.tags.get('fbp.data_fingerprint', '')[:12]})")
+    verdict = compare(
+        runs.series(first), journal.history(folder), recorded.checkpoints(first), journal.checkpoints(folder)
+    )
+    if not verdict.identical:
+        verdict.lines.extend(
+            _tensors(first.folder / "model" / "params.npz", folder / "artifacts" / "model" / "params.npz")
+        )
+    for line in _summary(first, verdict):
+        say(f"  {line}")
+    second = shipper.shipped(folder).get("run_id")
+    if second:
+        runs.client.set_tag(second, "fbp.reproduction", "identical" if verdict.identical else verdict.lines[0])
+    return verdict.identical
+
+
+def _summary(first: Recorded, verdict: Verdict) -> list[str]:
+    values, checkpoints = verdict.compared
+    if verdict.identical:
+        until = "" if first.status == "FINISHED" else f", as far as the first one came ({first.status})"
+        return [
+            f"identical to the bit: {values:,} values of metrics and the parameters at {checkpoints} checkpoints{until}"
+        ]
+    return ["DIFFERENT", *(f"  {line}" for line in verdict.lines)]
+
+
+def _surroundings(first: Recorded, record: dict[str, Any], given: set[str]) -> list[str]:
+    """What is another now than when the run was made, of what the child does not get from the record."""
+    now = environment.facts()
+    same = {"threads", "XLA_FLAGS"} | {f"jax.{name.removeprefix('JAX_').lower()}" for name in given}
+    lines = [
+        f"{name}: then {old[:60]}, now {new[:60]}"
+        for name, old, new in environment.differences(record, now)
+        if name not in same
+    ]
+    if len(lines) > 20:
+        lines[20:] = [f"and {len(lines) - 20} more"]
+    commit = first.tags.get("mlflow.source.git.commit")
+    here = environment.git(Path.cwd())
+    if commit and here and here["commit"] != commit:
+        lines.append(f"git commit: then {commit[:12]}, now {here['commit'][:12]}")
+    elif commit and here:
+        path = first.folder / "git.diff"
+        if (path.read_text(encoding="utf-8") if path.exists() else "") != here.get("diff", ""):
+            lines.append("git: uncommitted changes are others than then (the run's artifact git.diff has them)")
+    return lines or ["the environment is the same"]
+
+
+def _again(first: Recorded, config: Path, variables: dict[str, str], steps: list[int], uri: str) -> Path:
+    """Train in a process of its own; returns the new run's folder."""
+    inherited = {key: value for key, value in os.environ.items() if key not in _OURS and not key.startswith("JAX_")}
+    if environment.recorded(first.folder).get("device", {}).get("platform") == "cpu":
+        inherited["JAX_PLATFORMS"] = "cpu"
+    with tempfile.TemporaryDirectory() as scratch:
+        answer = Path(scratch) / "answer.json"
+        task = {
+            "config": str(config),
+            "uri": uri,
+            "label": f"{first.name} again"[:100],
+            "source": first.tags.get("mlflow.source.name", "config.toml"),
+            "fingerprint": first.tags.get("fbp.data_fingerprint", ""),
+            "tags": {"fbp.reproduces": first.run_id},
+            "digest_at": steps or None,
+            "answer": str(answer),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", _CHILD], input=json.dumps(task), text=True, env=inherited | variables, check=False
+        )
+        if not answer.exists():
+            raise InputError(f"run {first.name}: it could not be run again (exit status {done.returncode})")
+        said = json.loads(answer.read_text(encoding="utf-8"))
+    if "problem" in said:
+        raise InputError(said["problem"])
+    return Path(said["folder"])
+
+
+def child() -> int:
+    """The process that trains: its task comes as JSON on the standard input, its answer goes into a file."""
+    from fbp.experiment.launch import launch_config
+    from fbp.experiment.progress import Bar
+    from fbp.experiment.run import Origin
+
+    task = json.load(sys.stdin)
+    origin = Origin(Path(task["source"]), task["label"], tags=task["tags"], fingerprint=task["fingerprint"])
+    try:
+        launched = launch_config(Path(task["config"]), origin, Bar, task["uri"], digest_at=task["digest_at"])
+        answer = {"folder": str(launched.folder.resolve())}
+    except InputError as error:
+        answer = {"problem": str(error)}
+    Path(task["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+    return 0
+
+
+def compare(
+    first: Mapping[str, Series],
+    second: Mapping[str, Series],
+    before: Mapping[int, dict[str, Any]],
+    now: Mapping[int, dict[str, Any]],
+) -> Verdict:
+    """Compare two runs' metrics and checkpoints. What the first has, the second must have, to the bit.
+
+    Args:
+        first, second: metrics by name.
+        before, now: checkpoints by step; ``params`` or ``params_digest`` is of all parameters, ``tensors`` of each.
+    """
+    lines, found, values = [], [], 0
+    for key, series in first.items():
+        if is_timing(key):
+            continue
+        other = second.get(key)
+        there = dict(zip(other.steps.tolist(), other.values.tolist(), strict=True)) if other is not None else {}
+        for step, value in zip(series.steps.tolist(), series.values.tolist(), strict=True):
+            values += 1
+            if step not in there:
+                found.append((step, key, f"{key} was {value!r}, and is missing"))
+            elif np.float64(value).tobytes() != np.float64(there[step]).tobytes() and not value != value != there[step]:
+                gap = abs(there[step] - value)
+                found.append((step, key, f"{key} was {value!r}, is {there[step]!r} (difference {gap:.3g})"))
+    if found:
+        step, _, line = min(found)
+        lines.append(f"first different metric, at step {step}: {line}; {len(found):,} of {values:,} values differ")
+    common = sorted(set(before) & set(now))
+    for step in common:
+        one, other_one = before[step], now[step]
+        if one["params"] != other_one["params_digest"]:
+            names = [name for name, digest in one["tensors"].items() if other_one["tensors"].get(name) != digest]
+            tensors = (
+                f"tensor {names[0]} first, {len(names)} of {len(one['tensors'])} in all" if names else "all of them"
+            )
+            same = [earlier for earlier in common if earlier < step]
+            lines.append(
+                f"parameters first differ at the checkpoint of step {step}: {tensors}"
+                + (f"; at step {same[-1]} they were the same" if same else "; that is the first checkpoint")
+            )
+            break
+    lost = sorted(set(before) - set(now))
+    if lost:
+        lines.append(f"no checkpoint at step {', '.join(map(str, lost[:5]))} to compare with")
+    return Verdict(not lines, (values, len(common)), lines)
+
+
+def _tensors(before: Path, now: Path) -> list[str]:
+    """By how much the final parameters differ."""
+    try:
+        old, new = read_arrays(before), read_arrays(now)
+    except (OSError, *DAMAGE):
+        return []
+    lines = []
+    for name, array in old.items():
+        other = new.get(name)
+        if other is None or other.shape != array.shape:
+            lines.append(f"{name} is missing or has another shape")
+        elif other.tobytes() != array.tobytes():
+            gap = np.abs(other.astype(np.float64) - array.astype(np.float64))
+            size = float(np.abs(array.astype(np.float64)).max())
+            lines.append(f"at the end, {name} differs by at most {gap.max():.3g} (its largest number is {size:.3g})")
+    return lines[:10] + ([f"and {len(lines) - 10} more"] if len(lines) > 10 else [])
