@@ -296,6 +296,94 @@ def ui(port: int, tracking_uri: str | None) -> None:
             server.wait()
 
 
+@main.command("runs")
+@click.argument("condition", default="", metavar="[FILTER]")
+@click.option(
+    "--sort", multiple=True, metavar="[-]KEY", help="Such as -metrics.validation_accuracy; - for the largest first."
+)
+@click.option("--limit", default=30, show_default=True, type=click.IntRange(1, 10000))
+@_URI_OPTION
+def list_runs(condition: str, sort: tuple[str, ...], limit: int, tracking_uri: str | None) -> None:
+    """A table of runs.
+
+    FILTER is in MLflow's language: "metrics.validation_accuracy > 0.97 and params.optimizer_name = 'adam'".
+    """
+    from fbp.experiment import recorded, tables
+
+    order = [f"{key.removeprefix('-')} {'DESC' if key.startswith('-') else 'ASC'}" for key in sort]
+    with recorded.opened(tracking_uri) as runs:
+        found = runs.search(condition, order or None, limit)
+        if found:
+            _console().print(tables.list_of_runs(found, runs.experiments, condition, sort).rich())
+        click.echo(f"{len(found)} runs" + (", the most that --limit allows" if len(found) == limit else ""))
+
+
+def _console() -> Any:
+    """Where tables are printed: as wide as they need, where the output is not a terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 240)
+
+
+@main.command()
+@click.argument("run_name", metavar="RUN")
+@_URI_OPTION
+def show(run_name: str, tracking_uri: str | None) -> None:
+    """All that matters of RUN: configuration, data, metrics, digests."""
+    from fbp.experiment import recorded, tables
+
+    with recorded.opened(tracking_uri) as runs:
+        found = runs.find(run_name)
+        for table in tables.of_run(runs, found, runs.read(found)):
+            _console().print(table.rich())
+
+
+@main.command()
+@click.argument("run_names", metavar="RUN RUN ...", nargs=-1, required=True)
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), help="A folder for the report and its pictures."
+)
+@_URI_OPTION
+def compare(run_names: tuple[str, ...], output: Path | None, tracking_uri: str | None) -> None:
+    """Runs side by side: configuration, results, statistics over seeds, learning curves, norms of delta."""
+    from fbp.experiment import comparison, recorded, store
+
+    with recorded.opened(tracking_uri) as runs:
+        folder = output or store.new_comparison_folder(store.root())
+        found = comparison.compare(runs, run_names, folder)
+    for table in found.tables:
+        _console().print(table.rich())
+    for path in found.files:
+        click.echo(_shown(path))
+
+
+@main.command()
+@click.argument("run_name", metavar="RUN")
+@click.argument("name")
+@click.option("--alias", help="Such as champion.")
+@_URI_OPTION
+def register(run_name: str, name: str, alias: str | None, tracking_uri: str | None) -> None:
+    """Give the model of RUN a NAME in MLflow's model registry."""
+    from fbp.experiment import recorded, registry
+
+    with recorded.opened(tracking_uri) as runs:
+        address = registry.register(runs, run_name, name, alias)
+    click.echo(f"load it with: fbp.load({address!r}) or mlflow.pyfunc.load_model({address!r})")
+
+
+@main.command()
+@click.option("--minutes", default=10.0, show_default=True, help="How old the heartbeat of a run elsewhere may be.")
+@_URI_OPTION
+def reap(minutes: float, tracking_uri: str | None) -> None:
+    """Close the runs that MLflow shows as running though nobody trains them."""
+    from fbp.experiment import recorded
+    from fbp.experiment.reap import reap
+
+    with recorded.opened(tracking_uri) as runs:
+        closed = reap(runs, minutes, click.echo)
+    click.echo(f"{closed} runs closed")
+
+
 @main.command()
 @_URI_OPTION
 def sync(tracking_uri: str | None) -> None:

@@ -4,3 +4,4 @@ from fbp.experiment.arrays import params_digest as params_digest
 from fbp.experiment.launch import launch as launch
 from fbp.experiment.loading import load as load
 from fbp.experiment.saving import Trained as Trained
+from fbp.experiment.track import track as track

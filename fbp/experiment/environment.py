@@ -181,15 +181,15 @@ def facts() -> dict[str, Any]:
     }
 
 
-def tags(config_path: Path, seed: int, repository: dict[str, str]) -> dict[str, str]:
-    """The tags of a run: MLflow's own for source and user, and fbp's."""
+def tags(config_path: Path, seed: int | None, repository: dict[str, str]) -> dict[str, str]:
+    """The tags of a run: MLflow's own for source and user, and fbp's; no seed where the runner has none."""
     device = jax.devices()[0]
     result = {
         "mlflow.user": _user(),
         "mlflow.source.name": config_path.as_posix(),
         "mlflow.source.type": "LOCAL",
         "fbp.version": fbp.__version__,
-        "fbp.seed": str(seed),
+        "fbp.seed": "" if seed is None else str(seed),
         "fbp.python": platform.python_version(),
         "fbp.jax": jax.__version__,
         "fbp.jaxlib": importlib.metadata.version("jaxlib"),

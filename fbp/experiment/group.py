@@ -45,7 +45,7 @@ def run_group(
     for name, variant in variants.items():
         _check_fits(variant, f"{origin.source}, variant {name!r}")
     going_on = journal.start_of(folder) is not None
-    begun = {line["variant"]: folder.parent / line["folder"] for line in _children(folder)}
+    begun = {line["variant"]: store.inside(folder.parent, line["folder"]) for line in _children(folder)}
     writer = Journal(folder)
     if going_on:
         writer.write("resume", step=0)

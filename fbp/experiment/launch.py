@@ -14,8 +14,6 @@ from fbp.experiment.loading import find_folder, local_runs
 from fbp.experiment.loop import Reporter
 from fbp.experiment.run import Origin, Outcome, run
 
-SEND_SECONDS = 120.0  # how long to wait for MLflow at the end; the journal stays in any case
-
 
 class Launched(NamedTuple):
     """A run, or a group of variants: their names and outcomes, the folder, and whether MLflow has it all."""
@@ -126,7 +124,7 @@ def resume(
     if folder is None:
         raise InputError(f"run {name!r}: no run of that name or id in {root}; {local_runs(root)}")
     parent = (journal.start_of(folder) or {}).get("parent")
-    return continue_run(folder.parent / parent if parent else folder, make_reporter, tracking_uri, waiting, received)
+    return continue_run(store.inside(folder.parent, parent) or folder, make_reporter, tracking_uri, waiting, received)
 
 
 def continue_run(
@@ -187,7 +185,7 @@ def _execute(
                 outcomes = {config.name: run(config, origin, folder, make_reporter(config.name), received, digest_at)}
     except BaseException:
         if process:
-            shipper.wait(process, SEND_SECONDS)  # it sees that nobody trains any more, and closes the run
+            shipper.wait(process, shipper.SEND_SECONDS)  # it sees that nobody trains any more, and closes the run
         raise
     waiting()
-    return Launched(outcomes, folder, uri, shipper.wait(process, SEND_SECONDS))
+    return Launched(outcomes, folder, uri, shipper.wait(process, shipper.SEND_SECONDS))

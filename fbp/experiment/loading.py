@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from fbp.errors import InputError
-from fbp.experiment import journal, store
+from fbp.experiment import journal, registry, store
 from fbp.experiment.catalogue import suggest
 from fbp.experiment.saving import Trained, read
 from fbp.experiment.shipper import shipped
@@ -16,7 +16,7 @@ def load(run: str | os.PathLike[str], tracking_uri: str | None = None) -> Traine
 
     Args:
         run: the run's folder, its name (the folder's or MLflow's), or its MLflow run id; also a folder from MLflow
-            that holds ``params.npz``.
+            that holds ``params.npz``, or a registered model, ``models:/NAME@ALIAS``.
         tracking_uri: where to look for a run id that no local run has.
 
     Returns:
@@ -25,6 +25,9 @@ def load(run: str | os.PathLike[str], tracking_uri: str | None = None) -> Traine
     Raises:
         InputError: where there is no such run, or it has no model (yet).
     """
+    if str(run).startswith("models:/"):
+        root = store.root()
+        return _from_mlflow(str(run), store.tracking_uri(root, tracking_uri))
     path = Path(run)
     if path.is_dir():
         return read(path if (path / "params.npz").exists() else path / "artifacts" / "model")
@@ -60,8 +63,10 @@ def _from_mlflow(run: str, uri: str) -> Trained:
     from mlflow.tracking import MlflowClient
 
     with tempfile.TemporaryDirectory() as folder:
+        client = MlflowClient(uri)
+        run = registry.run_of(client, run) if run.startswith("models:/") else run
         try:
-            copied = MlflowClient(uri).download_artifacts(run, "model", folder)
+            copied = client.download_artifacts(run, "model", folder)
         except (MlflowException, OSError) as error:
             names = [found.name for found in store.run_folders(store.root())]
             hint = suggest(run, names) if names else "there are no local runs"

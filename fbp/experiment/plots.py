@@ -17,8 +17,9 @@ from fbp.experiment.arrays import read_arrays
 from fbp.experiment.journal import Series
 from fbp.experiment.saving import read
 
+_SIDE_BY_SIDE = 4  # maps in a row
 _MOST_CLASSES = 30  # beyond, the cells of a confusion matrix cannot be read
-_STYLE = {
+STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -35,7 +36,7 @@ def draw(folder: Path, children: Sequence[Path] = ()) -> list[str]:
     target = folder / "artifacts" / "plots"
     target.mkdir(parents=True, exist_ok=True)
     problems = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         pictures = _group_pictures(children) if children else _pictures(folder)
         for name, picture in pictures.items():
             try:
@@ -108,26 +109,35 @@ def learning_curves(series: dict[str, Series]) -> Figure | None:
         axes.set(xlabel="step", title=str(name).replace("_", " "))
         axes.legend()
     losses = np.concatenate([series["train_loss"].values, series["validation_loss"].values])
-    losses = losses[np.isfinite(losses)]
-    if len(losses) and losses.min() > 0 and losses.max() / losses.min() > 30:
-        all_axes[0].set_yscale("log")
+    _log_scale_if_wide(all_axes[0], losses)
     return figure
 
 
 def compared_curves(named: dict[str, dict[str, Series]]) -> Figure | None:
     """The same metric of several runs in one picture."""
-    named = {name: series for name, series in named.items() if "train_loss" in series}
-    if not named:
+    several = [key for series in named.values() for key, points in series.items() if len(points.steps) > 1]
+    metrics = [metric for series in named.values() if (metric := _second_metric(series))]
+    keys = ["train_loss", *(f"validation_{metric}" for metric in dict.fromkeys(metrics))]
+    keys = [key for key in keys if key in several] or sorted(set(several), key=lambda key: (-several.count(key), key))[
+        :2
+    ]
+    if not keys:
         return None
-    metric = _second_metric(next(iter(named.values())))
-    keys = ["train_loss", *([f"validation_{metric}"] if metric else [])]
     figure = Figure(figsize=(5.2 * len(keys), 3.8), layout="constrained")
     for axes, key in zip(_axes(figure, 1, len(keys)), keys, strict=True):
-        for name, series in named.items():
-            _curve(axes, series[key], label=name)
+        shown = {name: series[key] for name, series in named.items() if key in series}
+        for name, points in shown.items():
+            _curve(axes, points, label=name)
         axes.set(xlabel="step", title=key.replace("_", " "))
-        axes.legend()
+        axes.legend(fontsize=8 if len(shown) > 5 else None)
+        _log_scale_if_wide(axes, np.concatenate([points.values for points in shown.values()]))
     return figure
+
+
+def _log_scale_if_wide(axes: Any, values: np.ndarray) -> None:
+    values = values[np.isfinite(values)]
+    if len(values) and values.min() > 0 and values.max() / values.min() > 30:
+        axes.set_yscale("log")
 
 
 def model(folder: Path) -> Figure | None:
@@ -161,9 +171,15 @@ def delta_norms(named: dict[str, tuple[dict[str, Series], dict[str, str]]]) -> F
     low, high = np.floor(logs.min()), np.ceil(logs.max())
     rows = max(len(labels) for labels, _, _ in maps.values())
     width = 4.6 if len(maps) > 1 else 6.5
-    figure = Figure(figsize=(width * len(maps) + 1, max(2.6, 0.22 * rows + 1.4)), layout="constrained")
+    columns = min(len(maps), _SIDE_BY_SIDE)
+    lines = -(-len(maps) // columns)
+    height = max(2.6, 0.22 * rows + 1.4)
+    figure = Figure(figsize=(width * columns + 1, height * lines), layout="constrained")
     image: Any = None
-    for axes, (name, (labels, steps, values)) in zip(_axes(figure, 1, len(maps)), maps.items(), strict=True):
+    every_axes = _axes(figure, lines, columns)
+    for axes in every_axes[len(maps) :]:
+        axes.set_axis_off()
+    for axes, (name, (labels, steps, values)) in zip(every_axes, maps.items(), strict=False):
         with np.errstate(divide="ignore"):
             shown = np.log10(values)
         middles = (steps[1:] + steps[:-1]) / 2

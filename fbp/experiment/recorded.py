@@ -24,6 +24,7 @@ _FILES = (
     "history/steps.csv",
     "history/metrics.csv",
     "history/checkpoints.json",
+    "history/layers.json",
 )
 _MODEL = ("model/params.npz", "model/config.toml", "model/model.json")
 
@@ -57,7 +58,7 @@ class Runs:
     def __init__(self, client: Any, uri: str, folder: Path):
         self.client, self.uri = client, uri
         self._folder = folder
-        self._experiments = {experiment.experiment_id: experiment.name for experiment in client.search_experiments()}
+        self.experiments = {experiment.experiment_id: experiment.name for experiment in client.search_experiments()}
 
     def search(self, condition: str = "", order: list[str] | None = None, limit: int = 1000) -> list[Any]:
         """MLflow's runs that fulfil a condition in MLflow's language.
@@ -68,12 +69,15 @@ class Runs:
         from mlflow.exceptions import MlflowException
 
         try:
-            return list(self.client.search_runs(list(self._experiments), condition, max_results=limit, order_by=order))
+            return list(self.client.search_runs(list(self.experiments), condition, max_results=limit, order_by=order))
         except MlflowException as error:
             first = str(error).partition("\n")[0].removeprefix("INVALID_PARAMETER_VALUE: ")
+            asked = (
+                f"--sort {', '.join(order)}" if (order and "order" in first) or "attribute key" in first else condition
+            )
             raise InputError(
-                f'{condition or order!r}: {first}; an example: "metrics.validation_accuracy > 0.97 and '
-                "params.optimizer_name = 'adam'\""
+                f"{asked}: {first}; write metrics.NAME, params.NAME, tags.NAME or attributes.NAME, such as "
+                "\"metrics.validation_accuracy > 0.97 and params.optimizer_name = 'adam'\""
             ) from None
 
     def find(self, name: str) -> Any:
@@ -119,7 +123,7 @@ class Runs:
         return Recorded(
             info.run_id,
             info.run_name or info.run_id,
-            self._experiments.get(info.experiment_id, info.experiment_id),
+            self.experiments.get(info.experiment_id, info.experiment_id),
             info.status,
             info.start_time,
             info.end_time,
@@ -178,6 +182,16 @@ def _from_artifacts(recorded: Recorded) -> dict[str, Series]:
         at, values, times = zip(*rows, strict=True)
         found[key] = Series(np.array(at, np.int64), np.array(values, np.float64), np.array(times, np.int64))
     return found
+
+
+def layers(recorded: Recorded) -> dict[str, str]:
+    """The names of a run's layers by path."""
+    path = recorded.folder / "history" / "layers.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:
+        found = {}
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def checkpoints(recorded: Recorded) -> dict[int, dict[str, Any]]:

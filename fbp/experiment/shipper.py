@@ -35,6 +35,7 @@ _BATCH = 1000  # metrics per request: MLflow's limit
 _POLL_SECONDS = 0.2
 _RETRY_SECONDS = float(os.environ.get("FBP_RETRY_SECONDS", "20"))  # how long to keep trying after the run's end
 _HEARTBEAT_SECONDS = 30.0
+SEND_SECONDS = 120.0  # how long a training process waits for MLflow at its end; the journal stays in any case
 
 STATE = "shipped.json"
 DESTINATION = "destination"  # a file with the tracking URI that the run was meant for
@@ -137,7 +138,12 @@ class Shipment:
         self.done, self.ended = is_sent(self.folder), journal.end_of(self.folder)
         for offset, line in journal.lines(self.folder):
             if line["kind"] == "child" and offset <= self.offsets[journal.NAME]:
-                self.children.append(self.folder.parent / line["folder"])
+                self._add_child(line)
+
+    def _add_child(self, line: dict[str, Any]) -> None:
+        child = store.inside(self.folder.parent, line["folder"])
+        if child is not None and child not in self.children:
+            self.children.append(child)
 
     def _remember(self) -> None:
         state = {
@@ -191,9 +197,7 @@ class Shipment:
                 for key, value in line["values"].items():
                     self.client.set_tag(self.run_id, key, value)
             case "child":
-                child = self.folder.parent / line["folder"]
-                if child not in self.children:
-                    self.children.append(child)
+                self._add_child(line)
             case "end":
                 self.ended = line
             case "resume":
@@ -309,6 +313,9 @@ def write_history(folder: Path) -> None:
     per_step = [key for key in PER_STEP if key in series and len(series[key].steps) > 1]
     target = folder / "artifacts" / "history"
     target.mkdir(exist_ok=True)
+    layers = (journal.start_of(folder) or {}).get("layers")
+    if layers:
+        (target / "layers.json").write_text(json.dumps(layers, indent=1), encoding="utf-8")
     saved = {
         step: {"params": line["params_digest"], "tensors": line["tensors"]}
         for step, line in sorted(journal.checkpoints(folder).items())

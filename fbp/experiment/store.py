@@ -12,6 +12,7 @@ import secrets
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 from fbp.errors import InputError
 
@@ -117,6 +118,18 @@ def new_run_folder(store: Path, name: str) -> Path:
     except OSError as error:
         raise InputError(f"{folder}: the run's folder cannot be made ({error.strerror})") from None
     return folder
+
+
+def new_comparison_folder(store: Path) -> Path:
+    """Where the report of a comparison goes, if nothing else is said."""
+    return store / "comparisons" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def inside(folder: Path, name: Any) -> Path | None:
+    """The folder of that name in a folder; None where a record's name leads elsewhere, or there is none."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name):
+        return None
+    return folder / name if (folder / name).is_dir() else None
 
 
 def run_folders(store: Path) -> list[Path]:

@@ -1,0 +1,60 @@
+"""Trained models by name: MLflow's model registry."""
+
+import re
+from typing import Any
+
+from fbp.errors import InputError
+from fbp.experiment.recorded import Runs
+
+
+def register(runs: Runs, run: str, name: str, alias: str | None) -> str:
+    """Give a run's model a name, and perhaps an alias; returns the address by which it is loaded.
+
+    Args:
+        runs: the store.
+        run: the run's id or name.
+        name: of the registered model; a new version of it, where it exists already.
+        alias: such as ``champion``; it moves to this version.
+
+    Raises:
+        InputError: where there is no such run, or it has no model.
+    """
+    import mlflow
+
+    for what, text in (("name", name), ("alias", alias or "a")):
+        if not re.fullmatch(r"[\w.-]+", text):
+            raise InputError(f"register: expected letters, digits and . - _ in the {what}, got {text!r}")
+    found = runs.find(run)
+    models = runs.client.search_logged_models(
+        [found.info.experiment_id], f"source_run_id = '{found.info.run_id}'", max_results=1
+    )
+    if not models:
+        raise InputError(f"run {run!r}: it has no model (it is {found.info.status}); only finished runs have one")
+    mlflow.set_tracking_uri(runs.uri)
+    version = mlflow.register_model(f"models:/{models[0].model_id}", name).version
+    if alias:
+        runs.client.set_registered_model_alias(name, alias, version)
+    return f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
+
+
+def run_of(client: Any, address: str) -> str:
+    """The id of the run that made a registered model.
+
+    Args:
+        client: MLflow's.
+        address: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+
+    Raises:
+        InputError: where there is no such model.
+    """
+    from mlflow.exceptions import MlflowException
+
+    match = re.fullmatch(r"models:/([\w.-]+)(?:@([\w.-]+)|/(\d+))", address)
+    if not match:
+        raise InputError(f"{address!r}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, version = match.groups()
+    try:
+        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+    except MlflowException as error:
+        raise InputError(f"{address!r}: no such registered model ({error})") from None
+    return str(found.run_id)

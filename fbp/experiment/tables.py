@@ -1,0 +1,124 @@
+"""Tables of runs as text: for a terminal, and as Markdown. What ``fbp runs`` and ``fbp show`` print."""
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from fbp.experiment.recorded import Recorded, Runs
+
+_METRICS = ("test_accuracy", "validation_accuracy", "test_r2", "test_loss", "validation_loss", "train_loss")
+_NUMBER = re.compile(r"|[-+]?(nan|inf|[\d.,]+(e[-+]?\d+)?)( \(.*\)| to .*)?")
+_MOST_PARAMS = 4  # that differ, in a list of runs
+
+
+class Rows(NamedTuple):
+    """A table: its title, the names of its columns, and its cells."""
+
+    title: str
+    columns: list[str]
+    cells: list[list[str]]
+
+    def rich(self) -> Table:
+        """For a terminal."""
+        table = Table(title=self.title or None, title_justify="left")
+        for column, cells in zip(self.columns, zip(*self.cells, strict=True), strict=True):
+            numbers = all(_NUMBER.fullmatch(cell) for cell in cells)
+            table.add_column(column, justify="right" if numbers else "left", overflow="fold")
+        for row in self.cells:
+            table.add_row(*(cell.replace("[", "\\[") for cell in row))
+        return table
+
+    def markdown(self) -> str:
+        """As Markdown."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.cells]
+        body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return f"## {self.title}\n\n{body}\n" if self.title else f"{body}\n"
+
+
+def number(value: float | None) -> str:
+    """Five digits, or nothing."""
+    return "" if value is None else f"{value:.5g}"
+
+
+def when(milliseconds: int) -> str:
+    """A moment, in this machine's time."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(milliseconds / 1000))
+
+
+def duration(start: int, end: int | None) -> str:
+    """How long a run took; empty while it goes on."""
+    if end is None:
+        return ""
+    seconds = (end - start) / 1000
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.1f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def differing(params: Sequence[dict[str, str]]) -> list[str]:
+    """The names whose values are not the same everywhere."""
+    names = sorted(set().union(*params)) if params else []
+    return [name for name in names if len({each.get(name) for each in params}) > 1]
+
+
+def list_of_runs(runs: Sequence[Any], experiments: dict[str, str], condition: str, sort: Sequence[str]) -> Rows:
+    """One row for each of MLflow's runs: what was asked about, what differs, and how it ended."""
+    asked = re.findall(r"\b(metrics|params)\.`?([\w./\-]+)", " ".join([condition, *sort]))
+    there = set().union(*(run.data.metrics for run in runs)) if runs else set()
+    metrics = list(
+        dict.fromkeys([name for kind, name in asked if kind == "metrics"] + [m for m in _METRICS if m in there])
+    )
+    others = [name for name in differing([run.data.params for run in runs]) if name not in ("name", "description")]
+    params = list(dict.fromkeys([name for kind, name in asked if kind == "params"] + others[:_MOST_PARAMS]))
+    columns = ["run", "id", "experiment", "status", "began", "took", *params, *metrics]
+    cells = [
+        [
+            run.info.run_name or "",
+            run.info.run_id[:8],
+            experiments.get(run.info.experiment_id, ""),
+            run.info.status,
+            when(run.info.start_time),
+            duration(run.info.start_time, run.info.end_time),
+            *(run.data.params.get(name, "") for name in params),
+            *(number(run.data.metrics.get(name)) for name in metrics),
+        ]
+        for run in runs
+    ]
+    return Rows("", columns, cells)
+
+
+def of_run(runs: Runs, found: Any, recorded: Recorded) -> list[Rows]:
+    """All that matters of one run."""
+    tags = recorded.tags
+    facts = [
+        ["name", recorded.name],
+        ["id", recorded.run_id],
+        ["experiment", recorded.experiment],
+        ["status", recorded.status],
+        ["began", when(recorded.start)],
+        ["took", duration(recorded.start, recorded.end)],
+        ["artifacts", found.info.artifact_uri],
+    ]
+    facts += [[name.removeprefix("fbp.").removeprefix("mlflow."), tags[name]] for name in sorted(tags) if _shown(name)]
+    data = [[entry.dataset.name, entry.dataset.digest] for entry in found.inputs.dataset_inputs]
+    metrics = [[name, number(value)] for name, value in sorted(recorded.metrics.items()) if "/" not in name]
+    children = [[child.info.run_name, child.info.status] for child in runs.children(found)]
+    tables = [
+        Rows("run", ["", "value"], facts),
+        Rows("configuration", ["key", "value"], [[key, value] for key, value in sorted(recorded.params.items())]),
+        Rows("data", ["part", "digest"], data),
+        Rows("metrics, the last value of each", ["metric", "value"], metrics),
+        Rows("runs under it", ["run", "status"], children),
+    ]
+    return [table for table in tables if table.cells]
+
+
+def _shown(tag: str) -> bool:
+    return (tag.startswith("fbp.") and tag != "fbp.folder") or tag in ("mlflow.source.git.commit", "mlflow.source.name")

@@ -1,0 +1,255 @@
+"""Tracking for a training loop of one's own: the journal, the shipper and the checkpoints, without the runner."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fbp.errors import InputError
+from fbp.experiment import checkpoint, environment, journal, locks, shipper, store
+from fbp.experiment import config as configuration
+from fbp.experiment.arrays import from_paths, params_digest
+from fbp.experiment.checkpoint import Checkpoints
+from fbp.experiment.config import Config
+from fbp.experiment.journal import Journal, history, metrics_digest
+from fbp.experiment.loading import find_folder
+from fbp.experiment.record import Record, known
+from fbp.layer import Params
+
+_KEY = re.compile(r"[A-Za-z0-9_.\-]([A-Za-z0-9_.\- /]*[A-Za-z0-9_.\-])?")
+_LONGEST_KEY = 250
+
+
+class Tracked:
+    """A run that is being tracked; made by :func:`track`.
+
+    Attributes:
+        folder: the run's own.
+        name: what it is called in MLflow.
+    """
+
+    def __init__(self, folder: Path, keep: int, from_step: int):
+        self.folder = folder
+        self.name = str((journal.start_of(folder) or {}).get("name"))
+        self._journal = Journal(folder)
+        self._record = Record(self._journal, known(folder, from_step))
+        self._checkpoints = Checkpoints(folder, keep, self._journal.sync)
+        self._params: Params = None
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Metrics at a step; a resumed run's that the journal has already are not written again.
+
+        Args:
+            step: a whole number from 0 on.
+            metrics: numbers by name: Python's, numpy's or JAX's scalars, NaN and infinity among them. Mappings inside
+                mappings give names like ``norm/encoder``.
+
+        Raises:
+            InputError: where a value is not a number, or a name has other characters than letters, digits and ``_ . - /``.
+        """
+        if isinstance(step, bool) or not isinstance(step, int | np.integer) or not 0 <= step < 2**63:
+            raise InputError(f"log: expected a step, a whole number from 0 on, got {step!r}")
+        self._record.metrics(int(step), dict(_flat("log", metrics, _number)))
+
+    def tag(self, **tags: object) -> None:
+        """Texts by name, shown with the run."""
+        self._journal.write("tags", values={f"{key}": str(value)[:5000] for key, value in tags.items()})
+
+    def artifact(self, path: str | os.PathLike[str], name: str | None = None) -> None:
+        """Copy a file into the run's artifacts, under a name that may have folders: ``plots/norms.png``."""
+        source, inside = Path(path), Path(name or Path(path).name)
+        if inside.is_absolute() or ".." in inside.parts:
+            raise InputError(f"artifact: expected a name inside the run's folder, got {str(inside)!r}")
+        if not source.is_file():
+            raise InputError(f"artifact: expected a file, got {str(source)!r}")
+        target = self.folder / "artifacts" / inside
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+
+    def checkpoint(self, step: int, tree: Params, wait: bool = False) -> None:
+        """Write a checkpoint of any pytree of arrays, beside the training; the newest ones are kept.
+
+        Args:
+            step: after how many steps.
+            tree: what is needed to go on: parameters, optimizer state, keys.
+            wait: come back only when it is on the disk.
+        """
+        self._note_checkpoint()
+        self._checkpoints.save(int(step), {"tree": tree}, tree, {})
+        self._params = tree
+        if wait:
+            self._note_checkpoint()
+
+    def restore(self, like: Params) -> tuple[int, Params] | None:
+        """The newest undamaged checkpoint of a resumed run, as ``(step, tree)``; None where there is none.
+
+        Args:
+            like: a pytree of the same structure, shapes and dtypes.
+
+        Raises:
+            InputError: where the checkpoint is of another structure.
+        """
+        found = checkpoint.latest(self.folder, lambda text: print(f"fbp: {text}"))
+        if found is None:
+            return None
+        arrays = {path.removeprefix("tree").removeprefix("/"): array for path, array in found.arrays.items()}
+        try:
+            return found.step, from_paths(arrays, like)
+        except ValueError as error:
+            raise InputError(f"{self.folder.name}: the checkpoint of step {found.step} does not fit: {error}") from None
+
+    def _note_checkpoint(self) -> None:
+        written = self._checkpoints.take()
+        if written:
+            self._journal.write("checkpoint", step=written.step, params_digest=written.digest, tensors=written.tensors)
+
+    def _end(self, status: str, message: str) -> None:
+        try:
+            self._note_checkpoint()
+            tags = {"fbp.metrics_digest": metrics_digest(history(self.folder))}
+            if self._params is not None:
+                tags["fbp.params_digest"] = params_digest(self._params)
+            if message:
+                tags["fbp.message"] = message[:5000]
+            self._journal.write("tags", values=tags)
+            self._journal.write("end", status=status, message=message)
+        finally:
+            self._checkpoints.close()
+            self._journal.close()
+
+
+@contextlib.contextmanager
+def track(
+    config: Mapping[str, Any] | Config | None = None,
+    *,
+    experiment: str = "tracked",
+    name: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    tracking_uri: str | None = None,
+    resume: str | None = None,
+    keep: int = 2,
+    wait: float = shipper.SEND_SECONDS,
+) -> Iterator[Tracked]:
+    """Track a training loop of one's own in MLflow; nothing that happens to MLflow can stop it.
+
+    Args:
+        config: what MLflow shows as parameters: numbers, texts and lists by name; mappings inside give names like
+            ``optimizer_learning_rate``. A :class:`Config` is taken, too.
+        experiment: MLflow's experiment.
+        name: what the run is called; by default as the experiment.
+        tags: more texts.
+        tracking_uri: where to log, if not to ``MLFLOW_TRACKING_URI`` or the embedded store in ``mlruns/``.
+        resume: the name, folder or id of a run to go on with.
+        keep: how many checkpoints stay.
+        wait: how many seconds to wait for MLflow at the end; what is left goes on in a process of its own.
+
+    Yields:
+        A :class:`Tracked`: ``run.log(step, metrics)``, ``run.checkpoint(step, tree)``, ``run.restore(like)``. The run ends
+        FINISHED, FAILED after an exception, KILLED after Ctrl-C.
+
+    Raises:
+        InputError: where an argument cannot be used, or ``resume`` names no run, or one of another configuration.
+
+    Example:
+        with fbp.experiment.track({"learning_rate": 0.1}) as run:
+            for step in range(1, 101):
+                params, loss = train_step(params)
+                run.log(step, {"loss": loss})
+    """
+    if isinstance(config, Config):
+        experiment, params = config.tracking.experiment or config.name, configuration.flat(config)
+    else:
+        params = {key.replace("/", "_"): text for key, text in _flat("config", config or {}, _text)}
+    root = store.root()
+    root.mkdir(parents=True, exist_ok=True)
+    store.check_not_moved(root)
+    folder, uri = _folder(root, experiment, resume, params, tracking_uri)
+    with locks.training(folder) as mine:
+        if not mine:
+            raise InputError(f"{folder.name}: another process is training this run")
+        saved = checkpoint.files(folder)
+        step = int(saved[0].stem.partition("-")[2]) if saved else 0
+        run = _begin(folder, experiment, name or experiment, params, dict(tags or {}), keep, step)
+        process = shipper.launch(folder, uri)
+        try:
+            yield run
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+            run._end("KILLED" if stopped else "FAILED", f"{type(error).__name__}: {error}")
+            raise
+        else:
+            run._end("FINISHED", "")
+        finally:
+            shipper.wait(process, wait)
+
+
+def _folder(
+    root: Path, experiment: str, resume: str | None, params: Mapping[str, str], tracking_uri: str | None
+) -> tuple[Path, str]:
+    """The folder of a new run, or of the one to go on with; and where it is sent."""
+    if resume is None:
+        uri = store.tracking_uri(root, tracking_uri)
+        folder = store.new_run_folder(root, experiment)
+        (folder / shipper.DESTINATION).write_text(store.portable(uri, root), encoding="utf-8")
+        return folder, uri
+    found = Path(resume) if journal.start_of(Path(resume)) else find_folder(root, resume)
+    if found is None:
+        raise InputError(f"resume: no run {resume!r} in {root}")
+    before = (journal.start_of(found) or {})["params"]
+    other = sorted(key for key in {*before, *params} if before.get(key) != params.get(key))
+    if other:
+        raise InputError(
+            f"resume: {other[0]} was {before.get(other[0])!r} when the run began, and is {params.get(other[0])!r} now; "
+            "give it the same configuration, or start a new run"
+        )
+    return found, store.tracking_uri(root, tracking_uri or shipper.destination(found))
+
+
+def _begin(
+    folder: Path, experiment: str, label: str, params: Mapping[str, str], tags: dict[str, str], keep: int, step: int
+) -> Tracked:
+    writer = Journal(folder)
+    if journal.start_of(folder):
+        writer.write("resume", step=step)
+    else:
+        writer.start(
+            folder,
+            label=label,
+            experiment=experiment,
+            params=params,
+            tags=environment.tags(Path("."), None, environment.git(Path.cwd())) | tags,
+        )
+    writer.close()
+    return Tracked(folder, keep, step)
+
+
+def _flat(where: str, values: Mapping[str, Any], convert: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings under names joined by ``/``."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where}: expected a mapping from names to values, got {type(values).__name__}")
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flat(where, value, convert, f"{name}/")
+        elif not _KEY.fullmatch(name) or "//" in name or ".." in name or len(name) > _LONGEST_KEY:
+            raise InputError(f"{where}: expected names of letters, digits and _ . - /, at most 250 long, got {name!r}")
+        else:
+            yield name, convert(where, name, value)
+
+
+def _number(where: str, name: str, value: Any) -> float:
+    try:
+        array = np.asarray(value)
+        if array.size != 1 or array.dtype.kind not in "fiubV":
+            raise TypeError
+        return float(array.reshape(()).astype(np.float64))
+    except (TypeError, ValueError):
+        raise InputError(f"{where}: {name}: expected a number, got {str(value)[:80]!r}") from None
+
+
+def _text(where: str, name: str, value: Any) -> str:
+    return str(value)[:6000]
