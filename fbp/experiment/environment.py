@@ -181,6 +181,13 @@ def facts() -> dict[str, Any]:
     }
 
 
+def write(artifacts: Path, repository: dict[str, str]) -> None:
+    """The environment, and what is not committed, among a run's artifacts."""
+    (artifacts / NAME).write_text(json.dumps(facts(), indent=1), encoding="utf-8")
+    if "diff" in repository:
+        (artifacts / "git.diff").write_text(repository["diff"], encoding="utf-8")
+
+
 def tags(config_path: Path, seed: int | None, repository: dict[str, str]) -> dict[str, str]:
     """The tags of a run: MLflow's own for source and user, and fbp's; no seed where the runner has none."""
     device = jax.devices()[0]
@@ -196,7 +203,7 @@ def tags(config_path: Path, seed: int | None, repository: dict[str, str]) -> dic
         "fbp.device": f"{jax.device_count()} x {device.device_kind}",
         "fbp.device_kind": device.device_kind,
         "fbp.device_count": str(jax.device_count()),
-        "fbp.command": _without_credentials(" ".join(["fbp", *sys.argv[1:]])),
+        "fbp.command": _without_credentials(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
     }
     if repository:
         result["mlflow.source.git.commit"] = repository["commit"]

@@ -12,7 +12,7 @@ from fbp.experiment.build import build
 from fbp.experiment.config import Config
 from fbp.experiment.journal import Journal
 from fbp.experiment.loop import Reporter
-from fbp.experiment.record import Record, known
+from fbp.experiment.record import Record
 from fbp.experiment.run import Origin, Outcome, run
 
 
@@ -82,7 +82,7 @@ def run_group(
         status, message = (bad[0].status, bad[0].message) if bad else ("FINISHED", "")
         results = {f"{name}/{key}": value for name, out in outcomes.items() for key, value in out.metrics.items()}
         tested = {key: value for key, value in results.items() if "/test_" in key}
-        Record(writer, known(folder, 0)).metrics(0, tested)
+        Record(writer).metrics(0, tested)
     except KeyboardInterrupt:
         status, message = "KILLED", "stopped between two variants"
         raise

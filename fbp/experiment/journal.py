@@ -173,10 +173,12 @@ def step_times(line: Mapping[str, Any], count: int) -> np.ndarray:
     return np.linspace(line["began"], line["time"], count + 1)[1:].astype(np.int64)
 
 
-def history(folder: Path) -> dict[str, Series]:
-    """Every metric of a run, by key, in the order of its steps."""
+def history(folder: Path, kinds: Sequence[str] = ("steps", "metrics")) -> dict[str, Series]:
+    """Every metric of a run, by key, in the order in which it was written; or only those of one kind of line."""
     gathered: dict[str, list[Series]] = {}
     for _, line in lines(folder):
+        if line["kind"] not in kinds:
+            continue
         if line["kind"] == "steps":
             for key, column in line["columns"].items():
                 values = decode(column).astype(np.float64)

@@ -55,14 +55,15 @@ def _pictures(folder: Path) -> dict[str, Callable[[], Figure | None]]:
     results = read_arrays(folder / "results.npz") if (folder / "results.npz").exists() else {}
     layers = (journal.start_of(folder) or {}).get("layers", {})
     saved = folder / "artifacts" / "model"
-    classes = read(saved).classes if (saved / "model.json").exists() else ()
+    trained = read(saved) if (saved / "model.json").exists() else None
+    classes, shape = (trained.classes, trained.shape) if trained else ((), ())
     return {
         "learning_curves": lambda: learning_curves(series),
         "learning_rate": lambda: learning_rate(series),
         "delta_norms": lambda: delta_norms({"": (series, layers)}),
         "confusion_matrix": lambda: confusion_matrix(results, classes),
         "misclassified": lambda: misclassified(results, classes),
-        "first_layer_weights": lambda: first_layer_weights(results, read(saved).shape),
+        "first_layer_weights": lambda: first_layer_weights(results, shape),
         "decision_boundary": lambda: decision_boundary(results, classes),
         "predictions": lambda: predictions(results),
         "model": lambda: model(folder),

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 
 from fbp.experiment import journal
-from fbp.experiment.journal import Journal, Series, is_timing
-
-PER_STEP = ("loss", "gradient_norm", "learning_rate")  # metrics with a value at every step
+from fbp.experiment.journal import Journal, is_timing
 
 
 class Record:
@@ -24,17 +22,18 @@ class Record:
         differing: the first (metric, step) at which a resumed run gave another value than before, None where none did.
     """
 
-    def __init__(self, writer: Journal, known: Mapping[str, Series] | None = None):
+    def __init__(self, writer: Journal, step: int = 0):
+        """``step``: from where a resumed run goes on; what the journal has there and later is not written again."""
         self.journal = writer
         self.latest: dict[str, float] = {}
         self.differing: tuple[str, int] | None = None
+        self._known_steps = journal.history(writer.folder, ["steps"])
         self._known = {
-            (key, int(step)): float(value)
-            for key, series in (known or {}).items()
-            if key not in PER_STEP
-            for step, value in zip(series.steps, series.values, strict=True)
+            (key, int(at)): float(value)
+            for key, series in journal.history(writer.folder, ["metrics"]).items()
+            for at, value in zip(series.steps, series.values, strict=True)
+            if at >= step
         }
-        self._known_steps = {key: series for key, series in (known or {}).items() if key in PER_STEP}
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
         """Metrics of one step; returns them as numbers."""
@@ -65,12 +64,3 @@ class Record:
         same = before == now or (math.isnan(before) and math.isnan(now))
         if not same and (self.differing is None or step < self.differing[1]):
             self.differing = key, step
-
-
-def known(folder: Any, step: int) -> dict[str, Series]:
-    """The metrics that a run's journal holds at ``step`` and beyond."""
-    found = {}
-    for key, series in journal.history(folder).items():
-        later = series.steps >= step
-        found[key] = Series(*(column[later] for column in series))
-    return found

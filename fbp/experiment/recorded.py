@@ -72,9 +72,8 @@ class Runs:
             return list(self.client.search_runs(list(self.experiments), condition, max_results=limit, order_by=order))
         except MlflowException as error:
             first = str(error).partition("\n")[0].removeprefix("INVALID_PARAMETER_VALUE: ")
-            asked = (
-                f"--sort {', '.join(order)}" if (order and "order" in first) or "attribute key" in first else condition
-            )
+            about_order = order and ("order" in first or "attribute key" in first)
+            asked = f"--sort {', '.join(order or [])}" if about_order else condition
             raise InputError(
                 f"{asked}: {first}; write metrics.NAME, params.NAME, tags.NAME or attributes.NAME, such as "
                 "\"metrics.validation_accuracy > 0.97 and params.optimizer_name = 'adam'\""

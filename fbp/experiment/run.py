@@ -21,7 +21,7 @@ from fbp.experiment.checkpoint import Checkpoint, Checkpoints
 from fbp.experiment.config import Config
 from fbp.experiment.journal import Journal, history, metrics_digest
 from fbp.experiment.loop import Diverged, Interrupted, Loop, Position, Reporter, begin, restored
-from fbp.experiment.record import Record, known
+from fbp.experiment.record import Record
 from fbp.layer import Params
 
 _FINGERPRINT = "fbp.data_fingerprint"  # the tag
@@ -85,7 +85,7 @@ def run(
     )
     position, found = _resumed(experiment, folder, reporter) if going_on else (begin(experiment), None)
     writer = Journal(folder)
-    record = Record(writer, known(folder, position.at))
+    record = Record(writer, position.at)
     if going_on:
         _write_resume(folder, writer, record, found)
     else:
@@ -160,10 +160,8 @@ def _write_start(experiment: Experiment, origin: Origin, folder: Path, writer: J
     config, dataset = experiment.config, experiment.dataset
     artifacts = folder / "artifacts"
     (artifacts / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
-    (artifacts / environment.NAME).write_text(json.dumps(environment.facts(), indent=1), encoding="utf-8")
     repository = environment.git(origin.source.resolve().parent)
-    if "diff" in repository:
-        (artifacts / "git.diff").write_text(repository["diff"], encoding="utf-8")
+    environment.write(artifacts, repository)
     inputs = [
         {
             "name": f"{dataset.name}/{part}",

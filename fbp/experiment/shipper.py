@@ -27,7 +27,6 @@ from typing import Any
 
 from fbp.experiment import journal, locks, store
 from fbp.experiment.journal import Journal
-from fbp.experiment.record import PER_STEP
 from fbp.experiment.system import SYSTEM, SystemMetrics
 
 _POINTS = 2500  # per metric key: what the dashboard reads at once
@@ -309,8 +308,7 @@ def write_history(folder: Path) -> None:
     the digests of the parameters at each checkpoint, ``history/checkpoints.json``."""
     import numpy as np
 
-    series = journal.history(folder)
-    per_step = [key for key in PER_STEP if key in series and len(series[key].steps) > 1]
+    per_step, series = journal.history(folder, ["steps"]), journal.history(folder, ["metrics"])
     target = folder / "artifacts" / "history"
     target.mkdir(exist_ok=True)
     layers = (journal.start_of(folder) or {}).get("layers")
@@ -323,12 +321,13 @@ def write_history(folder: Path) -> None:
     if saved:
         (target / "checkpoints.json").write_text(json.dumps(saved, indent=1), encoding="utf-8")
     if per_step:
-        table = np.column_stack([series[per_step[0]].steps, *(series[key].values for key in per_step)])
+        first = next(iter(per_step.values()))
+        table = np.column_stack([first.steps, *(points.values for points in per_step.values())])
         header = ",".join(["step", *per_step])
         np.savetxt(target / "steps.csv", table, "%.9g", ",", header=header, comments="")
     with open(target / "metrics.csv", "w", encoding="utf-8") as file:
         file.write("key,step,time,value\n")
-        for key in sorted(set(series) - set(per_step)):
+        for key in sorted(series):
             for step, value, when in zip(*series[key], strict=True):
                 file.write(f"{key},{step},{when},{float(value)!r}\n")
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fbp.experiment.checkpoint import Checkpoints
 from fbp.experiment.config import Config
 from fbp.experiment.journal import Journal, history, metrics_digest
 from fbp.experiment.loading import find_folder
-from fbp.experiment.record import Record, known
+from fbp.experiment.record import Record
 from fbp.layer import Params
 
 _KEY = re.compile(r"[A-Za-z0-9_.\-]([A-Za-z0-9_.\- /]*[A-Za-z0-9_.\-])?")
@@ -36,7 +37,7 @@ class Tracked:
         self.folder = folder
         self.name = str((journal.start_of(folder) or {}).get("name"))
         self._journal = Journal(folder)
-        self._record = Record(self._journal, known(folder, from_step))
+        self._record = Record(self._journal, from_step)
         self._checkpoints = Checkpoints(folder, keep, self._journal.sync)
         self._params: Params = None
 
@@ -93,7 +94,7 @@ class Tracked:
         Raises:
             InputError: where the checkpoint is of another structure.
         """
-        found = checkpoint.latest(self.folder, lambda text: print(f"fbp: {text}"))
+        found = checkpoint.latest(self.folder, lambda text: print(f"fbp: {text}", file=sys.stderr))
         if found is None:
             return None
         arrays = {path.removeprefix("tree").removeprefix("/"): array for path, array in found.arrays.items()}
@@ -184,7 +185,12 @@ def track(
         else:
             run._end("FINISHED", "")
         finally:
-            shipper.wait(process, wait)
+            if not shipper.wait(process, wait):
+                print(
+                    f"fbp: not all of {run.name} has reached {store.public(uri)} yet (see {folder / 'shipper.log'}); "
+                    "nothing is lost: 'fbp sync' sends the rest",
+                    file=sys.stderr,
+                )
 
 
 def _folder(
@@ -216,13 +222,11 @@ def _begin(
     if journal.start_of(folder):
         writer.write("resume", step=step)
     else:
-        writer.start(
-            folder,
-            label=label,
-            experiment=experiment,
-            params=params,
-            tags=environment.tags(Path("."), None, environment.git(Path.cwd())) | tags,
-        )
+        script = Path(sys.argv[0])
+        repository = environment.git(script.resolve().parent if script.exists() else Path.cwd())
+        environment.write(folder / "artifacts", repository)
+        tags = environment.tags(script, None, repository) | tags
+        writer.start(folder, label=label, experiment=experiment, params=params, tags=tags)
     writer.close()
     return Tracked(folder, keep, step)
 
