@@ -51,6 +51,19 @@ def diagnose(model: Layer, loss: Loss, optimizer: Optimizer) -> Callable[..., Di
     return diagnosis
 
 
+def named(found: Diagnosis) -> dict[str, Any]:
+    """Each norm under a name of its own, ``delta_norm/PATH``; inside a ``repeat``, ``.../0`` and on, one for each copy.
+
+    Of shapes, such as ``jax.eval_shape`` gives, too: then None under each name.
+    """
+    values = {f"{kind}/{path}": value for kind, norms in found._asdict().items() for path, value in norms.items()}
+    for path in [path for path, value in values.items() if value.ndim]:
+        value = values.pop(path)
+        copies = [None] * value.size if isinstance(value, jax.ShapeDtypeStruct) else list(value.ravel())
+        values |= {f"{path}/{i}": copy for i, copy in enumerate(copies)}
+    return values
+
+
 def _norms(tree: Any) -> dict[str, Array]:
     return {path_of(keys): norm(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 

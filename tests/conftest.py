@@ -1,15 +1,32 @@
 """What all tests share: where original data may lie, and a project folder of their own."""
 
+import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
+
+from fbp.experiment.locks import locked
+from tests.projects import command, empty_store, write_config
 
 REPOSITORY = Path(__file__).parent.parent
 DATA = Path(os.environ.get("FBP_DATA", REPOSITORY.parent / "shared" / "data"))
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+_COMMON = {
+    "deadline": None,
+    "suppress_health_check": list(hypothesis.HealthCheck),
+    "database": None,
+    "derandomize": True,
+}
+hypothesis.settings.register_profile("usual", max_examples=200, **_COMMON)
+hypothesis.settings.register_profile("thorough", max_examples=10_000, **(_COMMON | {"derandomize": False}))
+hypothesis.settings.load_profile("usual")
 
 
 @pytest.fixture
@@ -38,3 +55,28 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, worker_id):
+    """A project with one finished run, started as a user does: made once, by whichever test process comes first."""
+    base = tmp_path_factory.getbasetemp()
+    project = (base if worker_id == "master" else base.parent) / "finished"
+    with locked(project.with_suffix(".lock")):
+        if not project.exists():
+            (project / "mlruns").mkdir(parents=True)
+            write_config(project, data="digits")
+            done = subprocess.run(
+                command("run", "small.toml"), cwd=project, capture_output=True, text=True, timeout=240
+            )
+            assert done.returncode == 0, done.stderr
+            (project / "said.json").write_text(json.dumps([done.stdout, done.stderr]))
+            empty_store(project / "mlruns" / "mlflow.db", project / "empty.db")
+    return project, *json.loads((project / "said.json").read_text())
+
+
+@pytest.fixture
+def warm(project, finished):
+    """A project whose store is open already."""
+    shutil.copy(finished[0] / "empty.db", project / "mlruns" / "mlflow.db")
+    return project

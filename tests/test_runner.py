@@ -3,11 +3,9 @@
 import itertools
 import json
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,106 +17,8 @@ import fbp
 from fbp.cli import main
 from fbp.experiment import journal
 from fbp.experiment.arrays import params_digest
-from fbp.experiment.locks import locked as store_lock
 from fbp.experiment.saving import read
-
-CONFIG = """
-description = "a small run"
-[data]
-name = "{data}"
-[model]
-name = "mlp"
-hidden = [8]
-[loss]
-name = "{loss}"
-[optimizer]
-name = "adam"
-learning_rate = 0.01
-[training]
-epochs = 3
-"""
-
-
-def write_config(project: Path, name="small", data="iris", loss="softmax_cross_entropy", more="") -> Path:
-    path = project / f"{name}.toml"
-    path.write_text(CONFIG.format(data=data, loss=loss) + more)
-    return path
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-c", "from fbp.cli import main; main()", *map(str, arguments)]
-
-
-def fbp_run(*arguments: object, status: int = 0) -> subprocess.CompletedProcess:
-    done = subprocess.run(command("run", *arguments), capture_output=True, text=True, timeout=240)
-    assert done.returncode == status, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
-
-
-def client(project: Path):
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(f"sqlite:///{project}/mlruns/mlflow.db")
-
-
-def the_run(project: Path, experiment="small"):
-    found = client(project)
-    (run,) = found.search_runs([found.get_experiment_by_name(experiment).experiment_id])
-    return run
-
-
-def one(folder: Path) -> Path:
-    (found,) = folder.iterdir()
-    return found
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory, worker_id):
-    """A project with one finished run, started as a user does: made once, by whichever test process comes first."""
-    base = tmp_path_factory.getbasetemp()
-    project = (base if worker_id == "master" else base.parent) / "finished"
-    with store_lock(project.with_suffix(".lock")):
-        if not project.exists():
-            (project / "mlruns").mkdir(parents=True)
-            write_config(project, data="digits")
-            done = subprocess.run(
-                command("run", "small.toml"), cwd=project, capture_output=True, text=True, timeout=240
-            )
-            assert done.returncode == 0, done.stderr
-            (project / "said.json").write_text(json.dumps([done.stdout, done.stderr]))
-            empty_store(project / "mlruns" / "mlflow.db", project / "empty.db")
-    return project, *json.loads((project / "said.json").read_text())
-
-
-def empty_store(full: Path, empty: Path) -> None:
-    """A store with all its tables and no runs: opening a new one takes MLflow seconds."""
-    shutil.copy(full, empty)
-    database = sqlite3.connect(empty)
-    for table in (
-        "metrics",
-        "latest_metrics",
-        "params",
-        "tags",
-        "experiment_tags",
-        "input_tags",
-        "inputs",
-        "datasets",
-        "runs",
-    ):
-        database.execute(f"delete from {table}")
-    for table in ("logged_model_metrics", "logged_model_params", "logged_model_tags", "logged_models"):
-        database.execute(f"delete from {table}")
-    database.execute("delete from experiments where experiment_id != 0")
-    database.commit()
-    database.close()
-
-
-@pytest.fixture
-def warm(project, finished):
-    """A project whose store is open already."""
-    shutil.copy(finished[0] / "empty.db", project / "mlruns" / "mlflow.db")
-    return project
+from tests.projects import client, command, fbp_run, one, the_run, write_config
 
 
 class TestFinishedRun:
@@ -190,7 +90,7 @@ class TestFinishedRun:
             "learning_curves.png", "learning_rate.png", "delta_norms.png", "confusion_matrix.png", "misclassified.png",
             "first_layer_weights.png", "model.png", "model.svg",
         }  # fmt: skip
-        assert names("history") == {"steps.csv", "metrics.csv", "checkpoints.json"}
+        assert names("history") == {"steps.csv", "metrics.csv", "checkpoints.json", "layers.json"}
 
     def test_the_model_loads_back_three_ways_and_predicts_the_same(self, finished, monkeypatch):
         import mlflow

@@ -9,29 +9,7 @@ from fbp.cli import main
 from fbp.experiment import config, journal, store
 from fbp.experiment.run import Origin, run
 from fbp.experiment.saving import read
-from tests.test_runner import write_config
-
-LEARNING = """[loss]
-name = "softmax_cross_entropy"
-[optimizer]
-name = "adam"
-learning_rate = 0.01
-[training]
-"""
-
-
-class Silent:
-    def begin(self, experiment):
-        pass
-
-    def advance(self, step, epoch, latest):
-        pass
-
-    def note(self, text):
-        pass
-
-    def close(self):
-        pass
+from tests.projects import LEARNING, Silent, write_config
 
 
 def run_here(project, *overrides):

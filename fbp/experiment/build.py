@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import BaseModel
 
-from fbp import augmentation, datasets, losses, metrics, optimizers, schedules
+from fbp import augmentation, datasets, diagnostics, losses, metrics, optimizers, schedules
 from fbp.augmentation import Augmentation
 from fbp.datasets import Dataset, Examples, Prepared
 from fbp.errors import InputError, ShapeError
-from fbp.experiment.catalogue import find
+from fbp.experiment.catalogue import find, suggest
 from fbp.experiment.config import Config, arguments
 from fbp.gradient import backpropagate
 from fbp.layer import Array, Layer, Loss, Optimizer, Shape
@@ -110,6 +110,11 @@ def build(config: Config) -> Experiment:
         if value > steps:
             raise InputError(f"{key}: expected at most the run's {steps} steps, got {value}; make it smaller")
     schedule = build_schedule(config, steps)
+    optimizer = build_optimizer(config, schedule)
+    observed: dict[str, Metric] = (
+        {"accuracy": metrics.accuracy} if dataset.classes else {"absolute_error": metrics.absolute_error}
+    )
+    _check_selection(config, observed, model, loss, optimizer, data.train)
     return Experiment(
         config,
         dataset,
@@ -117,9 +122,9 @@ def build(config: Config) -> Experiment:
         shape,
         model,
         loss,
-        build_optimizer(config, schedule),
+        optimizer,
         schedule,
-        {"accuracy": metrics.accuracy} if dataset.classes else {"absolute_error": metrics.absolute_error},
+        observed,
         build_augmentation(config, shape),
         batch_size,
         steps_per_epoch,
@@ -304,6 +309,25 @@ def _check_fit(config: Config, model: Layer, loss: Loss, shape: Shape, outputs: 
                 f"loss.name: {config.loss.name!r} expects probabilities, but the model gives values from {low:.3g} "
                 f"to {high:.3g}; set model.output_activation, or take the loss on logits"
             )
+
+
+def _check_selection(
+    config: Config, observed: dict[str, Metric], model: Layer, loss: Loss, optimizer: Optimizer, examples: Examples
+) -> None:
+    """See that the metric by which the best evaluation is chosen will be there; nothing is computed."""
+    names = [f"{part}_{name}" for part in ("validation", "train") for name in ("loss", *observed)]
+    names += ["loss", "gradient_norm", "examples_per_second", "epoch"]
+    wanted = config.selection.metric
+    if "/" in wanted:
+
+        def norms(x: Array, y: Array) -> diagnostics.Diagnosis:
+            params, _ = model.init(jax.random.key(0), x.shape[1:])
+            return diagnostics.diagnose(model, loss, optimizer)(params, optimizer.init(params), x, y)
+
+        x, y = (jax.ShapeDtypeStruct((2, *part.shape[1:]), part.dtype) for part in examples)
+        names += diagnostics.named(jax.eval_shape(norms, x, y))
+    if wanted not in names:
+        raise InputError(f"selection.metric: no metric {wanted!r} is logged at evaluations; {suggest(wanted, names)}")
 
 
 def reading(config: Config) -> Callable[[Array], Array]:

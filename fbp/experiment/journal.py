@@ -204,6 +204,16 @@ def metrics_digest(metrics: Mapping[str, Series]) -> str:
     return digest.hexdigest()
 
 
+def nonfinite(metrics: Mapping[str, Series]) -> str:
+    """Where metrics were NaN or infinite for the first time, as a text for a tag; MLflow itself has NaN for both."""
+    found = []
+    for key, points in metrics.items():
+        where = np.flatnonzero(~np.isfinite(points.values))
+        if len(where):
+            found.append(f"{key} {points.values[where[0]]} at step {points.steps[where[0]]}")
+    return ", ".join(found)[:5000]
+
+
 def start_of(folder: Path) -> dict[str, Any] | None:
     """The journal's ``start`` line, if the run got so far."""
     return next((line for _, line in lines(folder) if line["kind"] == "start"), None)

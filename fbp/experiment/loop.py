@@ -143,11 +143,12 @@ class Loop:
         self._advance = lambda state, count: program(_copy(state), x, y, count)
         self._evaluate_validation = _evaluation(experiment)
         diagnose = jax.jit(diagnostics.diagnose(experiment.model, experiment.loss, experiment.optimizer))
-        self._diagnose = lambda state: diagnose(state.params, state.opt_state, x[:_PROBE], y[:_PROBE])
+        probe = x[:_PROBE], y[:_PROBE]
+        self._norms = lambda state: diagnostics.named(jax.device_get(diagnose(state.params, state.opt_state, *probe)))
         interval = experiment.interval
         self._rates = jax.jit(lambda first: jax.vmap(experiment.schedule)(first + jnp.arange(interval)))
         if self.position.at == 0:
-            self.record.metrics(0, _norms(self._diagnose(self.position.state)))
+            self.record.metrics(0, self._norms(self.position.state))
             self._save_if_due()
         self._began = self._saved = time.monotonic()
         wanted = experiment.config.selection
@@ -205,7 +206,7 @@ class Loop:
                 f"{float(experiment.schedule(jnp.asarray(at - 1))):.3g}; likely the steps are too large: lower "
                 "optimizer.learning_rate or set optimizer.clip_global_norm"
             )
-        shown |= self.record.metrics(at, _norms(self._diagnose(state)))
+        shown |= self.record.metrics(at, self._norms(state))
         shown |= {"loss": float(columns.cost[-1]), "gradient_norm": float(columns.gradient_norm[-1])}
         wanted = experiment.config.selection
         best = selection.updated(wanted, best, shown[wanted.metric], at, params)
@@ -316,10 +317,3 @@ def _usable(experiment: Experiment) -> Callable[[TrainState], Params]:
     x = jnp.asarray(experiment.data.train.x[: max(_POPULATION, experiment.batch_size)])
     fill = jax.jit(training.with_statistics(experiment.model, batch_size=experiment.batch_size))
     return lambda state: fill(average(state), x, state.key)
-
-
-def _norms(found: diagnostics.Diagnosis) -> dict[str, Any]:
-    values = {f"{kind}/{path}": np.asarray(v) for kind, norms in found._asdict().items() for path, v in norms.items()}
-    for path in [path for path, value in values.items() if value.ndim]:  # a norm for each copy inside a repeat
-        values |= {f"{path}/{i}": value for i, value in enumerate(values.pop(path).ravel())}
-    return values

@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from fbp.errors import InputError
 from fbp.experiment import checkpoint, diagram, environment, journal, results, saving, summary
 from fbp.experiment import config as configuration
@@ -19,7 +17,7 @@ from fbp.experiment.arrays import digest_of, params_digest
 from fbp.experiment.build import Experiment, build
 from fbp.experiment.checkpoint import Checkpoint, Checkpoints
 from fbp.experiment.config import Config
-from fbp.experiment.journal import Journal, history, metrics_digest
+from fbp.experiment.journal import Journal, history, metrics_digest, nonfinite
 from fbp.experiment.loop import Diverged, Interrupted, Loop, Position, Reporter, begin, restored
 from fbp.experiment.record import Record
 from fbp.layer import Params
@@ -227,13 +225,9 @@ def _finish(experiment: Experiment, loop: Loop, record: Record, folder: Path, st
         tags["fbp.stopped_early"] = f"step {at}"
     if message:
         tags["fbp.message"] = message
-    odd = {
-        key: (int(points.steps[where[0]]), float(points.values[where[0]]))
-        for key, points in series.items()
-        if len(where := (~np.isfinite(points.values)).nonzero()[0])
-    }
+    odd = nonfinite(series)
     if odd:
-        tags["fbp.nonfinite"] = ", ".join(f"{key} {value} at step {step}" for key, (step, value) in odd.items())[:5000]
+        tags["fbp.nonfinite"] = odd
     if record.differing:
         tags["fbp.resume_differs"] = "{} at step {}".format(*record.differing)
     record.journal.write("tags", values=tags)

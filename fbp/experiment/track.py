@@ -16,7 +16,7 @@ from fbp.experiment import config as configuration
 from fbp.experiment.arrays import from_paths, params_digest
 from fbp.experiment.checkpoint import Checkpoints
 from fbp.experiment.config import Config
-from fbp.experiment.journal import Journal, history, metrics_digest
+from fbp.experiment.journal import Journal, history, metrics_digest, nonfinite
 from fbp.experiment.loading import find_folder
 from fbp.experiment.record import Record
 from fbp.layer import Params
@@ -111,9 +111,12 @@ class Tracked:
     def _end(self, status: str, message: str) -> None:
         try:
             self._note_checkpoint()
-            tags = {"fbp.metrics_digest": metrics_digest(history(self.folder))}
+            series = history(self.folder)
+            tags = {"fbp.metrics_digest": metrics_digest(series)}
             if self._params is not None:
                 tags["fbp.params_digest"] = params_digest(self._params)
+            if odd := nonfinite(series):
+                tags["fbp.nonfinite"] = odd
             if message:
                 tags["fbp.message"] = message[:5000]
             self._journal.write("tags", values=tags)

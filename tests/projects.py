@@ -1,0 +1,103 @@
+"""Projects to test in: experiment files, commands as a user gives them, and what MLflow has afterwards."""
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+CONFIG = """
+description = "a small run"
+[data]
+name = "{data}"
+[model]
+name = "mlp"
+hidden = [8]
+[loss]
+name = "{loss}"
+[optimizer]
+name = "adam"
+learning_rate = 0.01
+[training]
+epochs = 3
+"""
+
+
+def write_config(project: Path, name="small", data="iris", loss="softmax_cross_entropy", more="") -> Path:
+    path = project / f"{name}.toml"
+    path.write_text(CONFIG.format(data=data, loss=loss) + more)
+    return path
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-c", "from fbp.cli import main; main()", *map(str, arguments)]
+
+
+def fbp_run(*arguments: object, status: int = 0) -> subprocess.CompletedProcess:
+    done = subprocess.run(command("run", *arguments), capture_output=True, text=True, timeout=240)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def client(project: Path):
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(f"sqlite:///{project}/mlruns/mlflow.db")
+
+
+def the_run(project: Path, experiment="small"):
+    found = client(project)
+    (run,) = found.search_runs([found.get_experiment_by_name(experiment).experiment_id])
+    return run
+
+
+def one(folder: Path) -> Path:
+    (found,) = folder.iterdir()
+    return found
+
+
+LEARNING = """[loss]
+name = "softmax_cross_entropy"
+[optimizer]
+name = "adam"
+learning_rate = 0.01
+[training]
+"""
+
+
+class Silent:
+    def begin(self, experiment):
+        pass
+
+    def advance(self, step, epoch, latest):
+        pass
+
+    def note(self, text):
+        pass
+
+    def close(self):
+        pass
+
+
+def empty_store(full: Path, empty: Path) -> None:
+    """A store with all its tables and no runs: opening a new one takes MLflow seconds."""
+    shutil.copy(full, empty)
+    database = sqlite3.connect(empty)
+    for table in (
+        "metrics",
+        "latest_metrics",
+        "params",
+        "tags",
+        "experiment_tags",
+        "input_tags",
+        "inputs",
+        "datasets",
+        "runs",
+    ):
+        database.execute(f"delete from {table}")
+    for table in ("logged_model_metrics", "logged_model_params", "logged_model_tags", "logged_models"):
+        database.execute(f"delete from {table}")
+    database.execute("delete from experiments where experiment_id != 0")
+    database.commit()
+    database.close()

@@ -1,0 +1,350 @@
+"""Checkpoints, and runs that go on from them: what a death leaves is enough, and nothing is taken for more than it is."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fbp
+from fbp.experiment import checkpoint, config, journal, locks, store
+from fbp.experiment.arrays import by_path, from_paths, params_digest
+from fbp.experiment.checkpoint import Checkpoint
+from fbp.experiment.journal import Journal
+from fbp.experiment.launch import continue_run
+from fbp.experiment.run import Origin, run
+from fbp.experiment.saving import read
+from tests import breaking
+from tests.projects import LEARNING, Silent, command, write_config
+from tests.test_runs import PICTURES
+
+TREE = {
+    "w": jnp.arange(6, dtype=jnp.float32).reshape(2, 3),
+    "half": jnp.array([1.5, -2], jnp.bfloat16),
+    "key": jax.random.key(3),
+    "step": jnp.int32(7),
+    "empty": jnp.zeros((0, 4)),
+    "nested": [{"a": jnp.array([True, False])}, ()],
+}
+
+
+class TestCheckpointFile:
+    def test_what_is_read_is_what_was_written(self, tmp_path):
+        path = tmp_path / "step-7.npz"
+        checkpoint.write(path, Checkpoint(7, by_path(TREE), {"latest": {"loss": float("nan")}, "best": None}))
+        found = checkpoint.read(path)
+        assert found.step == 7
+        assert np.isnan(found.facts["latest"]["loss"])
+        back = from_paths(found.arrays, jax.eval_shape(lambda: TREE))
+        assert jax.tree.structure(back) == jax.tree.structure(TREE)
+        assert params_digest(back) == params_digest(TREE)
+        assert back["half"].dtype == jnp.bfloat16
+        assert (jax.random.bits(back["key"]) == jax.random.bits(TREE["key"])).all()
+
+    @given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), cut=st.booleans())
+    def test_one_changed_byte_is_noticed(self, tmp_path_factory, place, flip, cut):
+        folder = tmp_path_factory.getbasetemp()
+        good = folder / "step-good.npz"
+        if not good.exists():
+            checkpoint.write(good, Checkpoint(7, by_path(TREE), {"x": 1}))
+        content = bytearray(good.read_bytes())
+        at = int(place * len(content))
+        if cut:
+            del content[at:]
+        else:
+            content[at] ^= flip
+        bad = folder / "step-bad.npz"
+        bad.write_bytes(content)
+        found = problem = None
+        try:
+            found = checkpoint.read(bad)
+        except fbp.InputError as error:
+            problem = str(error)
+        if found is None:
+            assert len(problem.splitlines()) == 1
+        else:  # a byte that means nothing, such as a time in the archive
+            assert not cut
+            assert (found.step, found.facts) == (7, {"x": 1})
+            assert params_digest(from_paths(found.arrays, jax.eval_shape(lambda: TREE))) == params_digest(TREE)
+
+    @pytest.mark.parametrize(
+        "like",
+        [{"w": TREE["w"]}, TREE | {"w": jnp.zeros((3, 2))}, TREE | {"w": jnp.zeros((2, 3), jnp.int32)}],
+        ids=["names", "shape", "dtype"],
+    )
+    def test_another_structure_is_refused(self, like):
+        with pytest.raises(ValueError, match="expected"):
+            from_paths(by_path(TREE), like)
+
+    def test_a_damaged_one_is_passed_over_with_a_warning(self, tmp_path):
+        (tmp_path / "checkpoints").mkdir()
+        for step in (1, 2, 3):
+            checkpoint.write(tmp_path / "checkpoints" / f"step-{step:012d}.npz", Checkpoint(step, {}, {}))
+        newest, middle, _ = checkpoint.files(tmp_path)
+        newest.write_bytes(b"")
+        middle.write_bytes(middle.read_bytes()[:-30])
+        said = []
+        assert checkpoint.latest(tmp_path, said.append).step == 1
+        assert [f"step-{step:012d}.npz: the checkpoint is damaged" in said[3 - step] for step in (3, 2)] == [True, True]
+
+    def test_the_newest_are_kept_and_leftovers_removed(self, tmp_path):
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / ".step-9.npz.partial").write_text("half")
+        states = checkpoint.Checkpoints(tmp_path, 2, lambda: None)
+        for step in range(4):
+            states.save(step, {"tree": TREE}, TREE, {})
+            assert states.take().digest == params_digest(TREE)
+        states.close()
+        assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
+            "step-000000000002.npz",
+            "step-000000000003.npz",
+        ]
+
+    def test_a_full_disk_leaves_the_ones_before(self, tmp_path, monkeypatch):
+        states = checkpoint.Checkpoints(tmp_path, 2, lambda: None)
+        states.save(1, {}, {}, {})
+        states.take()
+        monkeypatch.setattr(np, "savez", lambda *a, **k: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
+        states.save(2, {}, {}, {})
+        with pytest.raises(OSError, match="no space"):
+            states.take()
+        states.close()
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000000001.npz"]
+
+
+class TestJournal:
+    def test_a_torn_line_is_cut(self, tmp_path):
+        Journal(tmp_path).write("metrics", step=1, values={"a": 1})
+        with open(tmp_path / journal.NAME, "a") as file:
+            file.write('{"kind": "met')
+        Journal(tmp_path).write("metrics", step=2, values={"a": 2})
+        assert journal.history(tmp_path)["a"].steps.tolist() == [1, 2]
+
+    def test_a_long_torn_line_and_zeros_of_a_lost_power(self, tmp_path):
+        Journal(tmp_path).write("metrics", step=1, values={"a": 1})
+        with open(tmp_path / journal.NAME, "ab") as file:
+            file.write(b"\0" * 200_000)
+        Journal(tmp_path).write("metrics", step=2, values={"a": 2})
+        assert journal.history(tmp_path)["a"].steps.tolist() == [1, 2]
+
+    def test_a_full_disk_leaves_whole_lines(self, tmp_path, monkeypatch):
+        writer = Journal(tmp_path)
+        writer.write("metrics", step=1, values={"a": 1})
+        whole, real = (tmp_path / journal.NAME).read_bytes(), os.write
+        calls = []
+
+        def half(file, data):
+            calls.append(1)
+            if len(calls) > 1:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(file, data[: len(data) // 2])
+
+        monkeypatch.setattr(os, "write", half)
+        with pytest.raises(OSError, match="No space left"):
+            writer.write("metrics", step=2, values={"a": 2})
+        assert (tmp_path / journal.NAME).read_bytes() == whole
+
+
+class Snapshots(Silent):
+    """Keeps copies of a run's folder: each is just what a ``kill -9`` at that moment would leave."""
+
+    def __init__(self, project, at):
+        self.project, self.at, self.copies = project, at, []
+
+    def advance(self, step, epoch, latest):
+        folder = store.run_folders(self.project / "mlruns")[-1]
+        if len(self.copies) < len(self.at) and step >= self.at[len(self.copies)]:
+            copy = self.project / f"copy{len(self.copies)}"
+            shutil.copytree(folder, copy)
+            with open(copy / journal.NAME, "a") as file:
+                file.write('{"kind": "steps", "ti')  # and it was writing a line
+            self.copies.append(copy)
+
+
+HARD = (
+    PICTURES.replace('name = "cnn"', 'name = "cnn"\ndropout_rate = 0.1')
+    .replace("[optimizer]\n", "[optimizer]\naverage = 0.9\naccumulate = 2\nclip_global_norm = 1.0\n")
+    .replace("limit = 400", "limit = 200")
+    + "[checkpoint]\nevery_steps = 7\n"
+)
+
+
+def result(folder):
+    tags = {}
+    for _, line in journal.lines(folder):
+        tags |= line["values"] if line["kind"] == "tags" else {}
+    series = journal.history(folder)
+    for points in series.values():  # every step once, in order
+        assert (np.diff(points.steps) > 0).all()
+    assert "fbp.resume_differs" not in tags
+    return tags["fbp.params_digest"], tags["fbp.metrics_digest"], journal.end_of(folder)["status"]
+
+
+def origin(project):
+    return Origin(project / "one.toml", "one")
+
+
+def test_a_death_at_any_moment_changes_nothing(project):
+    """Random layers, pictures changed at random, averages, accumulated gradients, statistics: all of it is in a checkpoint."""
+    (project / "one.toml").write_text(HARD.replace("epochs = 6", "epochs = 4"))
+    wanted = config.read(project / "one.toml")
+    reporter = Snapshots(project, [1, 6, 9, 16])
+    outcome = run(wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), reporter)
+    expected = result(outcome.folder)
+    assert len(reporter.copies) == 4
+    for copy in reporter.copies:
+        before = (copy / journal.NAME).read_bytes()
+        again = run(wanted, origin(project), copy, Silent())
+        assert result(copy) == expected
+        assert again.metrics.keys() == outcome.metrics.keys()
+        assert (
+            (copy / journal.NAME).read_bytes().startswith(before.rpartition(b"\n")[0])
+        )  # what was written stays written
+    first, *_, last = reporter.copies
+    assert [path.name[-5:-4] for path in checkpoint.files(last)] == [
+        path.name[-5:-4] for path in checkpoint.files(first)
+    ]
+
+
+def test_a_resume_can_be_broken_off_too_and_a_damaged_checkpoint_is_no_end(project):
+    (project / "one.toml").write_text(HARD.replace("epochs = 6", "epochs = 4"))
+    wanted = config.read(project / "one.toml")
+    reporter = Snapshots(project, [15])
+    expected = result(run(wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), reporter).folder)
+    (copy,) = reporter.copies
+    newest = checkpoint.files(copy)[0]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    stopped = run(wanted, origin(project), copy, Silent(), [signal.SIGTERM])
+    assert (stopped.status, stopped.signal) == ("KILLED", signal.SIGTERM)
+    finished = run(wanted, origin(project), copy, Silent())
+    assert finished.status == "FINISHED"
+    assert result(copy) == expected
+
+
+EARLY = f"""
+[data]
+name = "iris"
+[model]
+name = "mlp"
+hidden = [16]
+{LEARNING.replace("0.01", "0.05")}epochs = 200
+[selection]
+metric = "validation_accuracy"
+patience = 5
+restore_best = true
+"""
+
+
+def test_early_stopping_keeps_the_best_and_survives_a_death(project):
+    (project / "one.toml").write_text(EARLY)
+    wanted = config.read(project / "one.toml")
+    outcome = run(wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), Silent())
+    series = journal.history(outcome.folder)
+    accuracy = series["validation_accuracy"]
+    best = int(np.argmax(accuracy.values))  # the first of equals
+    assert len(accuracy.steps) == best + 1 + 5 < 200
+    assert outcome.metrics["best_step"] == accuracy.steps[best]
+    assert outcome.metrics["best_validation_accuracy"] == accuracy.values.max()
+    trained = read(outcome.folder / "artifacts" / "model")
+    data = fbp.datasets.prepare(fbp.datasets.iris(), seed=0)
+    kept = (trained.predict(data.validation.x).argmax(1) == data.validation.y).mean()
+    assert kept == pytest.approx(accuracy.values.max())
+    # the process dies after training, before the run's end: the decision to stop is in the checkpoint
+    expected = result(outcome.folder)
+    content = (outcome.folder / journal.NAME).read_text().splitlines(keepends=True)
+    kinds = [line.split('"')[3] for line in content]
+    (outcome.folder / journal.NAME).write_text("".join(content[: kinds.index("tags")]))
+    run(wanted, origin(project), outcome.folder, Silent())
+    assert result(outcome.folder) == expected
+
+
+@pytest.mark.parametrize("metric", ["delta_norm/1", "gradient_norm", "train_loss"])
+def test_any_metric_selects(project, metric):
+    (project / "one.toml").write_text(
+        EARLY.replace("validation_accuracy", metric).replace("epochs = 200", "epochs = 3")
+    )
+    wanted = config.read(project / "one.toml")
+    outcome = run(wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), Silent())
+    assert {"best_step", f"best_{metric}"} <= set(journal.history(outcome.folder))
+
+
+class TestRefused:
+    def begun(self, project, text=EARLY):
+        (project / "one.toml").write_text(text)
+        folder = store.new_run_folder(project / "mlruns", "one")
+        run(config.read(project / "one.toml"), origin(project), folder, Silent(), [signal.SIGINT])
+        return folder
+
+    def resumed(self, folder):
+        return continue_run(folder, lambda label: Silent(), None, lambda: None, None)
+
+    def test_a_metric_that_is_not_there(self, project):
+        (project / "one.toml").write_text(EARLY.replace("validation_accuracy", "validation_acuracy"))
+        with pytest.raises(fbp.InputError, match="did you mean 'validation_accuracy'"):
+            run(config.read(project / "one.toml"), origin(project), project, Silent())
+
+    def test_other_data(self, project):
+        text = EARLY.replace('name = "iris"', 'name = "file"\npath = "d.csv"')
+        (project / "d.csv").write_text("a,b\n" + "1,0\n2,1\n" * 40)
+        folder = self.begun(project, text)
+        (project / "d.csv").write_text("a,b\n" + "1,0\n3,1\n" * 40)
+        before = (folder / journal.NAME).read_bytes()
+        with pytest.raises(fbp.InputError, match="not what the run was begun with"):
+            run(config.read(folder / "artifacts" / "config.toml"), origin(project), folder, Silent())
+        assert (folder / journal.NAME).read_bytes() == before
+
+    def test_a_run_that_is_finished(self, project):
+        folder = self.begun(project)
+        run(config.read(project / "one.toml"), origin(project), folder, Silent())
+        with pytest.raises(fbp.InputError, match="the run is finished"):
+            self.resumed(folder)
+
+    def test_a_run_that_is_being_trained(self, project):
+        folder = self.begun(project)
+        with locks.training(folder) as mine:
+            assert mine
+            assert locks.is_training(folder)
+            with pytest.raises(fbp.InputError, match="another process is training this run"):
+                self.resumed(folder)
+        assert not locks.is_training(folder)
+
+    def test_a_checkpoint_of_another_model(self, project):
+        folder = self.begun(project)
+        other = config.read(folder / "artifacts" / "config.toml", ["model.hidden=[3]"])
+        with pytest.raises(fbp.InputError, match="its checkpoint does not fit the model"):
+            run(other, origin(project), folder, Silent())
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_when_there_is_room(project, warm):
+    path = write_config(project, data="digits", more="[checkpoint]\nevery_steps = 20\n")
+    wanted = config.read(path, ["training.epochs=40"])
+    words = [*command("run", path, "--set", "training.epochs=40"), "--tracking-uri", "http://127.0.0.1:9"]
+    limited = ["bash", "-c", 'ulimit -f 60; exec "$@"', "limited", *words]  # no file may be larger than 60 kB
+    done = subprocess.run(
+        limited, capture_output=True, text=True, timeout=240, env=os.environ | {"FBP_RETRY_SECONDS": "0"}
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"{journal.NAME}: File too large" in done.stderr
+    (folder,) = store.run_folders(project / "mlruns")
+    assert 0 < max(journal.checkpoints(folder)) < 40 * 44
+    run(wanted, origin(project), folder, Silent())
+    alone = run(wanted, origin(project), store.new_run_folder(project / "mlruns", "alone"), Silent())
+    assert result(folder) == result(alone.folder)
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments(project, warm):
+    """A handful; ``python -m tests.breaking`` does more."""
+    expected, seconds = breaking.unbroken(project)
+    chance = breaking.random.Random(11)
+    for _ in range(3):
+        found, kills = breaking.trial(project, seconds, chance)
+        assert found == expected, kills
