@@ -33,11 +33,11 @@ class Tracked:
         name: what it is called in MLflow.
     """
 
-    def __init__(self, folder: Path, keep: int, from_step: int):
+    def __init__(self, folder: Path, keep: int):
         self.folder = folder
         self.name = str((journal.start_of(folder) or {}).get("name"))
         self._journal = Journal(folder)
-        self._record = Record(self._journal, from_step)
+        self._record = Record(self._journal)
         self._checkpoints = Checkpoints(folder, keep, self._journal.sync)
         self._params: Params = None
 
@@ -175,9 +175,7 @@ def track(
     with locks.training(folder) as mine:
         if not mine:
             raise InputError(f"{folder.name}: another process is training this run")
-        saved = checkpoint.files(folder)
-        step = int(saved[0].stem.partition("-")[2]) if saved else 0
-        run = _begin(folder, experiment, name or experiment, params, dict(tags or {}), keep, step)
+        run = _begin(folder, experiment, name or experiment, params, dict(tags or {}), keep)
         process = shipper.launch(folder, uri)
         try:
             yield run
@@ -219,11 +217,11 @@ def _folder(
 
 
 def _begin(
-    folder: Path, experiment: str, label: str, params: Mapping[str, str], tags: dict[str, str], keep: int, step: int
+    folder: Path, experiment: str, label: str, params: Mapping[str, str], tags: dict[str, str], keep: int
 ) -> Tracked:
     writer = Journal(folder)
     if journal.start_of(folder):
-        writer.write("resume", step=step)
+        writer.write("resume", step=max(journal.checkpoints(folder), default=0))
     else:
         script = Path(sys.argv[0])
         repository = environment.git(script.resolve().parent if script.exists() else Path.cwd())
@@ -231,7 +229,7 @@ def _begin(
         tags = environment.tags(script, None, repository) | tags
         writer.start(folder, label=label, experiment=experiment, params=params, tags=tags)
     writer.close()
-    return Tracked(folder, keep, step)
+    return Tracked(folder, keep)
 
 
 def _flat(where: str, values: Mapping[str, Any], convert: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

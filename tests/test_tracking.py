@@ -1,0 +1,290 @@
+"""Tracking that cannot hurt: loops of one's own, servers that die, many processes on one store, runs that nobody ends."""
+
+import contextlib
+import math
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import fbp
+from fbp.cli import main
+from fbp.experiment import environment, journal, shipper, store, track
+from tests.projects import client, command, one, the_run, write_config
+from tests.servers import Server, postgresql
+
+
+class Sent:
+    """Stands for a shipper's process where nothing is to be sent."""
+
+    def __init__(self, *_):
+        self.returncode = 0
+
+    def wait(self, timeout=None):
+        return 0
+
+
+@pytest.fixture
+def unsent(project, monkeypatch):
+    monkeypatch.setattr(shipper, "launch", Sent)
+    return project
+
+
+class TestTrack:
+    def test_metrics_of_any_kind_in_order(self, unsent):
+        with track({"a": 1, "optimizer": {"rate": 0.1}}, experiment="mine") as run:
+            run.log(1, {"loss": jnp.float32(0.5), "norm": {"w": np.float64(2), "b": 3}, "ok": True})
+            run.log(2, {"loss": float("inf"), "norm": {"w": float("nan")}})
+        series = journal.history(run.folder)
+        assert {key: points.steps.tolist() for key, points in series.items()} == {
+            "loss": [1, 2],
+            "norm/w": [1, 2],
+            "norm/b": [1],
+            "ok": [1],
+        }
+        assert math.isinf(series["loss"].values[1])
+        start = journal.start_of(run.folder)
+        assert start["params"] == {"a": "1", "optimizer_rate": "0.1"}
+        assert journal.end_of(run.folder)["status"] == "FINISHED"
+        (tags,) = [line["values"] for _, line in journal.lines(run.folder) if line["kind"] == "tags"]
+        assert tags["fbp.nonfinite"] == "loss inf at step 2, norm/w nan at step 2"
+        assert (run.folder / "artifacts" / environment.NAME).exists()
+
+    @pytest.mark.parametrize(
+        ("error", "status"), [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")]
+    )
+    def test_an_exception_ends_the_run_and_goes_on(self, unsent, error, status):
+        with pytest.raises(error), track() as run:
+            raise error("why")
+        assert journal.end_of(run.folder)["status"] == status
+        assert "why" in journal.end_of(run.folder)["message"]
+
+    def test_a_resumed_run_goes_on_where_its_checkpoint_is(self, unsent):
+        tree = {"w": jnp.zeros(3), "key": jax.random.key(1)}
+        with contextlib.suppress(RuntimeError), track({"a": 1}) as run:
+            for step in range(1, 6):
+                run.log(step, {"loss": step})
+                run.checkpoint(step, tree | {"w": jnp.full(3, float(step))})
+            raise RuntimeError
+        newest = sorted((run.folder / "checkpoints").iterdir())[-1]
+        newest.write_bytes(newest.read_bytes()[:-9])
+        with track({"a": 1}, resume=run.name) as again:
+            at, found = again.restore(jax.tree.map(lambda leaf: leaf, tree))
+            assert (at, found["w"].tolist()) == (4, [4, 4, 4])
+            for step in range(at + 1, 8):
+                again.log(step, {"loss": step})
+        assert again.folder == run.folder
+        assert journal.history(run.folder)["loss"].steps.tolist() == list(range(1, 8))
+
+    @pytest.mark.parametrize(
+        ("use", "problem"),
+        [
+            (lambda run: run.log(1, {"x": "abc"}), "x: expected a number, got 'abc'"),
+            (lambda run: run.log(1, {"x": jnp.zeros(2)}), "x: expected a number"),
+            (lambda run: run.log(1, {"x": None}), "x: expected a number, got 'None'"),
+            (lambda run: run.log(1, {"x[0]": 1}), "expected names of letters, digits"),
+            (lambda run: run.log(1, {"../x": 1}), "expected names of letters, digits"),
+            (lambda run: run.log(-1, {"x": 1}), "expected a step, a whole number"),
+            (lambda run: run.log(1, 5), "expected a mapping"),
+            (lambda run: run.artifact("nothing.txt"), "expected a file"),
+            (lambda run: run.artifact(__file__, "../../x"), "inside the run's folder"),
+        ],
+    )
+    def test_bad_input_is_one_line_and_nothing_is_lost(self, unsent, use, problem):
+        with track() as run:
+            run.log(0, {"x": 0})
+            with pytest.raises(fbp.InputError, match=problem) as caught:
+                use(run)
+        assert len(str(caught.value).splitlines()) == 1
+        assert journal.history(run.folder)["x"].steps.tolist() == [0]
+
+    def test_another_configuration_is_not_resumed(self, unsent):
+        with track({"rate": 1}) as run:
+            pass
+        with (
+            pytest.raises(fbp.InputError, match="rate was '1' when the run began, and is '2' now"),
+            track({"rate": 2}, resume=run.name),
+        ):
+            pass
+        with pytest.raises(fbp.InputError, match="no run 'nothing'"), track(resume="nothing"):
+            pass
+
+
+def test_secrets_stay_secret(unsent):
+    uri = "http://someone:hidden-word@127.0.0.1:9"
+    with track({"a": 1}, tracking_uri=uri) as run:
+        run.log(1, {"x": 1})
+    written = b"".join(path.read_bytes() for path in run.folder.rglob("*") if path.is_file())
+    assert b"127.0.0.1:9" in written
+    assert b"hidden-word" not in written
+    refused = CliRunner().invoke(main, ["runs", "--tracking-uri", "file://someone:hidden-word@host/x"])
+    assert refused.exit_code == 2
+    assert "hidden-word" not in refused.output
+
+
+def test_names_in_records_do_not_leave_their_folder(project):
+    (project / "mlruns" / "runs" / "good").mkdir(parents=True)
+    (project / "outside").mkdir()
+    runs = project / "mlruns" / "runs"
+    assert store.inside(runs, "good") == runs / "good"
+    for name in ("../outside", "..", ".", "", str(project / "outside"), "good/../../../outside", None, 5, "missing"):
+        assert store.inside(runs, name) is None
+
+
+def test_a_moved_folder_is_recognized_and_repaired(finished, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    moved = tmp_path / "moved"
+    shutil.copytree(finished[0], moved)
+    monkeypatch.chdir(moved)
+    for words in (["run", "small.toml"], ["runs"]):
+        refused = CliRunner().invoke(main, words)
+        assert refused.exit_code == 2, refused.output
+        assert "this folder was moved or copied" in refused.output
+        assert "fbp relocate" in refused.output
+    repaired = CliRunner().invoke(main, ["relocate"])
+    assert repaired.exit_code == 0, repaired.output
+    assert f"was in {finished[0]}" in repaired.output
+    run = the_run(moved)
+    assert run.info.artifact_uri.startswith(str(moved))
+    assert "config.toml" in {item.path for item in client(moved).list_artifacts(run.info.run_id)}
+    (logged,) = client(moved).search_logged_models([run.info.experiment_id])
+    assert logged.artifact_location.startswith(str(moved))
+    assert CliRunner().invoke(main, ["relocate"]).output == "nothing was moved\n"
+    assert fbp.load(run.info.run_id).predict(np.zeros((1, 8, 8, 1))).shape == (1, 10)
+
+
+def test_reap_closes_what_is_dead_and_nothing_else(project, warm):
+    mlflow = client(project)
+    experiment = mlflow.create_experiment("small")
+
+    def running(name, **tags):
+        return mlflow.create_run(experiment, run_name=name, tags={f"fbp.{k}": v for k, v in tags.items()}).info.run_id
+
+    silent = running("silent", version="1", heartbeat="2020-01-01T00:00:00+00:00")
+    alive = running("alive", version="1", heartbeat="2999-01-01T00:00:00+00:00")
+    foreign = running("foreign")
+    folder = store.new_run_folder(project / "mlruns", "local")
+    writer = journal.Journal(folder)
+    writer.start(folder, label="local", experiment="small", params={}, tags={})
+    writer.write("metrics", step=1, values={"x": 1.0})
+    writer.close()
+    local = running("local", version="1", folder=folder.name)
+    done = subprocess.run(command("reap"), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "2 runs closed" in done.stdout
+    found = {name: mlflow.get_run(run) for name, run in {"s": silent, "a": alive, "f": foreign, "l": local}.items()}
+    assert {name: run.info.status for name, run in found.items()} == {
+        "s": "KILLED",
+        "a": "RUNNING",
+        "f": "RUNNING",
+        "l": "KILLED",
+    }
+    assert found["s"].info.end_time == 1577836800000
+    assert found["l"].data.metrics["x"] == 1
+
+
+def counted(database, experiment="tracked"):
+    """Metric records, and different ones, of an experiment by run; but not the machine's."""
+    return database.execute(
+        "select count(*), count(distinct metrics.key || '/' || step) from metrics join runs using (run_uuid) "
+        "where metrics.key not like 'system/%' group by run_uuid"
+    ).fetchall()
+
+
+LOOP = """
+import sys, time
+from fbp.experiment import track
+count, pause = int(sys.argv[1]), float(sys.argv[2])
+with track({"count": count}, wait=float(sys.argv[3])) as run:
+    for step in range(1, count // 2 + 1):
+        run.log(step, {"loss": 1 / step, "norm": {"w": step}})
+        time.sleep(pause)
+"""
+
+
+@pytest.mark.slow
+def test_four_processes_on_one_new_store_lose_nothing(project):
+    loops = [
+        subprocess.Popen([sys.executable, "-c", LOOP, "20000", "0", "300"], stderr=subprocess.PIPE) for _ in range(4)
+    ]
+    assert [(loop.communicate(timeout=500)[1], loop.returncode) for loop in loops] == [(b"", 0)] * 4
+    with contextlib.closing(sqlite3.connect(project / "mlruns" / "mlflow.db")) as database:
+        assert counted(database) == [(20_000, 20_000)] * 4
+        assert database.execute("select distinct status from runs").fetchall() == [("FINISHED",)]
+
+
+def postgresql_counted(uri):
+    import psycopg
+
+    with contextlib.closing(psycopg.connect(uri)) as database, database.cursor() as cursor:
+        cursor.execute(
+            "select count(*), count(distinct metrics.key || '/' || step), min(runs.status) from metrics "
+            "join runs using (run_uuid) where metrics.key not like 'system/%' group by run_uuid"
+        )
+        return cursor.fetchall()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_server_that_is_killed_for_half_of_a_run_has_every_record_in_the_end(project, kind):
+    with contextlib.ExitStack() as stack:
+        backend = f"sqlite:///{project}/server.db"
+        if kind == "postgresql":
+            backend = stack.enter_context(postgresql(project))
+            if backend is None:
+                pytest.skip("PostgreSQL is not installed")
+        server = Server(project, backend)
+        stack.callback(server.kill)
+        server.start()
+        settings = os.environ | {"MLFLOW_TRACKING_URI": server.uri, "FBP_RETRY_SECONDS": "1"}
+        loop = subprocess.Popen(
+            [sys.executable, "-c", LOOP, "2000", "0.02", "60"], env=settings, stderr=subprocess.PIPE, text=True
+        )
+        deadline, folder = time.monotonic() + 120, None
+        while time.monotonic() < deadline:  # until the first records have arrived
+            folder = folder or next(iter(store.run_folders(project / "mlruns")), None)
+            if folder and shipper.shipped(folder).get("offsets", {}).get(journal.NAME, 0) > 20_000:
+                break
+            time.sleep(0.1)
+        server.kill()
+        errors = loop.communicate(timeout=200)[1]
+        assert loop.returncode == 0, errors
+        assert "fbp sync" in errors
+        assert "Traceback" not in errors
+        server.start()
+        done = subprocess.run(command("sync"), env=settings, capture_output=True, text=True, timeout=240)
+        assert "1 of 1 runs sent" in done.stdout, done.stderr
+        if kind == "sqlite":
+            with contextlib.closing(sqlite3.connect(project / "server.db")) as database:
+                assert counted(database) == [(2000, 2000)]
+                assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
+        else:
+            assert postgresql_counted(backend) == [(2000, 2000, "FINISHED")]
+        again = subprocess.run(command("sync"), env=settings, capture_output=True, text=True, timeout=240)
+        assert "nothing to send" in again.stdout
+        written = b"".join(path.read_bytes() for path in (project / "mlruns").rglob("*") if path.is_file())
+        assert b"a-secret-word" not in written
+
+
+def test_a_server_that_is_not_there_does_not_hold_the_process(project):
+    write_config(project)
+    began = time.monotonic()
+    done = subprocess.run(
+        command("run", "small.toml", "--tracking-uri", "http://127.0.0.1:9"),
+        env=os.environ | {"FBP_RETRY_SECONDS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "nothing is lost: 'fbp sync'" in done.stderr
+    assert time.monotonic() - began < 90
+    assert journal.end_of(one(project / "mlruns" / "runs"))["status"] == "FINISHED"
