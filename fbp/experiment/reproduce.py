@@ -211,7 +211,7 @@ def compare(
 def _tensors(before: Path, now: Path) -> list[str]:
     """By how much the final parameters differ."""
     try:
-        old, new = read_arrays(before), read_arrays(now)
+        old, new = ({key.removeprefix("params/"): a for key, a in read_arrays(path).items()} for path in (before, now))
     except (OSError, *DAMAGE):
         return []
     lines = []

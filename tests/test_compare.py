@@ -1,0 +1,340 @@
+"""Runs seen again: listed, shown, compared, reproduced, and looked at in the real dashboard."""
+
+import html
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import fbp
+from fbp.cli import main
+from fbp.experiment import comparison, environment, recorded
+from fbp.experiment.journal import Series
+from fbp.experiment.locks import locked
+from fbp.experiment.reproduce import compare
+from tests.projects import client, command, one, write_config
+from tests.servers import free_port
+
+SEEDS = "".join(f'[[variant]]\nname = "seed-{seed}"\nset = {{ seed = {seed} }}\n' for seed in range(3))
+
+
+@pytest.fixture(scope="session")
+def three(finished, tmp_path_factory, worker_id):
+    """A project with one group of three runs that differ in their seeds: made once for all test processes."""
+    base = tmp_path_factory.getbasetemp()
+    project = (base if worker_id == "master" else base.parent) / "three"
+    with locked(project.with_suffix(".lock")):
+        if not project.exists():
+            (project / "mlruns").mkdir(parents=True)
+            shutil.copy(finished[0] / "empty.db", project / "mlruns" / "mlflow.db")
+            write_config(project, data="digits", more=SEEDS)
+            done = subprocess.run(
+                command("run", "small.toml"), cwd=project, capture_output=True, text=True, timeout=240
+            )
+            assert done.returncode == 0, done.stderr
+    return project
+
+
+@pytest.fixture
+def inside(three, monkeypatch):
+    monkeypatch.chdir(three)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return three
+
+
+def said(*words, status=0):
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == status, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def runs_of(project):
+    found = client(project)
+    every = found.search_runs([found.get_experiment_by_name("small").experiment_id], order_by=["start_time ASC"])
+    parent = next(run for run in every if "mlflow.parentRunId" not in run.data.tags)
+    children = [run for run in every if run is not parent and run.info.run_name.startswith("seed-")]
+    return parent, children
+
+
+class TestRuns:
+    def test_a_filter_and_an_order_in_mlflows_language(self, inside):
+        _, children = runs_of(inside)
+        best = sorted(children, key=lambda run: -run.data.metrics["validation_accuracy"])
+        output = said(
+            "runs",
+            "metrics.validation_accuracy > 0.1 and params.optimizer_name = 'adam'",
+            "--sort",
+            "-metrics.validation_accuracy",
+        )
+        places = [output.index(run.info.run_id[:8]) for run in best]
+        assert places == sorted(places)
+        assert "3 runs" in output
+        for column in ("validation_accuracy", "optimizer_name", "seed", "FINISHED"):
+            assert column in output
+        assert "0 runs" in said("runs", "params.optimizer_name = 'sgd'")
+
+    @pytest.mark.parametrize(
+        ("words", "problem"),
+        [
+            (["runs", "metrics.x >>"], "Invalid clause"),
+            (["runs", "--sort", "nothing"], "--sort nothing ASC: Invalid order_by clause"),
+            (["show", "nothing"], "no run of that name or id"),
+            (["show", "seed-0' or '1'='1"], "no run of that name or id"),
+            (["compare", "nothing", "other"], "no run of that name or id"),
+            (["register", "nothing", "name"], "no run of that name or id"),
+            (["reproduce", "0" * 32], "no run of that name or id"),
+            (["resume", "nothing"], "no run of that name or id"),
+        ],
+    )
+    def test_what_is_not_understood_is_one_line(self, inside, words, problem):
+        output = said(*words, status=2)
+        assert problem in output
+        assert len(output.splitlines()) == 1
+
+    def test_show(self, inside):
+        parent, children = runs_of(inside)
+        output = said("show", children[0].info.run_id)
+        for word in (
+            children[0].info.run_name,
+            "params_digest",
+            "optimizer_learning_rate",
+            "digits/train",
+            "test_loss",
+        ):
+            assert word in output
+        assert "runs under it" in said("show", parent.info.run_name)
+
+
+class TestCompare:
+    def test_a_group_is_compared_with_statistics_and_pictures(self, inside, tmp_path):
+        parent, children = runs_of(inside)
+        output = said("compare", parent.info.run_name, "--output", tmp_path / "report")
+        report = (tmp_path / "report" / "report.md").read_text()
+        assert {path.name for path in (tmp_path / "report").iterdir()} == {
+            "report.md",
+            "learning_curves.png",
+            "delta_norms.png",
+        }
+        values = [run.data.metrics["test_loss"] for run in children]
+        mean, spread = np.mean(values), np.std(values, ddof=1)
+        low, high = comparison.bootstrap(values)
+        assert min(values) <= low <= mean <= high <= max(values)
+        for text in (output, report):
+            assert f"{mean:.5g}" in text
+            assert f"{spread:.5g}" in text
+            assert f"{low:.5g} to {high:.5g}" in text
+            assert f"({values[1] - values[0]:+.3g})" in text
+            assert "over the seeds 0, 1, 2" in text
+        assert "| seed | 0 | 1 | 2 |" in report
+        assert "![learning curves](learning_curves.png)" in report
+
+    def test_one_run_is_not_enough(self, inside):
+        assert "expected two runs or more" in said("compare", runs_of(inside)[1][0].info.run_id, status=2)
+
+    def test_the_interval_covers_as_often_as_it_says(self):
+        drawn = np.random.default_rng(1).normal(size=(200, 30))
+        covered = np.mean([low < 0 < high for low, high in map(comparison.bootstrap, drawn)])
+        assert 0.88 < covered < 0.99
+
+
+def test_a_registered_model_is_loaded_by_its_alias(inside):
+    _, (first, second, _) = runs_of(inside)
+    x = fbp.datasets.digits().train.x[:4]
+    for run in (first, second):  # the alias moves
+        assert "fbp.load('models:/small@champion')" in said("register", run.info.run_id, "small", "--alias", "champion")
+        loaded = fbp.load("models:/small@champion").predict(x)
+        np.testing.assert_array_equal(loaded, fbp.load(run.info.run_id).predict(x))
+    assert "no such registered model" in said("generate", "models:/nothing@x", status=2)
+
+
+def series(**values):
+    return {
+        key: Series(np.arange(1, len(numbers) + 1), np.array(numbers, float), np.zeros(len(numbers), int))
+        for key, numbers in values.items()
+    }
+
+
+class TestVerdict:
+    BEFORE = {0: {"params": "a", "tensors": {"0/w": "1"}}, 5: {"params": "b", "tensors": {"0/w": "2", "0/b": "3"}}}
+    NOW = {
+        0: {"params_digest": "a", "tensors": {"0/w": "1"}},
+        5: {"params_digest": "c", "tensors": {"0/w": "2", "0/b": "9"}},
+    }
+
+    def test_identical(self):
+        same = {step: {"params_digest": entry["params"], "tensors": {}} for step, entry in self.BEFORE.items()}
+        first = series(loss=[1, float("nan"), float("inf")], examples_per_second=[1, 2])
+        second = series(loss=[1, float("nan"), float("inf")], examples_per_second=[3, 4])
+        assert compare(first, second, self.BEFORE, same) == (True, (3, 2), [])
+
+    def test_the_first_step_and_by_how_much(self):
+        other = float(np.nextafter(0.5, 1))
+        verdict = compare(series(b=[1, 0.5, 3], a=[1, 2, 3]), series(b=[1, other, 3], a=[1, 2, 4]), {}, {})
+        assert not verdict.identical
+        assert f"at step 2: b was 0.5, is {other!r} (difference 1.11e-16); 2 of 6 values differ" in verdict.lines[0]
+
+    def test_minus_zero_is_not_zero(self):
+        assert not compare(series(a=[0.0]), series(a=[-0.0]), {}, {}).identical
+
+    def test_what_is_missing_differs(self):
+        assert "a was 2.0, and is missing" in compare(series(a=[1, 2]), series(a=[1]), {}, {}).lines[0]
+
+    def test_the_first_tensor(self):
+        verdict = compare({}, {}, self.BEFORE, self.NOW)
+        assert (
+            "the checkpoint of step 5: tensor 0/b first, 1 of 2 in all; at step 0 they were the same"
+            in verdict.lines[0]
+        )
+
+
+def test_only_plain_switches_are_taken_from_a_record():
+    record = {
+        "threads": 3,
+        "jax": {"enable_x64": True, "threefry_partitionable": "0; rm", "default_matmul_precision": None},
+        "variables": {
+            "XLA_FLAGS": "--xla_gpu_deterministic_ops=true --xla_dump_to=/tmp/x --xla_cpu_max_isa=AVX2 --xla_x=3",
+            "LD_PRELOAD": "x.so",
+        },
+    }
+    found, left = environment.variables(record)
+    assert found == {
+        "PJRT_NPROC": "3",
+        "JAX_ENABLE_X64": "True",
+        "XLA_FLAGS": "--xla_gpu_deterministic_ops=true --xla_x=3",
+    }
+    assert left == ["--xla_dump_to=/tmp/x", "--xla_cpu_max_isa=AVX2"]
+
+
+MODEL = """
+import fbp
+def model(outputs: int):
+    return fbp.chain(fbp.layers.flatten(), fbp.layers.dense(8), fbp.layers.{}(), fbp.layers.dense(outputs))
+"""
+
+
+def reproduced(project, run, status, **settings):
+    done = subprocess.run(
+        command("reproduce", run), cwd=project, capture_output=True, text=True, timeout=300, env=os.environ | settings
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def test_reproduce_a_run_from_its_record_alone(project, three):
+    """Its folder is away, and the number of threads, which changes bits, is another here."""
+    shutil.copytree(three, project / "copy")
+    shutil.rmtree(project / "copy" / "mlruns" / "runs")
+    copy = project / "copy"
+    subprocess.run(command("relocate"), cwd=copy, check=True)
+    _, (first, *_) = runs_of(copy)
+    other = {"PJRT_NPROC": "1" if environment.threads() > 1 else "2"}
+    output = reproduced(copy, first.info.run_name, 0, **other)
+    assert "identical to the bit" in output
+    again = client(copy).search_runs([first.info.experiment_id], f"tags.`fbp.reproduces` = '{first.info.run_id}'")
+    assert [run.data.tags["fbp.reproduction"] for run in again] == ["identical"]
+    assert again[0].data.tags["fbp.params_digest"] == first.data.tags["fbp.params_digest"]
+    assert again[0].data.tags["fbp.metrics_digest"] == first.data.tags["fbp.metrics_digest"]
+
+
+@pytest.mark.slow
+def test_reproduce_says_where_a_changed_model_first_differs(project, warm):
+    (project / "mine.py").write_text(MODEL.format("tanh"))
+    path = write_config(project, data="digits")
+    options = ["--set", "model={name='mine:model'}", "--set", "checkpoint.every_steps=10"]
+    assert subprocess.run(command("run", path, *options), timeout=240, capture_output=True).returncode == 0
+    name = one(project / "mlruns" / "runs").name
+    assert "identical to the bit" in reproduced(project, name, 0)
+    (project / "mine.py").write_text(MODEL.format("sigmoid"))
+    output = reproduced(project, name, 1)
+    assert "DIFFERENT" in output
+    assert "first different metric, at step 0: delta_norm" in output
+    assert "parameters first differ at the checkpoint of step 10: tensor" in output
+    assert "at step 0 they were the same" in output
+    assert "at the end, 1/w differs by at most" in output
+
+
+@pytest.mark.slow
+def test_strict_runs_have_the_same_bits_with_any_number_of_threads(project, warm):
+    path = write_config(project, data="digits")
+    digests = set()
+    for threads in ("1", "2"):
+        done = subprocess.run(
+            command("run", path, "--set", "training.strict=true", "--set", f"tracking.experiment=t{threads}"),
+            env=os.environ | {"PJRT_NPROC": threads}, capture_output=True, timeout=240,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = client(project)
+        (run,) = found.search_runs([found.get_experiment_by_name(f"t{threads}").experiment_id])
+        digests.add(run.data.tags["fbp.params_digest"])
+    assert len(digests) == 1
+
+
+def browser():
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser() is None, reason="no Chromium here")
+def test_the_dashboards_compare_view_has_the_metrics_and_parameters(inside):
+    """The real dashboard, started as a user does, in a headless browser."""
+    parent, children = runs_of(inside)
+    port = free_port()
+    words = command("ui", "--port", port)
+    with subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as server:
+        try:
+            ids = ",".join(f'"{run.info.run_id}"' for run in children)
+            compare_view = f'/#/compare-runs?runs=[{ids}]&experiments=["{parent.info.experiment_id}"]'
+            shown = page(f"http://127.0.0.1:{port}{compare_view}", ["best_validation_loss", "data_name"])
+            for run in children:
+                assert run.info.run_name in shown
+                assert f" {round(run.data.metrics['best_validation_loss'], 3):g} " in shown
+            for key in (
+                "best_step",
+                "delta_norm/0",
+                "checkpoint_every_seconds",
+                "digits",
+                "seed",
+            ):  # of each table the top
+                assert f" {key} " in shown
+            page(f"http://127.0.0.1:{port}/#/experiments/{parent.info.experiment_id}/runs", [parent.info.run_name])
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
+
+
+def page(address, words, attempts=12):
+    """What a browser shows at an address, once all the words are there."""
+    text = ""
+    for _ in range(attempts):
+        with tempfile.TemporaryDirectory() as profile:
+            options = [
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-background-networking",
+                "--no-first-run",
+            ]
+            options += ["--disable-component-update", "--disable-sync", "--window-size=1600,2400"]
+            options += [f"--user-data-dir={profile}", "--virtual-time-budget=30000", "--dump-dom", address]
+            dumped = subprocess.run([browser(), *options], capture_output=True, text=True, timeout=180)
+        text = re.sub(r"<(style|script).*?</\1>|<[^>]+>", " ", dumped.stdout, flags=re.DOTALL)
+        text = html.unescape(text)
+        if all(word in text for word in words):
+            return text
+    raise AssertionError(f"{words} are not on the page: {text[:3000]}")
+
+
+def test_a_record_that_is_not_fbps_cannot_be_run_again(project, warm):
+    run = client(project).create_run("0", run_name="foreign")
+    assert "has no config.toml" in said("reproduce", run.info.run_id, status=2)
+    with recorded.opened(None) as runs:
+        assert recorded.checkpoints(runs.read(run)) == {}
