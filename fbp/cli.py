@@ -279,17 +279,34 @@ def ui(port: int, tracking_uri: str | None) -> None:
     root = store.root()
     uri = tracking_uri or store.default_uri(root)
     if uri.startswith("http"):
-        raise InputError(f"--tracking-uri: {uri} is a server with a dashboard of its own; open it in a browser")
+        raise InputError(
+            f"--tracking-uri: {store.public(uri)} is a server with a dashboard of its own; open it in a browser"
+        )
     if not tracking_uri and not (root / "mlflow.db").exists():
         raise InputError(f"there are no runs in {root} yet; start with: fbp run digits_mlp")
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise InputError(f"--port: {port} is in use on this machine; choose another, such as --port {port + 1}")
     click.echo(f"dashboard: http://127.0.0.1:{port}  (some seconds until it answers; Ctrl-C stops it)")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"]
-    command += ["--default-artifact-root", str((root / "artifacts").resolve())]
-    settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    if uri == store.default_uri(root):
+        store.check_not_moved(root)
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--workers",
+        "1",
+        "--default-artifact-root",
+        store.artifact_root(root),
+    ]
+    settings = {
+        "MLFLOW_BACKEND_STORE_URI": uri,  # not an argument: it may hold a password
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     with subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], env=os.environ | settings) as server:
+        signal.signal(signal.SIGTERM, lambda number, frame: server.terminate())  # it must not outlive this process
         try:
             sys.exit(server.wait())
         except KeyboardInterrupt:

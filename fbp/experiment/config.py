@@ -421,11 +421,13 @@ def _lines(
     given: dict[str, str] = {}
     for problem in error.errors():
         location = tuple(str(part) for part in problem["loc"] if not _is_branch(part))
+        if problem["type"] == "extra_forbidden":
+            location = (*location, str(problem["loc"][-1])) if _is_branch(problem["loc"][-1]) else location
         path = ".".join((*prefix, *location))
         if problem["type"] == "extra_forbidden":
             owner = tuple(part for part in (*prefix, *location[:-1]) if not part.isdigit())
             valid = models[owner].model_fields if owner in models else {}
-            text = f"unknown key; {suggest(location[-1], valid)}"
+            text = f"unknown key; {suggest(str(problem['loc'][-1]), valid)}"
         elif problem["type"] == "missing":
             text = "expected a value, got none; add it"
         elif problem["type"] == "string_pattern_mismatch":

@@ -1,6 +1,7 @@
 """The journal: a file of JSON lines in a run's folder, to which training appends and from which all else reads.
 
-Each line is an object with ``kind`` and ``time`` (milliseconds since 1970):
+Each line is an object with ``kind`` and ``time`` (milliseconds since 1970), and with a checksum; one that is damaged does not
+count:
 
     start       label, experiment, params, tags, inputs, parent, steps, layers: what MLflow needs to create the run
     steps       first (step), until (time of the last), columns {key: float32 numbers as base64}: per-step metrics
@@ -21,6 +22,7 @@ import hashlib
 import json
 import os
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 NAME = "journal.jsonl"
+_CHECKSUM = b', "crc32": '
 _TIMINGS = ("examples_per_second", "best_examples_per_second", "seconds", "time")
 
 
@@ -70,7 +73,7 @@ class Journal:
             OSError: where the disk is full; nothing of the line is written then.
         """
         self._last_time = now()
-        line = (json.dumps({"kind": kind, "time": self._last_time, **fields}) + "\n").encode()
+        line = _with_checksum(json.dumps({"kind": kind, "time": self._last_time, **fields}).encode())
         before = os.fstat(self._file).st_size
         try:
             written = 0
@@ -141,6 +144,11 @@ def decode(column: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(column), "<f4")
 
 
+def _with_checksum(line: bytes) -> bytes:
+    """A line of JSON with a checksum of itself as its last entry."""
+    return b"%s%s%d}\n" % (line[:-1], _CHECKSUM, zlib.crc32(line))
+
+
 def lines(folder: Path, offset: int = 0, name: str = NAME) -> Iterator[tuple[int, dict[str, Any]]]:
     """``(offset after the line, line)`` for every whole line from ``offset`` on."""
     path = folder / name
@@ -152,12 +160,9 @@ def lines(folder: Path, offset: int = 0, name: str = NAME) -> Iterator[tuple[int
             if not raw.endswith(b"\n"):
                 return  # still being written
             offset += len(raw)
-            try:
-                line = json.loads(raw)
-            except ValueError:
-                continue  # damaged by a loss of power
-            if isinstance(line, dict) and "kind" in line and "time" in line:
-                yield offset, line
+            body = raw.rpartition(_CHECKSUM)[0] + b"}"
+            if _with_checksum(body) == raw:  # otherwise damaged, by a loss of power
+                yield offset, json.loads(body)
 
 
 class Series(NamedTuple):

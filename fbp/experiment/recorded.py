@@ -146,7 +146,7 @@ class Runs:
 
     def series(self, recorded: Recorded) -> dict[str, Series]:
         """Every metric of a run but the machine's: from its artifacts, or, while it runs, what MLflow shows."""
-        series = _from_artifacts(recorded)
+        series = from_artifacts(recorded)
         if series:
             return series
         for key in recorded.metrics:
@@ -160,7 +160,8 @@ class Runs:
         return series
 
 
-def _from_artifacts(recorded: Recorded) -> dict[str, Series]:
+def from_artifacts(recorded: Recorded) -> dict[str, Series]:
+    """Every metric that a run's artifacts hold; none while it goes on."""
     found: dict[str, Series] = {}
     history = recorded.folder / "history"
     try:

@@ -1,0 +1,225 @@
+"""Files with anything in them: either they are used, or one line says what is wrong; never a traceback, never half of a file.
+
+``make fuzz`` runs many more cases.
+"""
+
+import functools
+import gzip
+import json
+import shutil
+import struct
+import warnings
+
+import numpy as np
+import pytest
+import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fbp
+from fbp.experiment import checkpoint, config, environment, journal, recorded, shipper
+from fbp.experiment.checkpoint import Checkpoint
+from fbp.experiment.recorded import Recorded
+from fbp.experiment.saving import read
+
+GOOD = {
+    "name": "fuzz",
+    "seed": 1,
+    "data": {"name": "iris", "validation": 0.2},
+    "model": {"name": "mlp", "hidden": [4], "activation": "relu"},
+    "loss": {"name": "softmax_cross_entropy"},
+    "optimizer": {"name": "adam", "learning_rate": 0.01, "clip_norm": 1.0},
+    "schedule": {"name": "cosine", "warmup": 3},
+    "training": {"epochs": 2, "batch_size": 16},
+    "selection": {"metric": "validation_loss", "patience": 3},
+    "checkpoint": {"every_seconds": 1.0, "keep": 2},
+    "augmentation": {"shift": 0},
+    "variant": [{"name": "a", "set": {"seed": 2, "model.hidden": [3]}}],
+}
+WORDS = sorted({key for section in GOOD.values() if isinstance(section, dict) for key in section} | {*GOOD, "x"})
+LEAVES = st.one_of(
+    st.none().map(lambda _: ""),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from([*WORDS, "adam", "full", "relu", "os:system", "a.b:c", "../x"]),
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(WORDS), inner, max_size=3)),
+    max_leaves=6,
+)
+PATHS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=3)
+
+
+def lines_of(error):
+    """A message that a person reads: lines, each of them with something in it."""
+    lines = str(error).split("\n")
+    assert all(line.strip() for line in lines)
+    return lines
+
+
+def used_or_refused(use):
+    """What ``use`` gives, None where it was refused in an orderly way."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's and pandas' about odd numbers
+        try:
+            return use()
+        except fbp.InputError as error:
+            lines_of(error)
+            return None
+
+
+@given(changes=st.lists(st.tuples(PATHS, VALUES), min_size=1, max_size=3))
+def test_configurations_of_any_shape(changes):
+    table = json.loads(json.dumps(GOOD))
+    for path, value in changes:
+        place = table
+        for word in path[:-1]:
+            if not isinstance(place.get(word), dict):
+                place[word] = {}
+            place = place[word]
+        place[path[-1]] = value
+    found = used_or_refused(lambda: config.parse(table, "fuzz.toml"))
+    if found is not None:
+        text = config.to_toml(found)
+        assert config.to_toml(config.parse(config.tomllib.loads(text), "again")) == text
+        used_or_refused(lambda: config.variants(found, "fuzz.toml"))
+
+
+def changed(content, places, bytes_):
+    """Some bytes of a file replaced, inserted or cut off."""
+    content = bytearray(content)
+    for place, new in zip(places, bytes_, strict=False):
+        at = int(place * len(content))
+        if new is None:
+            del content[at:]
+        else:
+            content[at : at + len(new)] = new
+    return bytes(content)
+
+
+CHANGES = {
+    "places": st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=3),
+    "bytes_": st.lists(st.one_of(st.none(), st.binary(min_size=1, max_size=4)), min_size=3, max_size=3),
+}
+
+
+@given(**CHANGES)
+def test_configuration_files_with_changed_bytes(tmp_path_factory, places, bytes_):
+    path = tmp_path_factory.getbasetemp() / "fuzz.toml"
+    path.write_bytes(changed(tomli_w.dumps(GOOD).encode(), places, bytes_))
+    used_or_refused(lambda: config.read(path))
+
+
+@given(text=st.text(max_size=30))
+def test_overrides_of_any_text(text):
+    used_or_refused(lambda: config.parse(config.override(json.loads(json.dumps(GOOD)), [text]), "fuzz.toml"))
+
+
+@functools.cache
+def data_file(kind):
+    """The content of a good file."""
+    rng = np.random.default_rng(0)
+    import io
+
+    buffer = io.BytesIO()
+    if kind == "npz":
+        np.savez(buffer, x=rng.normal(size=(20, 3)), y=np.arange(20) % 2)
+    elif kind == "csv":
+        buffer.write(b"a,b,c\n" + b"".join(b"%f,%f,%d\n" % (*rng.normal(size=2), i % 2) for i in range(20)))
+    elif kind == "parquet":
+        import pandas
+
+        pandas.DataFrame({"a": rng.normal(size=20), "b": np.arange(20) % 2}).to_parquet(buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["npz", "csv", "parquet"])
+@given(**CHANGES)
+def test_data_files_with_changed_bytes(tmp_path_factory, kind, places, bytes_):
+    path = tmp_path_factory.getbasetemp() / f"fuzz.{kind}"
+    path.write_bytes(changed(data_file(kind), places, bytes_))
+    found = used_or_refused(lambda: fbp.datasets.check(fbp.datasets.file(path=str(path))))
+    if found is not None:
+        assert np.isfinite(found.train.x).all()
+        assert len(found.train.x) == len(found.train.y)
+
+
+@given(**CHANGES)
+def test_text_files_with_changed_bytes(tmp_path_factory, places, bytes_):
+    path = tmp_path_factory.getbasetemp() / "fuzz.txt"
+    path.write_bytes(changed("To be, or not to be — that is the question.\n".encode() * 20, places, bytes_))
+    found = used_or_refused(lambda: fbp.datasets.check(fbp.datasets.text(path=str(path), context=8)))
+    assert found is None or found.train.x.max() < len(found.tokens)
+
+
+@given(**CHANGES)
+def test_picture_files_with_changed_bytes(tmp_path_factory, places, bytes_):
+    folder = tmp_path_factory.getbasetemp() / "mnist"
+    folder.mkdir(exist_ok=True)
+    pictures = struct.pack(">IIII", 0x803, 20, 28, 28) + bytes(20 * 28 * 28)
+    labels = struct.pack(">II", 0x801, 20) + bytes(i % 10 for i in range(20))
+    for part in ("train", "t10k"):
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(pictures))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    bad = folder / "train-images-idx3-ubyte.gz"
+    bad.write_bytes(changed(bad.read_bytes(), places, bytes_))
+    used_or_refused(lambda: fbp.datasets.check(fbp.datasets.mnist(folder=str(folder))))
+
+
+@given(**CHANGES)
+def test_journals_with_changed_bytes(tmp_path_factory, places, bytes_):
+    """What is damaged is passed over; what is whole stays."""
+    folder = tmp_path_factory.mktemp("journal")
+    writer = journal.Journal(folder)
+    writer.start(folder, label="a", experiment="b", params={"p": "1"}, tags={})
+    writer.steps(1, {"loss": np.arange(5, dtype=np.float32)})
+    writer.write("metrics", step=5, values={"x": 1.0})
+    writer.write("checkpoint", step=5, params_digest="d", tensors={})
+    writer.write("end", status="FINISHED", message="")
+    writer.close()
+    path = folder / journal.NAME
+    path.write_bytes(changed(path.read_bytes(), places, bytes_))
+    whole = {"loss": [0.0, 1, 2, 3, 4], "x": [1.0]}
+    for key, points in journal.history(folder).items():
+        assert points.values.tolist() == whole[key]
+    assert journal.start_of(folder) is None or journal.start_of(folder)["params"] == {"p": "1"}
+    assert journal.end_of(folder) is None or journal.end_of(folder)["status"] == "FINISHED"
+    assert journal.checkpoints(folder).keys() <= {5}
+    (folder / shipper.STATE).write_bytes(changed(b'{"uri": "embedded", "run_id": "a", "offsets": {}}', places, bytes_))
+    assert shipper.shipped(folder) == {} or "uri" in shipper.shipped(folder)
+    shutil.rmtree(folder)
+
+
+@given(name=st.sampled_from(["params.npz", "model.json", "config.toml"]), **CHANGES)
+def test_saved_models_with_changed_bytes(finished, tmp_path_factory, name, places, bytes_):
+    folder = tmp_path_factory.getbasetemp() / "model"
+    (saved,) = finished[0].glob("mlruns/runs/*/artifacts/model")
+    shutil.copytree(saved, folder, dirs_exist_ok=True)
+    (folder / name).write_bytes(changed((folder / name).read_bytes(), places, bytes_))
+    used_or_refused(lambda: read(folder))
+
+
+@given(name=st.sampled_from(["steps.csv", "metrics.csv", "checkpoints.json", "layers.json"]), **CHANGES)
+def test_records_with_changed_bytes(finished, tmp_path_factory, name, places, bytes_):
+    folder = tmp_path_factory.getbasetemp() / "record"
+    (history,) = finished[0].glob("mlruns/runs/*/artifacts/history")
+    shutil.copytree(history, folder / "history", dirs_exist_ok=True)
+    (folder / "history" / name).write_bytes(changed((history / name).read_bytes(), places, bytes_))
+    run = Recorded("id", "name", "e", "FINISHED", 0, 0, {}, {}, {}, folder)
+    for use in (recorded.from_artifacts, recorded.checkpoints, recorded.layers):
+        used_or_refused(lambda use=use: use(run))
+    (folder / environment.NAME).write_bytes(changed(b'{"threads": 2, "jax": {}, "variables": {}}', places, bytes_))
+    environment.variables(environment.recorded(folder))
+    environment.differences(environment.recorded(folder), {})
+
+
+def test_a_checkpoint_without_its_facts_is_damaged(tmp_path):
+    path = tmp_path / "step-1.npz"
+    checkpoint.write(path, Checkpoint(1, {"state/step": np.int32(1)}, {}))
+    assert checkpoint.read(path).arrays["state/step"] == 1
+    np.savez(path, **{"state|step": np.int32(1)})
+    with pytest.raises(fbp.InputError, match="the checkpoint is damaged"):
+        checkpoint.read(path)
