@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXPERIMENT ?= digits_mlp
 
-.PHONY: run test test-all lint format bench ui lock clean help
+.PHONY: run test test-all fuzz lint format bench ui lock clean help
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -28,6 +28,9 @@ test: $(VENV)/ready ## run the tests, but for the slow ones
 
 test-all: $(VENV)/ready ## run all tests
 	@$(BIN)/python -m pytest --quiet -n 2
+
+fuzz: $(VENV)/ready ## feed 10,000 damaged files of each kind to what reads them
+	@$(BIN)/python -m pytest --quiet -n 2 tests/test_fuzz.py --hypothesis-profile=thorough
 
 lint: $(VENV)/ready ## check style and types
 	@$(BIN)/ruff check

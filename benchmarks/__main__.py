@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from benchmarks import layers, logging_cost, networks, nielsen
+from benchmarks import layers, logging_cost, networks, nielsen, saving
 
-ITEMS = {"nielsen": nielsen.main, **networks.ITEMS, **layers.ITEMS, "logging": logging_cost.main}
+ITEMS = {"nielsen": nielsen.main, **networks.ITEMS, **layers.ITEMS, "logging": logging_cost.main, "saving": saving.main}
 
 
 def main() -> int:

@@ -1,16 +1,20 @@
 """What it costs to log every step of mnist_nielsen to MLflow, as a share of its training time.
 
-The same runs in turn in one process: with the journal and a live shipper, and with a journal that forgets and no shipper.
-Both evaluate and diagnose after every epoch; the difference is what logging costs. Compile time is left out. The difference
-is smaller than the noise of a shared machine, so the time that training spends inside the journal's calls is measured too; and
-beside it, the cost of one ``mlflow.log_metric`` on the same store.
+The same runs in turn in one process: with a journal that forgets and no shipper; with the journal and a live shipper; and with
+a real MLflow server that is killed when half of the steps are done. All evaluate and diagnose after every epoch; the difference
+is what logging costs. Compile time is left out. The difference is smaller than the noise of a shared machine, so the time that
+training spends inside the journal's calls is measured too; and beside it, the cost of one ``mlflow.log_metric`` on the same
+store. In the end the server is started again and all records in its store are counted.
 """
 
+import contextlib
 import gzip
 import os
+import sqlite3
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -18,8 +22,10 @@ import numpy as np
 
 import fbp.experiment.run
 from benchmarks.data import pictures
-from fbp.experiment import config, shipper, store
+from fbp.experiment import config, journal, locks, shipper, store
+from fbp.experiment.build import Experiment
 from fbp.experiment.run import Origin
+from tests.servers import Server
 
 EPOCHS, ROUNDS = 30, 6
 EXPERIMENT = Path(__file__).parent.parent / "experiments" / "mnist_nielsen.toml"
@@ -28,12 +34,21 @@ EXPERIMENT = Path(__file__).parent.parent / "experiments" / "mnist_nielsen.toml"
 class _Watch:
     """A reporter that takes the time from the first chunk's end to the last's."""
 
-    def begin(self, experiment: object) -> None:
+    def __init__(self, at_half: Callable[[], None] = lambda: None):
+        self.at_half = at_half
+
+    def begin(self, experiment: Experiment) -> None:
         self.first = self.last = 0.0
+        self.steps = experiment.steps
 
     def advance(self, step: int, epoch: int, latest: dict[str, float]) -> None:
         self.last = time.perf_counter()
         self.first = self.first or self.last
+        if step >= self.steps / 2:
+            self.at_half()
+
+    def note(self, text: str) -> None:
+        print(text)
 
     def close(self) -> None:
         pass
@@ -67,19 +82,45 @@ class _Timed(fbp.experiment.run.Journal):
         _Timed.seconds += self.inner
 
 
-def _train(project: Path, folder: str, logged: bool) -> float:
+def _train(project: Path, folder: str, how: str, server: Server) -> float:
     overrides = [f"training.epochs={EPOCHS}", f"data.folder={folder}"]
     experiment = config.read(EXPERIMENT, overrides)
-    run_folder, watch = store.new_run_folder(project / "mlruns", "benchmark"), _Watch()
-    if not logged:
+    run_folder = store.new_run_folder(project / "mlruns", how)
+    watch, origin = _Watch(), Origin(EXPERIMENT, how)
+    if how == "none":
         with mock.patch.object(fbp.experiment.run, "Journal", _Forgetful):
-            fbp.experiment.run.run(experiment, Origin(EXPERIMENT, "benchmark"), run_folder, watch)
+            fbp.experiment.run.run(experiment, origin, run_folder, watch)
         return watch.last - watch.first
-    process = shipper.launch(run_folder, store.default_uri(project / "mlruns"))
-    with mock.patch.object(fbp.experiment.run, "Journal", _Timed):
-        fbp.experiment.run.run(experiment, Origin(EXPERIMENT, "benchmark"), run_folder, watch)
+    uri = store.default_uri(project / "mlruns")
+    if how == "killed":
+        if server.process is None:
+            server.start()
+        watch, uri = _Watch(server.kill), server.uri
+        (run_folder / shipper.DESTINATION).write_text(uri)
+    with locks.training(run_folder):
+        process = shipper.launch(run_folder, uri)
+        with mock.patch.object(fbp.experiment.run, "Journal", _Timed):
+            fbp.experiment.run.run(experiment, origin, run_folder, watch)
+    if how == "killed":  # the rest is sent in the end
+        process.terminate()
     process.wait()
     return watch.last - watch.first
+
+
+def _records(project: Path, server: Server) -> tuple[int, int]:
+    """Send what is left, and count what the server should have and has."""
+    server.start()
+    expected = 0
+    for folder in (project / "mlruns" / "runs").glob("killed-*"):
+        assert shipper.launch(folder, server.uri).wait() == 0
+        stride = shipper.shipped(folder)["stride"]
+        every = journal.history(folder, ["metrics"])
+        steps = journal.history(folder, ["steps"])
+        expected += sum(len(points.steps) for points in every.values())
+        expected += sum(int(((p.steps % stride == 0) | (p.steps == 1)).sum()) for p in steps.values())
+    with contextlib.closing(sqlite3.connect(project / "server.db")) as database:
+        query = "select count(*) from metrics where key not like 'system/%'"
+        return expected, database.execute(query).fetchone()[0]
 
 
 def _data_folder(project: Path) -> str:
@@ -116,13 +157,19 @@ def main() -> None:
         project = Path(temporary)
         (project / "mlruns").mkdir()
         folder = _data_folder(project)
-        with_log, without = [], []
+        server = Server(project, f"sqlite:///{project}/server.db")
+        seconds: dict[str, list[float]] = {"none": [], "embedded": [], "killed": []}
         for i in range(ROUNDS):
-            for logged in (False, True) if i % 2 else (True, False):  # so that neither always comes first
-                (with_log if logged else without).append(_train(project, folder, logged))
+            names = list(seconds)
+            for how in names[i % 3 :] + names[: i % 3]:  # so that none always comes first
+                seconds[how].append(_train(project, folder, how, server))
+        expected, found = _records(project, server)
+        server.kill()
+        without, with_log, killed = seconds.values()
         steps = EPOCHS * 5000
         ratio = statistics.median(a / b for a, b in zip(with_log, without, strict=True))
-        inside = _Timed.seconds / ROUNDS
+        dead = [a / b for a, b in zip(killed, without, strict=True)]
+        inside = _Timed.seconds / ROUNDS / 2
         single = _log_metric_seconds(project)
     print("| | value |")
     print("|---|---|")
@@ -131,6 +178,9 @@ def main() -> None:
     print(f"| ratio (median of {ROUNDS} pairs) | {ratio:.3f} |")
     print(f"| spread of the ratio | {min(a / b for a, b in zip(with_log, without, strict=True)):.3f}-"
           f"{max(a / b for a, b in zip(with_log, without, strict=True)):.3f} |")  # fmt: skip
+    print(f"| ratio with a server that is killed at half (median, spread) | {statistics.median(dead):.3f}, "
+          f"{min(dead):.3f}-{max(dead):.3f} |")  # fmt: skip
+    print(f"| records of these runs in the server's store in the end, of those expected | {found:,} of {expected:,} |")
     print(f"| time inside the journal, share of training time | {inside / statistics.median(with_log):.4f} |")
     print(f"| time inside the journal for a step's three metrics, microseconds | {inside / steps * 1e6:.2f} |")
     print(f"| cost of three mlflow.log_metric on the same store, microseconds | {3 * single * 1e6:.0f} |")

@@ -112,7 +112,7 @@ def destination(folder: Path) -> str | None:
 def is_sent(folder: Path) -> bool:
     """Whether MLflow has all that the run's journal holds, and the run is closed there."""
     state, path = shipped(folder), folder / journal.NAME
-    return bool(state.get("done")) and path.exists() and state["offsets"].get(journal.NAME, 0) >= path.stat().st_size
+    return bool(state.get("done")) and path.exists() and path.stat().st_size <= state["offsets"].get(journal.NAME, 0)
 
 
 class Shipment:
@@ -123,7 +123,7 @@ class Shipment:
         self.offsets = {journal.NAME: 0, SYSTEM: 0}
         self.run_id, self.stride = "", 1
         self.ended: dict[str, Any] | None = None
-        self.done = False
+        self._finished = False
         self.children: list[Path] = []
         self._metrics: list[Any] = []
         self._beat = 0.0
@@ -134,7 +134,7 @@ class Shipment:
         if state.get("uri") != store.portable(self.uri, self.root):
             return
         self.offsets, self.run_id, self.stride = state["offsets"], state["run_id"], state["stride"]
-        self.done, self.ended = is_sent(self.folder), journal.end_of(self.folder)
+        self._finished, self.ended = state["done"], journal.end_of(self.folder)
         for offset, line in journal.lines(self.folder):
             if line["kind"] == "child" and offset <= self.offsets[journal.NAME]:
                 self._add_child(line)
@@ -150,18 +150,24 @@ class Shipment:
             "run_id": self.run_id,
             "offsets": self.offsets,
             "stride": self.stride,
-            "done": self.done,
+            "done": self._finished,
         }
         partial = self.folder / f".{STATE}.partial"
         partial.write_text(json.dumps(state))
         partial.replace(self.folder / STATE)
+
+    @property
+    def done(self) -> bool:
+        """Whether MLflow has all of it, and the run is closed there."""
+        path = self.folder / journal.NAME
+        return self._finished and path.exists() and path.stat().st_size <= self.offsets[journal.NAME]
 
     def advance(self, lives: bool) -> None:
         """Send what the journals hold beyond what was sent; finish the run where the journal ends."""
         for name in (journal.NAME, SYSTEM):
             if (self.run_id or name == journal.NAME) and (self.folder / name).exists():
                 self._advance(name)
-        if self.ended and not self.done:
+        if self.ended and not self._finished:
             self._finish(self.ended)
         elif lives and self.run_id and time.monotonic() - self._beat > _HEARTBEAT_SECONDS:
             self._beat = time.monotonic()
@@ -200,7 +206,7 @@ class Shipment:
             case "end":
                 self.ended = line
             case "resume":
-                self.ended, self.done = None, False
+                self.ended, self._finished = None, False
                 self.client.update_run(self.run_id, status="RUNNING")
                 if "fbp.message" in self.client.get_run(self.run_id).data.tags:
                     self.client.delete_tag(self.run_id, "fbp.message")
@@ -275,7 +281,7 @@ class Shipment:
             if end["message"]:
                 self.client.set_tag(self.run_id, "fbp.message", end["message"])
             self.client.set_terminated(self.run_id, end["status"], end["time"])
-        self.done = True
+        self._finished = True
         self._remember()
 
     def _has_model(self) -> bool:
@@ -401,8 +407,10 @@ def follow(folder: Path, uri: str) -> bool:
             for shipment in reversed(shipments):  # children end before their parent
                 if not shipment.done:
                     shipment.advance(lives)
-            if all(shipment.done for shipment in shipments) and not _new_children(shipments):
-                return True
+            if not lives and all(shipment.done for shipment in shipments) and not _new_children(shipments):
+                return (
+                    True  # as long as it lives, there may come more: a run that is about to be resumed looks finished
+                )
             deadline = None
         except Exception:
             problem = traceback.format_exc()

@@ -172,26 +172,28 @@ def track(
     root.mkdir(parents=True, exist_ok=True)
     store.check_not_moved(root)
     folder, uri = _folder(root, experiment, resume, params, tracking_uri)
-    with locks.training(folder) as mine:
-        if not mine:
-            raise InputError(f"{folder.name}: another process is training this run")
-        run = _begin(folder, experiment, name or experiment, params, dict(tags or {}), keep)
-        process = shipper.launch(folder, uri)
-        try:
-            yield run
-        except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-            run._end("KILLED" if stopped else "FAILED", f"{type(error).__name__}: {error}")
-            raise
-        else:
-            run._end("FINISHED", "")
-        finally:
-            if not shipper.wait(process, wait):
-                print(
-                    f"fbp: not all of {run.name} has reached {store.public(uri)} yet (see {folder / 'shipper.log'}); "
-                    "nothing is lost: 'fbp sync' sends the rest",
-                    file=sys.stderr,
-                )
+    process = None
+    try:
+        with locks.training(folder) as mine:
+            if not mine:
+                raise InputError(f"{folder.name}: another process is training this run")
+            run = _begin(folder, experiment, name or experiment, params, dict(tags or {}), keep)
+            process = shipper.launch(folder, uri)
+            try:
+                yield run
+            except BaseException as error:
+                stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+                run._end("KILLED" if stopped else "FAILED", f"{type(error).__name__}: {error}")
+                raise
+            else:
+                run._end("FINISHED", "")
+    finally:  # the lock is given back: the shipper ends when nobody trains any more
+        if process and not shipper.wait(process, wait):
+            print(
+                f"fbp: not all of {folder.name} has reached {store.public(uri)} yet (see {folder / 'shipper.log'}); "
+                "nothing is lost: 'fbp sync' sends the rest",
+                file=sys.stderr,
+            )
 
 
 def _folder(
