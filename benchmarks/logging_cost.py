@@ -102,7 +102,7 @@ def _train(project: Path, folder: str, how: str, server: Server) -> float:
         with mock.patch.object(fbp.experiment.run, "Journal", _Timed):
             fbp.experiment.run.run(experiment, origin, run_folder, watch)
     if how == "killed":  # the rest is sent in the end
-        process.terminate()
+        process.kill()
     process.wait()
     return watch.last - watch.first
 

@@ -19,6 +19,7 @@ from fbp.experiment.arrays import by_path, from_paths, params_digest
 from fbp.experiment.checkpoint import Checkpoint
 from fbp.experiment.journal import Journal
 from fbp.experiment.launch import continue_run
+from fbp.experiment.record import Record
 from fbp.experiment.run import Origin, run
 from fbp.experiment.saving import read
 from tests import breaking
@@ -150,6 +151,32 @@ class TestJournal:
         with pytest.raises(OSError, match="No space left"):
             writer.write("metrics", step=2, values={"a": 2})
         assert (tmp_path / journal.NAME).read_bytes() == whole
+
+
+def test_a_record_fills_the_gaps_of_a_damaged_journal_and_repeats_nothing(tmp_path):
+    values = np.arange(1, 11, dtype=np.float32)
+    for write in range(2):
+        writer = Journal(tmp_path)
+        record = Record(writer, 1)
+        for first in (1, 4, 7):
+            record.steps(first, {"loss": values[first - 1 : first + 2]})
+        record.metrics(9, {"x": 1.0, "examples_per_second": write})
+        writer.close()
+        content = (tmp_path / journal.NAME).read_bytes()
+        if not write:  # the middle line is damaged
+            (tmp_path / journal.NAME).write_bytes(content.replace(b'"first": 4', b'"first": 5'))
+            assert journal.history(tmp_path)["loss"].steps.tolist() == [1, 2, 3, 7, 8, 9]
+    series = journal.history(tmp_path)
+    assert series["loss"].steps.tolist() == list(range(1, 10))
+    assert series["loss"].values.tolist() == list(range(1, 10))
+    assert series["examples_per_second"].values.tolist() == [0]
+    assert record.differing is None
+    Record(Journal(tmp_path), 1).steps(1, {"loss": values[:2]})
+    other = Record(Journal(tmp_path), 1)
+    other.steps(8, {"loss": np.array([8, 9.5, 10], np.float32)})
+    other.metrics(9, {"x": 2.0})
+    assert other.differing == ("loss", 9)
+    assert journal.history(tmp_path)["loss"].values.tolist() == list(range(1, 11))
 
 
 class Snapshots(Silent):

@@ -94,7 +94,7 @@ def run_group(
 
 
 def _children(folder: Path) -> list[dict[str, Any]]:
-    return [line for _, line in journal.lines(folder) if line["kind"] == "child"]
+    return [line for _, line in journal.lines(folder, kinds=["child"])]
 
 
 def _last_metrics(folder: Path) -> dict[str, float]:

@@ -149,9 +149,12 @@ def _with_checksum(line: bytes) -> bytes:
     return b"%s%s%d}\n" % (line[:-1], _CHECKSUM, zlib.crc32(line))
 
 
-def lines(folder: Path, offset: int = 0, name: str = NAME) -> Iterator[tuple[int, dict[str, Any]]]:
-    """``(offset after the line, line)`` for every whole line from ``offset`` on."""
+def lines(
+    folder: Path, offset: int = 0, name: str = NAME, kinds: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """``(offset after the line, line)`` for every whole line from ``offset`` on, or only for those of some kinds."""
     path = folder / name
+    wanted = tuple(f'{{"kind": "{kind}"'.encode() for kind in kinds)
     if not path.exists():
         return
     with open(path, "rb") as file:
@@ -160,6 +163,8 @@ def lines(folder: Path, offset: int = 0, name: str = NAME) -> Iterator[tuple[int
             if not raw.endswith(b"\n"):
                 return  # still being written
             offset += len(raw)
+            if wanted and not raw.startswith(wanted):
+                continue
             body = raw.rpartition(_CHECKSUM)[0] + b"}"
             if _with_checksum(body) == raw:  # otherwise damaged, by a loss of power
                 yield offset, json.loads(body)
@@ -179,11 +184,9 @@ def step_times(line: Mapping[str, Any], count: int) -> np.ndarray:
 
 
 def history(folder: Path, kinds: Sequence[str] = ("steps", "metrics")) -> dict[str, Series]:
-    """Every metric of a run, by key, in the order in which it was written; or only those of one kind of line."""
+    """Every metric of a run, by key, in the order of its steps; or only those of one kind of line."""
     gathered: dict[str, list[Series]] = {}
-    for _, line in lines(folder):
-        if line["kind"] not in kinds:
-            continue
+    for _, line in lines(folder, kinds=kinds):
         if line["kind"] == "steps":
             for key, column in line["columns"].items():
                 values = decode(column).astype(np.float64)
@@ -193,9 +196,9 @@ def history(folder: Path, kinds: Sequence[str] = ("steps", "metrics")) -> dict[s
             for key, value in line["values"].items():
                 point = Series(np.array([line["step"]]), np.array([float(value)]), np.array([line["time"]]))
                 gathered.setdefault(key, []).append(point)
-    return {
-        key: Series(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True))) for key, parts in gathered.items()
-    }
+    joined = {key: [np.concatenate(arrays) for arrays in zip(*parts, strict=True)] for key, parts in gathered.items()}
+    orders = {key: np.argsort(columns[0], kind="stable") for key, columns in joined.items()}
+    return {key: Series(*(column[orders[key]] for column in columns)) for key, columns in joined.items()}
 
 
 def metrics_digest(metrics: Mapping[str, Series]) -> str:
@@ -221,18 +224,17 @@ def nonfinite(metrics: Mapping[str, Series]) -> str:
 
 def start_of(folder: Path) -> dict[str, Any] | None:
     """The journal's ``start`` line, if the run got so far."""
-    return next((line for _, line in lines(folder) if line["kind"] == "start"), None)
+    return next((line for _, line in lines(folder, kinds=["start"])), None)
 
 
 def end_of(folder: Path) -> dict[str, Any] | None:
     """The journal's last ``end`` line, None while the run goes on (or after it died)."""
     last = None
-    for _, line in lines(folder):
-        if line["kind"] in ("end", "resume"):
-            last = line
+    for _, line in lines(folder, kinds=["end", "resume"]):
+        last = line
     return last if last and last["kind"] == "end" else None
 
 
 def checkpoints(folder: Path) -> dict[int, dict[str, Any]]:
     """The ``checkpoint`` lines of a run by step."""
-    return {line["step"]: line for _, line in lines(folder) if line["kind"] == "checkpoint"}
+    return {line["step"]: line for _, line in lines(folder, kinds=["checkpoint"])}

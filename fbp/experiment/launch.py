@@ -184,7 +184,10 @@ def _execute(
             else:
                 outcomes = {config.name: run(config, origin, folder, make_reporter(config.name), received, digest_at)}
     except BaseException:
-        if process:
+        if process and journal.start_of(folder) is None:
+            process.kill()
+            process.wait()
+        elif process:
             shipper.wait(process, shipper.SEND_SECONDS)  # it sees that nobody trains any more, and closes the run
         raise
     waiting()

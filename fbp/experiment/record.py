@@ -49,16 +49,17 @@ class Record:
 
     def steps(self, first: int, columns: Mapping[str, np.ndarray]) -> None:
         """A chunk of per-step metrics, from step ``first`` on."""
-        count = len(next(iter(columns.values())))
-        done = 0
+        steps = np.arange(first, first + len(next(iter(columns.values()))))
+        new = np.ones(len(steps), bool)
         for key, series in self._known_steps.items():
-            until = int(series.steps[-1]) if len(series.steps) else 0
-            done = min(max(until - first + 1, 0), count)
-            for step, new in zip(range(first, first + done), columns[key], strict=False):
-                at = np.searchsorted(series.steps, step)
-                self._compare(key, step, float(series.values[at]), float(new))
-        if done < count:
-            self.journal.steps(first + done, {key: column[done:] for key, column in columns.items()})
+            here = np.isin(series.steps, steps)
+            new[series.steps[here] - first] = False
+            for step, value in zip(series.steps[here], series.values[here], strict=True):
+                self._compare(key, int(step), float(value), float(columns[key][step - first]))
+        for part in np.split(steps[new], np.flatnonzero(np.diff(steps[new]) > 1) + 1):  # without gaps
+            if len(part):
+                rows = slice(part[0] - first, part[-1] - first + 1)
+                self.journal.steps(int(part[0]), {key: column[rows] for key, column in columns.items()})
 
     def _compare(self, key: str, step: int, before: float, now: float) -> None:
         same = before == now or (math.isnan(before) and math.isnan(now))

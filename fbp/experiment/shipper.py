@@ -135,8 +135,8 @@ class Shipment:
             return
         self.offsets, self.run_id, self.stride = state["offsets"], state["run_id"], state["stride"]
         self._finished, self.ended = state["done"], journal.end_of(self.folder)
-        for offset, line in journal.lines(self.folder):
-            if line["kind"] == "child" and offset <= self.offsets[journal.NAME]:
+        for offset, line in journal.lines(self.folder, kinds=["child"]):
+            if offset <= self.offsets[journal.NAME]:
                 self._add_child(line)
 
     def _add_child(self, line: dict[str, Any]) -> None:
@@ -461,7 +461,8 @@ def main() -> int:
     uri = os.environ.pop(_URI)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the training process; this one ends after it
+        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.nice(19)  # training goes first
     import mlflow  # noqa: F401  (while training starts)
