@@ -1,0 +1,99 @@
+"""Commands about models and configurations: ``fbp check``, ``describe``, ``list``, ``generate``."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from fbp.cli.base import experiment_path, main, named, set_option, shown, uri_option
+from fbp.errors import InputError
+
+
+@main.command("check", short_help="compare an experiment's gradients with jax.vjp")
+@click.argument("experiment")
+@set_option
+@click.option("--examples", default=8, show_default=True, type=click.IntRange(1), help="How many examples to check on.")
+def check(experiment: str, overrides: tuple[str, ...], examples: int) -> None:
+    """Compare the hand-written gradients of EXPERIMENT with jax.vjp and finite differences; exit status 1 if one is off."""
+    import jax
+
+    from fbp.experiment import config as configuration
+    from fbp.experiment.build import build
+    from fbp.gradcheck import check_gradients
+
+    path = experiment_path(experiment)
+    config = configuration.read(path, overrides)
+    all_right = True
+    for name, variant in (configuration.variants(config, str(path)) or {"": config}).items():
+        with named(path):
+            built = build(variant)
+        params, _ = built.model.init(jax.random.key(variant.seed), built.shape)
+        x, y = (part[:examples] for part in built.data.train)
+        report = check_gradients(built.model, built.loss, params, x, y, key=jax.random.key(variant.seed))
+        click.echo(f"{path.stem} {name}".strip())
+        click.echo(str(report))
+        all_right &= report.ok
+    sys.exit(0 if all_right else 1)
+
+
+@main.command("describe", short_help="the layers of an experiment's model, and a picture")
+@click.argument("experiment")
+@set_option
+@click.option("--picture", type=click.Path(path_type=Path), help="A file ending in .svg, .png or .pdf.")
+def describe(experiment: str, overrides: tuple[str, ...], picture: Path | None) -> None:
+    """Show the layers of EXPERIMENT's model: shapes, parameters, memory and work of each; and draw how they are connected."""
+    from fbp.experiment import config as configuration
+    from fbp.experiment import model_picture, store, summary
+    from fbp.experiment.build import build
+    from fbp.experiment.diagram import diagram
+
+    path = experiment_path(experiment)
+    config = configuration.read(path, overrides)
+    chosen = configuration.variants(config, str(path)) or {"": config}
+    if picture and picture.suffix not in (".svg", ".png", ".pdf"):
+        raise InputError(f"--picture: expected a file ending in .svg, .png or .pdf, got {str(picture)!r}")
+    for name, variant in chosen.items():
+        with named(path):
+            built = build(variant)
+        rows = summary.layer_rows(built.model, built.shape, built.data.train.x.dtype)
+        title = f"{config.name} {name}".strip()
+        click.echo(title)
+        click.echo(summary.as_text(rows))
+        end = f"-{name}" if name else ""
+        target = picture or store.root() / "pictures" / f"{config.name}.svg"
+        target = target.with_stem(f"{target.stem}{end}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        model_picture.draw(diagram(built.model, rows, built.shape), title).savefig(target, dpi=150)
+        click.echo(f"picture: {shown(target)}\n")
+
+
+@main.command("list", short_help="what a configuration can name")
+@click.argument("kind", required=False)
+def list_names(kind: str | None) -> None:
+    """What can be named in a configuration, one line each; KIND (data, model, loss ...) shows that part alone."""
+    from fbp.experiment.catalogue import CATALOGUE, suggest, summary
+
+    if kind and kind not in CATALOGUE:
+        raise InputError(f"unknown kind {kind!r}; {suggest(kind, CATALOGUE)}")
+    for section in [kind] if kind else CATALOGUE:
+        click.secho(section, bold=True)
+        for name in CATALOGUE[section]:
+            click.echo(f"  {name:22} {summary(section, name)}".rstrip())
+
+
+@main.command("generate", short_help="write text with a trained language model")
+@click.argument("run_name", metavar="RUN")
+@click.option("--prompt", default="", help="How the text begins.")
+@click.option("--tokens", default=500, show_default=True, type=click.IntRange(1), help="How many characters to write.")
+@click.option("--temperature", default=0.8, show_default=True, type=click.FloatRange(0), help="0 takes the likeliest.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1))
+@uri_option
+def generate_text(
+    run_name: str, prompt: str, tokens: int, temperature: float, seed: int, tracking_uri: str | None
+) -> None:
+    """Write text with the language model of RUN: its folder, its name, or its MLflow run id."""
+    from fbp.experiment.generate import generate
+    from fbp.experiment.loading import load
+
+    trained = load(run_name, tracking_uri)
+    click.echo(prompt + generate(trained, prompt, count=tokens, temperature=temperature, seed=seed))
