@@ -218,13 +218,18 @@ def model(outputs: int):
 """
 
 
-def reproduced(project, run, status, **settings):
+def reproduced(project, run, status, *options, **settings):
     done = subprocess.run(
-        command("reproduce", run), cwd=project, capture_output=True, text=True, timeout=300, env=os.environ | settings
+        command("reproduce", run, *options),
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | settings,
     )
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def test_reproduce_a_run_from_its_record_alone(project, three):
@@ -250,9 +255,10 @@ def test_reproduce_says_where_a_changed_model_first_differs(project, warm):
     options = ["--set", "model={name='mine:model'}", "--set", "checkpoint.every_steps=10"]
     assert subprocess.run(command("run", path, *options), timeout=240, capture_output=True).returncode == 0
     name = one(project / "mlruns" / "runs").name
-    assert "identical to the bit" in reproduced(project, name, 0)
+    assert "not installed; if you trust it" in reproduced(project, name, 2)
+    assert "identical to the bit" in reproduced(project, name, 0, "--code", "mine.py")
     (project / "mine.py").write_text(MODEL.format("sigmoid"))
-    output = reproduced(project, name, 1)
+    output = reproduced(project, name, 1, "--code", "mine.py")
     assert "DIFFERENT" in output
     assert "first different metric, at step 0: delta_norm" in output
     assert "parameters first differ at the checkpoint of step 10: tensor" in output

@@ -10,7 +10,7 @@ import pytest
 import fbp
 from fbp.errors import InputError
 from fbp.experiment import build, config
-from fbp.experiment.catalogue import CATALOGUE, summary
+from fbp.experiment.catalogue import CATALOGUE, check_reference, find, summary
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.toml"))
 
@@ -310,3 +310,19 @@ def test_variants_override_and_are_checked(minimal):
     minimal.write_text(MINIMAL + '[[variant]]\nname = "a"\nset = { "model.hiden" = [3] }\n')
     with pytest.raises(InputError, match=r"variant 'a': model.hiden: unknown key; did you mean 'hidden'"):
         config.variants(config.read(minimal), "x")
+
+
+def test_models_named_in_records_must_be_installed_or_given(project, monkeypatch):
+    (project / "unheard_of.py").write_text("raise SystemExit('executed')")
+    monkeypatch.syspath_prepend(str(project))  # as for a script that lies here
+    (project / "one.toml").write_text('model = { name = "unheard_of:model" }')
+    assert config.named_model(project / "one.toml") == "unheard_of:model"
+    check_reference("mlp")
+    check_reference("numpy:zeros")
+    check_reference("unheard_of:model", project / "unheard_of.py")
+    for code in (None, project / "other.py"):
+        with pytest.raises(fbp.InputError, match="not installed; if you trust it"):
+            check_reference("unheard_of:model", code)
+    for name in ("os:system", "subprocess:run", "importlib.util:find_spec"):
+        with pytest.raises(fbp.InputError, match="one of Python's own"):
+            find("model", name)

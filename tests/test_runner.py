@@ -351,9 +351,9 @@ class TestBadInput:
 class TestOtherCommands:
     def test_help_has_each_command_once(self):
         shown = CliRunner().invoke(main, ["--help"]).output
-        for name, command in main.commands.items():
+        for name, described in main.commands.items():
             assert shown.count(f"\n  {name} ") == 1
-            assert f"  {command.short_help}\n" in shown
+            assert f"  {described.short_help}\n" in shown
 
     def test_check_prints_a_table_and_exits_0(self, project):
         write_config(project)

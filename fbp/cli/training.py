@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -44,12 +45,13 @@ def resume_run(run_name: str, tracking_uri: str | None) -> None:
 
 @main.command("reproduce", short_help="run a run again from its record; compare every bit")
 @click.argument("run_name", metavar="RUN")
+@click.option("--code", type=click.Path(path_type=Path, exists=True), help="The file of a model of your own.")
 @uri_option
-def reproduce_run(run_name: str, tracking_uri: str | None) -> None:
+def reproduce_run(run_name: str, code: Path | None, tracking_uri: str | None) -> None:
     """Run RUN again from its MLflow record alone and compare every bit; exit status 1 if one differs."""
     from fbp.experiment.reproduce import reproduce
 
-    sys.exit(0 if reproduce(run_name, tracking_uri, click.echo) else 1)
+    sys.exit(0 if reproduce(run_name, tracking_uri, click.echo, code) else 1)
 
 
 def _note_signals() -> list[int]:

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,8 @@ def _import(name: str) -> Constructor:
     module_name, _, function = name.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), function)):
         raise InputError(f"model {name!r}: expected package.module:function")
+    if module_name.partition(".")[0] in sys.stdlib_module_names:
+        raise InputError(f"model {name!r}: expected a module with a model, got one of Python's own")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a command does not look into the folder it is called from, python does
     try:
@@ -92,6 +95,29 @@ def _import(name: str) -> Constructor:
     if not callable(found):
         raise InputError(f"model {name!r} is not a function")
     return found
+
+
+def check_reference(name: str, code: Path | None = None) -> None:
+    """See that a model's name in a record, which anybody may have written, means something that the user trusts.
+
+    Args:
+        name: the model's; one of the catalogue's is always good.
+        code: a file (or package) that the user gave for it.
+
+    Raises:
+        InputError: where the module is neither installed, nor imported already, nor that file.
+    """
+    top = name.partition(":")[0].partition(".")[0]
+    if ":" not in name or top in sys.modules or (code is not None and code.stem == top):
+        return
+    here = Path.cwd().resolve()
+    elsewhere = [entry for entry in sys.path if entry and Path(entry).resolve() != here]
+    others = [finder for finder in sys.meta_path if finder is not PathFinder and hasattr(finder, "find_spec")]
+    if not PathFinder.find_spec(top, elsewhere) and not any(finder.find_spec(top, None) for finder in others):
+        raise InputError(
+            f"model {name!r}: the record names code that is not installed; if you trust it, install or import it, or give "
+            f"its file: --code {top}.py"
+        )
 
 
 def suggest(wrong: str, valid: Any) -> str:

@@ -334,6 +334,15 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Config:
     return parse(override(table, overrides), str(path))
 
 
+def named_model(path: Path) -> str:
+    """The model that a file names; unlike :func:`read`, this imports nothing."""
+    try:
+        name = tomllib.loads(path.read_text(encoding="utf-8"))["model"]["name"]
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected a configuration with a model ({error})") from None
+    return name if isinstance(name, str) else ""
+
+
 def _experiments(path: Path) -> str:
     here = sorted(found.stem for found in Path("experiments").glob("*.toml"))
     return suggest(path.stem, here) if here else "there is no folder 'experiments' here"

@@ -5,8 +5,9 @@ import tempfile
 from pathlib import Path
 
 from fbp.errors import InputError
+from fbp.experiment import config as configuration
 from fbp.experiment import journal, registry, store
-from fbp.experiment.catalogue import suggest
+from fbp.experiment.catalogue import check_reference, suggest
 from fbp.experiment.saving import Trained, read
 from fbp.experiment.shipper import shipped
 
@@ -71,4 +72,5 @@ def _from_mlflow(run: str, uri: str) -> Trained:
             names = [found.name for found in store.run_folders(store.root())]
             hint = suggest(run, names) if names else "there are no local runs"
             raise InputError(f"run {run!r}: no such run with a model in {uri} ({error}); {hint}") from None
+        check_reference(configuration.named_model(Path(copied) / "config.toml"))
         return read(Path(copied))

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fbp.errors import InputError
+from fbp.experiment import config as configuration
 from fbp.experiment import environment, journal, recorded, shipper
 from fbp.experiment.arrays import DAMAGE, read_arrays
+from fbp.experiment.catalogue import check_reference
 from fbp.experiment.journal import Series, is_timing
 from fbp.experiment.recorded import Recorded, Runs
 
@@ -35,13 +37,14 @@ class Verdict(NamedTuple):
     lines: list[str]
 
 
-def reproduce(name: str, tracking_uri: str | None, say: Callable[[str], None]) -> bool:
+def reproduce(name: str, tracking_uri: str | None, say: Callable[[str], None], code: Path | None = None) -> bool:
     """Run a run (or each run of a group) again and say how it compares; returns whether all are identical.
 
     Args:
         name: the run's id or name in MLflow, or its folder.
         tracking_uri: the store.
         say: takes the report, line by line.
+        code: the file of the user's own model, where it is not installed.
 
     Raises:
         InputError: where there is no such run, or its record or data cannot be used.
@@ -49,14 +52,15 @@ def reproduce(name: str, tracking_uri: str | None, say: Callable[[str], None]) -
     with recorded.opened(tracking_uri) as runs:
         run = runs.find(name)
         found = runs.children(run) or [run]
-        verdicts = [_one(runs, runs.read(each, model=True), say) for each in found]
+        verdicts = [_one(runs, runs.read(each, model=True), say, code) for each in found]
         return all(verdicts)
 
 
-def _one(runs: Runs, first: Recorded, say: Callable[[str], None]) -> bool:
+def _one(runs: Runs, first: Recorded, say: Callable[[str], None], code: Path | None) -> bool:
     config = first.folder / "config.toml"
     if not config.exists():
         raise InputError(f"run {first.name}: its record has no config.toml; only runs made by fbp can be run again")
+    check_reference(configuration.named_model(config), code)
     record = environment.recorded(first.folder)
     variables, left = environment.variables(record)
     say(f"run {first.name} ({first.run_id}), {first.status}")
