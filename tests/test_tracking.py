@@ -274,6 +274,41 @@ def test_a_server_that_is_killed_for_half_of_a_run_has_every_record_in_the_end(p
         assert b"a-secret-word" not in written
 
 
+@pytest.mark.slow
+def test_a_run_on_a_server_is_reproduced_and_compared_elsewhere(project):
+    """From nothing but what the server has: in another folder, with artifacts over HTTP."""
+    server = Server(project, f"sqlite:///{project}/server.db")
+    try:
+        server.start()
+        settings = os.environ | {"MLFLOW_TRACKING_URI": server.uri}
+        write_config(project, data="digits")
+        first = subprocess.run(command("run", "small.toml"), env=settings, capture_output=True, text=True, timeout=240)
+        assert first.returncode == 0, first.stderr
+        elsewhere = project / "elsewhere"
+        (elsewhere / "mlruns").mkdir(parents=True)
+        name = journal.start_of(one(project / "mlruns" / "runs"))["name"]
+
+        def ask(*words):
+            done = subprocess.run(
+                command(*words), cwd=elsewhere, env=settings, capture_output=True, text=True, timeout=240
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            return done.stdout
+
+        assert "identical to the bit" in ask("reproduce", name)
+        again = journal.start_of(one(elsewhere / "mlruns" / "runs"))["name"]
+        assert "nothing" in ask("compare", name, again)
+        assert ask("runs", "attributes.status = 'FINISHED'").endswith("2 runs\n")
+        assert "models:/served@best" in ask("register", name, "served", "--alias", "best")
+        loaded = "import fbp; print(fbp.load('models:/served@best').predict([[0.0] * 64]).shape)"
+        done = subprocess.run(
+            [sys.executable, "-c", loaded], cwd=elsewhere, env=settings, capture_output=True, text=True
+        )
+        assert done.stdout == "(1, 10)\n", done.stderr
+    finally:
+        server.kill()
+
+
 def test_a_server_that_is_not_there_does_not_hold_the_process(project):
     write_config(project)
     began = time.monotonic()
