@@ -73,13 +73,12 @@ def compare(run_names: tuple[str, ...], output: Path | None, tracking_uri: str |
 def ui(port: int, tracking_uri: str | None) -> None:
     """Start the MLflow dashboard on this project's runs, on this machine only."""
     from fbp.experiment import store
+    from fbp.experiment.credentials import public
 
     root = store.root()
     uri = tracking_uri or store.default_uri(root)
     if uri.startswith("http"):
-        raise InputError(
-            f"--tracking-uri: {store.public(uri)} is a server with a dashboard of its own; open it in a browser"
-        )
+        raise InputError(f"--tracking-uri: {public(uri)} is a server with a dashboard of its own; open it in a browser")
     if not tracking_uri and not (root / "mlflow.db").exists():
         raise InputError(f"there are no runs in {root} yet; start with: fbp run digits_mlp")
     with socket.socket() as probe:

@@ -80,7 +80,7 @@ def _report(launched: Any) -> None:
     """Say how a run, or a group of them, ended, and end with its exit status."""
     from rich.console import Console
 
-    from fbp.experiment import store
+    from fbp.experiment.credentials import public
     from fbp.experiment.progress import results_table
 
     outcomes = launched.outcomes
@@ -93,12 +93,12 @@ def _report(launched: Any) -> None:
         click.echo(f"fbp: go on with: fbp resume {launched.folder.name}", err=True)
     click.echo(f"run folder: {shown(launched.folder)}")
     if launched.sent:
-        public = store.public(launched.uri)
-        click.echo(f"dashboard:  {'fbp ui, then http://127.0.0.1:5000' if public.startswith('sqlite:') else public}")
+        embedded = launched.uri.startswith("sqlite:")
+        click.echo(f"dashboard:  {'fbp ui, then http://127.0.0.1:5000' if embedded else public(launched.uri)}")
     else:
         log = shown(launched.folder / "shipper.log")
         click.echo(
-            f"fbp: not all of the run has reached {store.public(launched.uri)} (see {log}); nothing is lost: 'fbp sync' sends "
+            f"fbp: not all of the run has reached {public(launched.uri)} (see {log}); nothing is lost: 'fbp sync' sends "
             "the rest there",
             err=True,
         )

@@ -14,6 +14,7 @@ from fbp.errors import InputError
 def sync(tracking_uri: str | None) -> None:
     """Send to MLflow what did not reach it when it was recorded, to where it was meant for or to --tracking-uri."""
     from fbp.experiment import journal, locks, shipper, store
+    from fbp.experiment.credentials import public
 
     root = store.root()
     chosen = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -28,7 +29,7 @@ def sync(tracking_uri: str | None) -> None:
     failed = 0
     for folder in left:
         uri = store.tracking_uri(root, chosen or shipper.destination(folder))
-        click.echo(f"sending {folder.name} to {store.public(uri)} ...")
+        click.echo(f"sending {folder.name} to {public(uri)} ...")
         failed += shipper.launch(folder, uri).wait() != 0
     click.echo(f"{len(left) - failed} of {len(left)} runs sent" if left else "nothing to send")
     sys.exit(1 if failed else 0)

@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 
 from fbp.errors import InputError
 from fbp.gradient import path_of
-from fbp.layer import Array, Params
+from fbp.layer import Params
 
 
 def params_digest(params: Params) -> str:
@@ -41,7 +41,15 @@ def by_path(params: Params) -> dict[str, np.ndarray]:
 
 
 def _on_host(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    if array.dtype.kind in "OSUMm":
+        raise InputError(f"expected a pytree of arrays and numbers, got {type(leaf).__name__} {str(leaf)[:40]!r} in it")
+    return array
+
+
+def copied(tree: Params) -> Params:
+    """The tree with arrays of its own on the host: what happens to the given ones (changed, donated) does not matter to it."""
+    return jax.tree.map(lambda leaf: np.array(_on_host(leaf), copy=True), tree)
 
 
 def _is_key(leaf: Any) -> bool:
@@ -55,7 +63,7 @@ def _generator(key: Any) -> str:
 
 
 def from_paths(arrays: Mapping[str, np.ndarray], like: Params) -> Params:
-    """The pytree of which :func:`by_path` gave the leaves.
+    """The pytree of which :func:`by_path` gave the leaves: JAX's arrays, numpy's and Python's numbers, as in ``like``.
 
     Args:
         arrays: the leaves.
@@ -70,16 +78,21 @@ def from_paths(arrays: Mapping[str, np.ndarray], like: Params) -> Params:
         odd = sorted(set(names) ^ set(arrays))
         raise ValueError(f"expected the arrays {', '.join(names[:5])} ..., got others: {', '.join(odd[:5])} ...")
 
-    def restored(name: str, leaf: Any) -> Array:
-        expected = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else jax.eval_shape(jnp.asarray, leaf)
+    def restored(name: str, leaf: Any) -> Any:
         array = arrays[name]
+        of_jax = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+        expected: Any = (
+            jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf if of_jax else np.asarray(leaf)
+        )
         if (array.shape, array.dtype) != (expected.shape, expected.dtype):
             raise ValueError(
                 f"{name}: expected {expected.dtype}{list(expected.shape)}, got {array.dtype}{list(array.shape)}"
             )
-        return (
-            jax.random.wrap_key_data(jnp.asarray(array), impl=_generator(leaf)) if _is_key(leaf) else jnp.asarray(array)
-        )
+        if _is_key(leaf):
+            return jax.random.wrap_key_data(jnp.asarray(array), impl=_generator(leaf))
+        if of_jax:
+            return jnp.asarray(array)
+        return array if isinstance(leaf, np.ndarray) else type(leaf)(array[()])
 
     return jax.tree.unflatten(structure, [restored(name, leaf) for name, (_, leaf) in zip(names, leaves, strict=True)])
 
@@ -95,10 +108,20 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], before: Callable[
     Raises:
         OSError: where the disk is full; a file of that name that was there before is left as it was.
     """
+    named = {_member(key, value): value for key, value in arrays.items()}
+    _write(path, lambda file: np.savez(file, **named), before)  # type: ignore[arg-type]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of text in one piece, as :func:`write_arrays` does."""
+    _write(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def _write(path: Path, fill: Callable[[IO[bytes]], object], before: Callable[[], None] = lambda: None) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         with open(partial, "wb") as file:
-            np.savez(file, **{_member(key, value): value for key, value in arrays.items()})  # type: ignore[arg-type]
+            fill(file)
             file.flush()
             os.fsync(file.fileno())
         before()

@@ -37,8 +37,10 @@ class Written(NamedTuple):
 
 def write(path: Path, checkpoint: Checkpoint, before: Callable[[], None] = lambda: None) -> None:
     """Write a checkpoint in one piece; see :func:`fbp.experiment.arrays.write_arrays`."""
-    manifest = json.dumps({"step": checkpoint.step, "facts": checkpoint.facts}).encode()
-    arrays = {**checkpoint.arrays, _MANIFEST: np.frombuffer(manifest, np.uint8)}
+    names = sorted(checkpoint.arrays)  # kept apart: an archive's members cannot have every name
+    manifest = json.dumps({"step": checkpoint.step, "facts": checkpoint.facts, "names": names}).encode()
+    arrays = {str(i): checkpoint.arrays[name] for i, name in enumerate(names)}
+    arrays[_MANIFEST] = np.frombuffer(manifest, np.uint8)
     digest = np.frombuffer(bytes.fromhex(digest_of(arrays)), np.uint8)
     write_arrays(path, {**arrays, _DIGEST: digest}, before)
 
@@ -55,7 +57,8 @@ def read(path: Path) -> Checkpoint:
         if digest != digest_of(arrays):
             raise ValueError("its SHA-256 is another")
         manifest = json.loads(arrays.pop(_MANIFEST).tobytes())
-        return Checkpoint(manifest["step"], arrays, manifest["facts"])
+        named = {name: arrays[str(i)] for i, name in enumerate(manifest["names"])}
+        return Checkpoint(manifest["step"], named, manifest["facts"])
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
     except (OSError, *DAMAGE) as error:
@@ -75,6 +78,17 @@ def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
         except InputError as error:
             warn(f"{error}; using the one before it")
     return None
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Rename the checkpoints beyond a step: damaged ones that must not push out the good ones to come."""
+    for path in files(folder):
+        if path.name > _name(step):
+            path.rename(path.with_suffix(".damaged"))
+
+
+def _name(step: int) -> str:
+    return f"step-{step:012d}.npz" if step >= 0 else ""
 
 
 class Checkpoints:
@@ -115,7 +129,7 @@ class Checkpoints:
         tensors = by_path(params)
         digests = {name: digest_of({name: array})[:16] for name, array in tensors.items()}
         written = Written(step, digest_of(tensors), digests)
-        write(self.folder / FOLDER / f"step-{step:012d}.npz", Checkpoint(step, by_path(tree), facts), self.before)
+        write(self.folder / FOLDER / _name(step), Checkpoint(step, by_path(tree), facts), self.before)
         for path in files(self.folder)[self.keep :]:
             path.unlink(missing_ok=True)
         return written

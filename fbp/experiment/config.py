@@ -27,7 +27,7 @@ _Share = Annotated[float, Field(ge=0, lt=1)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=1)]
-_Name = Annotated[str, Field(pattern=r"^[\w.\- ]+$", max_length=100)]
+_Name = Annotated[str, Field(pattern=r"^\w[\w.\- ]*$", max_length=100)]
 
 
 class _Section(BaseModel):
@@ -133,7 +133,7 @@ class Checkpoint(_Section):
 class Tracking(_Section):
     """``[tracking]``: where the run appears in MLflow."""
 
-    experiment: str | None = None
+    experiment: Annotated[str, Field(min_length=1)] | None = None
 
 
 class Variant(_Section):
@@ -440,7 +440,7 @@ def _lines(
         elif problem["type"] == "missing":
             text = "expected a value, got none; add it"
         elif problem["type"] == "string_pattern_mismatch":
-            text = f"expected letters, digits, spaces and . - _ only, got {problem['input']!r}"
+            text = f"expected a letter or digit, then letters, digits, spaces and . - _ only, got {problem['input']!r}"
         elif problem["type"] == "value_error":
             text = str(problem["ctx"]["error"])
         else:
@@ -474,6 +474,11 @@ def variants(config: Config, where: str) -> dict[str, Config]:
         for key, value in variant.set.items():
             table = _assigned(table, key.split("."), value, f"{where}, variant {variant.name!r}: {key}")
         found[variant.name] = parse(table, f"{where}, variant {variant.name!r}")
+        for key in ("strict", "deterministic"):  # one process runs all variants
+            if getattr(found[variant.name].training, key) != getattr(config.training, key):
+                raise InputError(
+                    f"{where}, variant {variant.name!r}: training.{key}: set it for all variants, not for one"
+                )
     return found
 
 

@@ -19,6 +19,7 @@ import jax
 import fbp
 from fbp.errors import InputError
 from fbp.experiment.config import Config
+from fbp.experiment.credentials import public
 
 _FLAGS = ("enable_x64", "default_prng_impl", "threefry_partitionable", "default_matmul_precision")
 _GPU_FLAGS = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
@@ -135,7 +136,7 @@ def git(folder: Path) -> dict[str, str]:
         return {}
     status = ask("status", "--porcelain") or ""
     facts = {
-        "remote": _without_credentials((ask("remote", "get-url", "origin") or "").strip()),
+        "remote": public((ask("remote", "get-url", "origin") or "").strip()),
         "commit": commit.strip(),
         "branch": (ask("rev-parse", "--abbrev-ref", "HEAD") or "").strip(),
         "dirty": str(bool(status.strip())).lower(),
@@ -145,11 +146,6 @@ def git(folder: Path) -> dict[str, str]:
             f"# untracked: {line[3:]}\n" for line in status.splitlines() if line.startswith("??")
         )
     return facts
-
-
-def _without_credentials(address: str) -> str:
-    """Every ``https://user:token@host/path`` in a text without what stands before the ``@``."""
-    return re.sub(r"(\w://)[^/\s]*@", r"\1", address)
 
 
 def facts() -> dict[str, Any]:
@@ -203,7 +199,7 @@ def tags(config_path: Path, seed: int | None, repository: dict[str, str]) -> dic
         "fbp.device": f"{jax.device_count()} x {device.device_kind}",
         "fbp.device_kind": device.device_kind,
         "fbp.device_count": str(jax.device_count()),
-        "fbp.command": _without_credentials(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "fbp.command": public(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
     }
     if repository:
         result["mlflow.source.git.commit"] = repository["commit"]

@@ -51,12 +51,14 @@ def run_group(
         writer.write("resume", step=0)
     else:
         (folder / "artifacts" / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
+        repository = environment.git(origin.source.resolve().parent)
+        environment.write(folder / "artifacts", repository)
         writer.start(
             folder,
             label=origin.label,
             experiment=config.tracking.experiment or config.name,
             params=configuration.flat(config),
-            tags=environment.tags(origin.source, config.seed, environment.git(origin.source.resolve().parent))
+            tags=environment.tags(origin.source, config.seed, repository)
             | {"fbp.variants": ", ".join(variants), "mlflow.note.content": config.description}
             | origin.tags,
         )

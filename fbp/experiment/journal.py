@@ -79,10 +79,12 @@ class Journal:
             written = 0
             while written < len(line):
                 written += os.write(self._file, line[written:])
-        except OSError as error:
+        except BaseException as error:  # a full disk, or a second Ctrl-C
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, before)
-            raise OSError(error.errno, error.strerror, str(self.folder / NAME)) from None
+            if isinstance(error, OSError):
+                raise OSError(error.errno, error.strerror, str(self.folder / NAME)) from None
+            raise
 
     def sync(self) -> None:
         """Wait until all that was written is on the disk."""
@@ -168,6 +170,15 @@ def lines(
             body = raw.rpartition(_CHECKSUM)[0] + b"}"
             if _with_checksum(body) == raw:  # otherwise damaged, by a loss of power
                 yield offset, json.loads(body)
+
+
+def is_damaged(folder: Path) -> bool:
+    """Whether a whole line is not as it was written."""
+    path = folder / NAME
+    if not path.exists():
+        return False
+    with open(path, "rb") as file:
+        return any(raw.endswith(b"\n") and _with_checksum(raw.rpartition(_CHECKSUM)[0] + b"}") != raw for raw in file)
 
 
 class Series(NamedTuple):

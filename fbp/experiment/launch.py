@@ -119,8 +119,8 @@ def resume(
     Raises:
         InputError: where there is no such run here, where it is finished, or another process trains it.
     """
-    root = store.root()
-    folder = Path(name) if journal.start_of(Path(name)) else find_folder(root, name)
+    root = store.root().resolve()
+    folder = Path(name).resolve() if journal.start_of(Path(name)) else find_folder(root, name)
     if folder is None:
         raise InputError(f"run {name!r}: no run of that name or id in {root}; {local_runs(root)}")
     parent = (journal.start_of(folder) or {}).get("parent")

@@ -8,6 +8,7 @@ from fbp.errors import InputError
 from fbp.experiment import config as configuration
 from fbp.experiment import journal, registry, store
 from fbp.experiment.catalogue import check_reference, suggest
+from fbp.experiment.credentials import hidden, public
 from fbp.experiment.saving import Trained, read
 from fbp.experiment.shipper import shipped
 
@@ -71,6 +72,7 @@ def _from_mlflow(run: str, uri: str) -> Trained:
         except (MlflowException, OSError) as error:
             names = [found.name for found in store.run_folders(store.root())]
             hint = suggest(run, names) if names else "there are no local runs"
-            raise InputError(f"run {run!r}: no such run with a model in {uri} ({error}); {hint}") from None
+            why = hidden(str(error).partition("\n")[0], uri)
+            raise InputError(f"run {run!r}: no such run with a model in {public(uri)} ({why}); {hint}") from None
         check_reference(configuration.named_model(Path(copied) / "config.toml"))
         return read(Path(copied))

@@ -39,7 +39,7 @@ class Diverged(Exception):
     """The loss is no longer a finite number."""
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """A signal asked the run to stop."""
 
 
@@ -118,7 +118,7 @@ class Loop:
         self.digest_at = None if digest_at is None else sorted(digest_at)
         self.usable = _usable(experiment)
         self._began = self._saved = time.monotonic()
-        self._chunk, self._before = 1, position.state
+        self._chunk, self._before = 1, (position.state, position.at)
 
     def train(self) -> None:
         """All steps; ``position`` is the last good one at any time.
@@ -151,11 +151,20 @@ class Loop:
             self.record.metrics(0, self._norms(self.position.state))
             self._save_if_due()
         self._began = self._saved = time.monotonic()
-        wanted = experiment.config.selection
-        while self.position.at < experiment.steps and not selection.exhausted(wanted, self.position.best):
-            self._until_evaluation()
+        while not self._is_over():
+            if not self._evaluation_is_due():  # it is, where the last attempt was broken off in it
+                self._until_evaluation()
             self._evaluate()
             self._save_if_due()
+
+    def _is_over(self) -> bool:
+        wanted, position = self.experiment.config.selection, self.position
+        stopped = selection.exhausted(wanted, position.best)
+        return not self._evaluation_is_due() and (position.at >= self.experiment.steps or stopped)
+
+    def _evaluation_is_due(self) -> bool:
+        at, experiment = self.position.at, self.experiment
+        return bool(self.position.infos) and (at % experiment.interval == 0 or at == experiment.steps)
 
     def _until_evaluation(self) -> None:
         """Chunks of about a second, up to the next multiple of the interval."""
@@ -176,7 +185,7 @@ class Loop:
             if not np.isfinite(info.cost[-1]):
                 self._diverged(info)
             spent = time.perf_counter() - began
-            self._before = state
+            self._before = state, at
             self.position = Position(new_state, at + taken, (*infos, info), seconds + spent, best)
             self._chunk = min(_next_chunk(taken, spent), experiment.interval)
             self.reporter.advance(self.position.at, self._epoch(), self._progress(info))
@@ -200,7 +209,7 @@ class Loop:
         shown = self.record.metrics(at, values)
         if not math.isfinite(shown["validation_loss"]):
             if not is_finite(state.params):
-                self.position = self.position._replace(state=self._before)
+                self._back_to_finite(*self._before, at)
             raise Diverged(
                 f"the validation loss became {shown['validation_loss']} after step {at}; the learning rate was "
                 f"{float(experiment.schedule(jnp.asarray(at - 1))):.3g}; likely the steps are too large: lower "
@@ -267,14 +276,9 @@ class Loop:
             )
 
     def _diverged(self, info: StepInfo) -> None:
-        """Keep the last finite parameters and say what happened. Steps are repeatable, so they are simply taken again."""
-        state, at = self.position.state, self.position.at
-        for count in range(len(info.cost) - 1, -1, -1):
-            before, _, _ = self._advance(state, count)
-            if is_finite(before.params):
-                self.position = self.position._replace(state=before, at=at + count)
-                break
-        step = at + len(info.cost)
+        """Keep the last finite parameters and say what happened."""
+        step = self.position.at + len(info.cost)
+        self._back_to_finite(self.position.state, self.position.at, step)
         rate = float(self.experiment.schedule(jnp.asarray(step - 1)))
         norms = info.gradient_norm[np.isfinite(info.gradient_norm)]
         grew = f"the gradient's norm was last {norms[-1]:.3g}" if len(norms) else "the gradient was not finite either"
@@ -283,6 +287,14 @@ class Loop:
             f"{grew}, the learning rate {rate:.3g}; likely the steps are too large: lower optimizer.learning_rate or set "
             "optimizer.clip_global_norm"
         )
+
+    def _back_to_finite(self, state: TrainState, begin: int, end: int) -> None:
+        """Stand at the last step from ``begin`` to before ``end`` whose parameters are finite; steps can be taken again."""
+        for at in range(end - 1, begin - 1, -1):
+            before, _, _ = self._advance(state, at - begin)
+            if is_finite(before.params):
+                self.position = self.position._replace(state=before, at=at)
+                break
 
 
 def _copy(state: TrainState) -> TrainState:

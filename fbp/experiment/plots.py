@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib.figure import Figure
 
+from fbp.errors import InputError
 from fbp.experiment import diagram, journal, model_picture
 from fbp.experiment.arrays import read_arrays
 from fbp.experiment.journal import Series
@@ -55,7 +56,10 @@ def _pictures(folder: Path) -> dict[str, Callable[[], Figure | None]]:
     results = read_arrays(folder / "results.npz") if (folder / "results.npz").exists() else {}
     layers = (journal.start_of(folder) or {}).get("layers", {})
     saved = folder / "artifacts" / "model"
-    trained = read(saved) if (saved / "model.json").exists() else None
+    try:
+        trained = read(saved) if (saved / "model.json").exists() else None
+    except InputError:  # the pictures that need it are left out
+        trained = None
     classes, shape = (trained.classes, trained.shape) if trained else ((), ())
     return {
         "learning_curves": lambda: learning_curves(series),

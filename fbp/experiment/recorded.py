@@ -14,6 +14,7 @@ import numpy as np
 from fbp.errors import InputError
 from fbp.experiment import journal, store
 from fbp.experiment.catalogue import suggest
+from fbp.experiment.credentials import hidden, public
 from fbp.experiment.journal import Series
 from fbp.experiment.shipper import connect
 
@@ -71,7 +72,7 @@ class Runs:
         try:
             return list(self.client.search_runs(list(self.experiments), condition, max_results=limit, order_by=order))
         except MlflowException as error:
-            first = str(error).partition("\n")[0].removeprefix("INVALID_PARAMETER_VALUE: ")
+            first = hidden(str(error).partition("\n")[0], self.uri).removeprefix("INVALID_PARAMETER_VALUE: ")
             about_order = order and ("order" in first or "attribute key" in first)
             asked = f"--sort {', '.join(order or [])}" if about_order else condition
             raise InputError(
@@ -101,12 +102,10 @@ class Runs:
             return found[0]
         if found:
             ids = ", ".join(run.info.run_id for run in found[:5])
-            raise InputError(
-                f"run {name!r}: {len(found)} runs in {store.public(self.uri)} are called so; give an id: {ids}"
-            )
+            raise InputError(f"run {name!r}: {len(found)} runs in {public(self.uri)} are called so; give an id: {ids}")
         names = [run.info.run_name for run in self.search(limit=200)]
         hint = suggest(name, names[:10]) if names else "it has no runs"
-        raise InputError(f"run {name!r}: no run of that name or id in {store.public(self.uri)}; {hint}")
+        raise InputError(f"run {name!r}: no run of that name or id in {public(self.uri)}; {hint}")
 
     def children(self, run: Any) -> list[Any]:
         """The runs shown under a run, in the order in which they were made."""
@@ -115,6 +114,8 @@ class Runs:
     def read(self, run: Any, model: bool = False) -> Recorded:
         """The record of a run, its artifacts copied; those of the model, too, where it is asked for."""
         info = run.info
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", info.run_id):
+            raise InputError(f"run {info.run_id!r}: expected an id of letters and digits")
         folder = self._folder / info.run_id
         folder.mkdir(exist_ok=True)
         for name in (*_FILES, *(_MODEL if model else ())):
@@ -221,7 +222,7 @@ def opened(tracking_uri: str | None) -> Iterator[Runs]:
     try:
         client = connect(uri, root)
     except Exception as error:
-        first = store.public(str(error).partition("\n")[0])[:200]
-        raise InputError(f"{store.public(uri)}: the store does not answer ({type(error).__name__}: {first})") from None
+        first = hidden(str(error).partition("\n")[0], uri)[:200]
+        raise InputError(f"{public(uri)}: the store does not answer ({type(error).__name__}: {first})") from None
     with tempfile.TemporaryDirectory() as folder:
         yield Runs(client, uri, Path(folder))

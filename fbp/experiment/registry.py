@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from fbp.errors import InputError
+from fbp.experiment.credentials import public
 from fbp.experiment.recorded import Runs
 
 
@@ -56,5 +57,5 @@ def run_of(client: Any, address: str) -> str:
     try:
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
     except MlflowException as error:
-        raise InputError(f"{address!r}: no such registered model ({error})") from None
+        raise InputError(f"{address!r}: no such registered model ({public(str(error))})") from None
     return str(found.run_id)

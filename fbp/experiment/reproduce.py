@@ -186,7 +186,9 @@ def compare(
             values += 1
             if step not in there:
                 found.append((step, key, f"{key} was {value!r}, and is missing"))
-            elif np.float64(value).tobytes() != np.float64(there[step]).tobytes() and not value != value != there[step]:
+            elif np.float64(value).tobytes() != np.float64(there[step]).tobytes() and not (
+                value != value and there[step] != there[step]
+            ):
                 gap = abs(there[step] - value)
                 found.append((step, key, f"{key} was {value!r}, is {there[step]!r} (difference {gap:.3g})"))
     if found:
@@ -206,10 +208,17 @@ def compare(
                 + (f"; at step {same[-1]} they were the same" if same else "; that is the first checkpoint")
             )
             break
+    if not values and not common:
+        lines.append("there is nothing to compare: the record has neither metrics nor checkpoints")
     lost = sorted(set(before) - set(now))
     if lost:
         lines.append(f"no checkpoint at step {', '.join(map(str, lost[:5]))} to compare with")
     return Verdict(not lines, (values, len(common)), lines)
+
+
+def _same(one: float, other: float) -> bool:
+    """To the bit, but for the many forms of NaN."""
+    return np.float64(one).tobytes() == np.float64(other).tobytes() or (one != one and other != other)
 
 
 def _tensors(before: Path, now: Path) -> list[str]:

@@ -131,7 +131,12 @@ def _check_data(experiment: Experiment, expected: str | None) -> None:
 
 def _resumed(experiment: Experiment, folder: Path, reporter: Reporter) -> tuple[Position, Checkpoint | None]:
     """The position of the newest good checkpoint; the run's beginning where there is none."""
-    found = checkpoint.latest(folder, reporter.note)
+    if journal.is_damaged(folder):
+        reporter.note("the journal is damaged; all steps are taken again to fill it")
+        found = None
+    else:
+        found = checkpoint.latest(folder, reporter.note)
+    checkpoint.set_aside(folder, found.step if found else -1)
     if found is None:
         return begin(experiment), None
     try:

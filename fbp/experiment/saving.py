@@ -1,19 +1,19 @@
 """A trained model on disk: its arrays by path, and the configuration that gives them their structure."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 
 from fbp import training
 from fbp.datasets import Dataset, Scaling
 from fbp.errors import InputError
 from fbp.experiment import config as configuration
-from fbp.experiment.arrays import DAMAGE, by_path, from_paths, read_arrays, write_arrays
+from fbp.experiment.arrays import DAMAGE, by_path, from_paths, read_arrays, write_arrays, write_text
 from fbp.experiment.build import build_model, reading
 from fbp.experiment.config import Config
 from fbp.layer import Array, Layer, Params, Shape
@@ -66,6 +66,16 @@ class Trained(NamedTuple):
         return self.targets.undo(output) if self.targets else output
 
 
+class _Facts(BaseModel):
+    """``model.json``: what the configuration does not say; see :class:`Trained`."""
+
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    outputs: Annotated[int, Field(ge=1)]
+    classes: tuple[str, ...]
+    tokens: tuple[str, ...]
+    sequence: bool
+
+
 def save(
     folder: Path,
     config: Config,
@@ -82,15 +92,15 @@ def save(
     arrays = {f"params/{path}": array for path, array in by_path(params).items()}
     arrays |= {f"{part}/{field}": getattr(s, field) for part, s in scalings.items() if s for field in s._fields}
     write_arrays(folder / "params.npz", arrays)
-    (folder / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
-    facts = {
-        "shape": shape,
-        "outputs": dataset.outputs,
-        "classes": dataset.classes,
-        "tokens": dataset.tokens,
-        "sequence": dataset.sequence,
-    }
-    (folder / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
+    write_text(folder / "config.toml", configuration.to_toml(config))
+    facts = _Facts(
+        shape=shape,
+        outputs=dataset.outputs,
+        classes=dataset.classes,
+        tokens=dataset.tokens,
+        sequence=dataset.sequence,
+    )
+    write_text(folder / _FACTS, facts.model_dump_json())
 
 
 def read(folder: Path) -> Trained:
@@ -100,19 +110,19 @@ def read(folder: Path) -> Trained:
         InputError: where files are missing or do not belong together.
     """
     try:
-        facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-        missing = {"shape", "outputs", "classes", "tokens", "sequence"} - set(facts)
-        if missing:
-            raise ValueError(f"{_FACTS} lacks {', '.join(sorted(missing))}")
+        facts = _Facts.model_validate_json((folder / _FACTS).read_text(encoding="utf-8"))
         arrays = read_arrays(folder / "params.npz")
     except FileNotFoundError as error:
         raise InputError(f"{folder}: expected a trained model, but {Path(error.filename).name} is missing") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or _FACTS
+        raise InputError(f"{folder}: the trained model is damaged ({_FACTS}: {where}: {first['msg']})") from None
     except (OSError, *DAMAGE) as error:
         raise InputError(f"{folder}: the trained model is damaged ({error})") from None
     config = configuration.read(folder / "config.toml")
-    shape = tuple(facts["shape"])
-    model = build_model(config, facts["outputs"], len(facts["tokens"]), facts["sequence"])
-    template, _ = jax.eval_shape(lambda key: model.init(key, shape)[0], jax.random.key(0)), None
+    model = build_model(config, facts.outputs, len(facts.tokens), facts.sequence)
+    template = jax.eval_shape(lambda key: model.init(key, facts.shape)[0], jax.random.key(0))
     found = {key.removeprefix("params/"): value for key, value in arrays.items() if key.startswith("params/")}
     try:
         params = from_paths(found, template)
@@ -123,5 +133,6 @@ def read(folder: Path) -> Trained:
         for part in ("inputs", "targets")
     )
     forward = jax.jit(training.predict(model, batch_size=1000))
-    classes, tokens = tuple(facts["classes"]), tuple(facts["tokens"])
-    return Trained(model, params, config, shape, classes, tokens, facts["sequence"], inputs, targets, forward)
+    return Trained(
+        model, params, config, facts.shape, facts.classes, facts.tokens, facts.sequence, inputs, targets, forward
+    )

@@ -17,6 +17,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 import traceback
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from fbp.experiment import journal, locks, store
+from fbp.experiment.credentials import hidden
 from fbp.experiment.journal import Journal
 from fbp.experiment.system import SYSTEM, SystemMetrics
 
@@ -34,6 +36,7 @@ _BATCH = 1000  # metrics per request: MLflow's limit
 _POLL_SECONDS = 0.2
 _RETRY_SECONDS = float(os.environ.get("FBP_RETRY_SECONDS", "20"))  # how long to keep trying after the run's end
 _HEARTBEAT_SECONDS = 30.0
+_HANGING_SECONDS = 900.0  # one request may take as long as a large model takes to upload
 SEND_SECONDS = 120.0  # how long a training process waits for MLflow at its end; the journal stays in any case
 
 STATE = "shipped.json"
@@ -50,6 +53,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -87,10 +91,15 @@ def connect(uri: str, root: Path) -> Any:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     root.mkdir(parents=True, exist_ok=True)
-    with locks.locked(root / ".init.lock"):
+    with _one_at_a_time(uri, root):
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
+
+
+def _one_at_a_time(uri: str, root: Path) -> contextlib.AbstractContextManager[None]:
+    """A lock for what makes tables and experiments in an embedded store; a server sees to that itself."""
+    return locks.locked(root / ".init.lock") if uri.startswith("sqlite:") else contextlib.nullcontext()
 
 
 def shipped(folder: Path) -> dict[str, Any]:
@@ -99,13 +108,16 @@ def shipped(folder: Path) -> dict[str, Any]:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return state if isinstance(state, dict) and {"uri", "run_id", "offsets", "stride", "done"} <= set(state) else {}
+    kinds = {"uri": str, "run_id": str, "offsets": dict, "stride": int, "done": bool}
+    good = isinstance(state, dict) and all(isinstance(state.get(key), kind) for key, kind in kinds.items())
+    offsets = state["offsets"] if good else {}
+    return state if all(isinstance(offsets.get(name), int) for name in (journal.NAME, SYSTEM)) else {}
 
 
 def destination(folder: Path) -> str | None:
     """The tracking URI that a run was meant for, without its password; None where nothing is known."""
     path = folder / DESTINATION
-    meant = path.read_text(encoding="utf-8") if path.exists() else None
+    meant = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
     return store.default_uri(folder.parent.parent) if meant == store.EMBEDDED else meant
 
 
@@ -200,7 +212,7 @@ class Shipment:
                     self._add(key, value, line["time"], line["step"])
             case "tags":
                 for key, value in line["values"].items():
-                    self.client.set_tag(self.run_id, key, value)
+                    self.client.set_tag(self.run_id, _key(key), value)
             case "child":
                 self._add_child(line)
             case "end":
@@ -225,7 +237,7 @@ class Shipment:
         from mlflow.entities import Metric
 
         finite = value if abs(value) != float("inf") else float("nan")  # MLflow turns infinity into 1.8e308
-        self._metrics.append(Metric(key, finite, when, step))
+        self._metrics.append(Metric(_key(key), finite, when, step))
         if len(self._metrics) >= _BATCH:
             self._send()
 
@@ -250,12 +262,12 @@ class Shipment:
             run = self.client.create_run(experiment, start_time=line["time"], tags=tags, run_name=line["name"])
             self.run_id = run.info.run_id
             self._remember()
-        self.client.log_batch(self.run_id, params=[Param(key, value) for key, value in line["params"].items()])
+        self.client.log_batch(self.run_id, params=[Param(_key(key), value) for key, value in line["params"].items()])
         if line["inputs"]:
             self.client.log_inputs(self.run_id, [_dataset_input(entry) for entry in line["inputs"]])
 
     def _experiment(self, name: str) -> str:
-        with locks.locked(self.root / ".init.lock"):
+        with _one_at_a_time(self.uri, self.root):
             found = self.client.get_experiment_by_name(name)
             if found:
                 return str(found.experiment_id)
@@ -271,12 +283,16 @@ class Shipment:
         if self.run_id:
             from fbp.experiment import plots
 
-            problems = plots.draw(self.folder, [child for child in self.children if child.exists()])
+            try:
+                problems = plots.draw(self.folder, [child for child in self.children if child.exists()])
+            except Exception as error:  # a damaged file must not keep the rest from MLflow
+                problems = [f"{type(error).__name__}: {error}"]
             for problem in problems:
                 print(f"plot not drawn: {problem}", file=sys.stderr)
             write_history(self.folder)
             self.client.log_artifacts(self.run_id, str(self.folder / "artifacts"))
-            if end["status"] == "FINISHED" and (self.folder / "artifacts" / "model").exists() and not self._has_model():
+            saved = self.folder / "artifacts" / "model"
+            if end["status"] == "FINISHED" and (saved / "model.json").exists() and not self._has_model():
                 log_model(self.folder, self.run_id, self.uri)
             if end["message"]:
                 self.client.set_tag(self.run_id, "fbp.message", end["message"])
@@ -287,6 +303,12 @@ class Shipment:
     def _has_model(self) -> bool:
         experiment = self.client.get_run(self.run_id).info.experiment_id
         return bool(self.client.search_logged_models([experiment], f"source_run_id = '{self.run_id}'", max_results=1))
+
+
+def _key(name: str) -> str:
+    """A name as MLflow allows it: letters, digits and ``_ - . / `` and blanks, no empty or dotted part, 250 characters."""
+    parts = [re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/")]
+    return "/".join("_" if not part.strip(".") else part for part in parts)[:250]
 
 
 def _dataset_input(entry: dict[str, Any]) -> Any:
@@ -389,6 +411,7 @@ def follow(folder: Path, uri: str) -> bool:
     """
     root = folder.parent.parent
     client, system = None, SystemMetrics(folder)
+    watch = _Watch(folder)
     shipments: list[Shipment] = []
     deadline, last_problem = None, ""
     while True:
@@ -407,6 +430,7 @@ def follow(folder: Path, uri: str) -> bool:
             for shipment in reversed(shipments):  # children end before their parent
                 if not shipment.done:
                     shipment.advance(lives)
+                    watch.progress()
             if not lives and all(shipment.done for shipment in shipments) and not _new_children(shipments):
                 return (
                     True  # as long as it lives, there may come more: a run that is about to be resumed looks finished
@@ -415,7 +439,7 @@ def follow(folder: Path, uri: str) -> bool:
         except Exception:
             problem = traceback.format_exc()
             if problem != last_problem:
-                print(_without_password(problem, uri), file=sys.stderr, flush=True)
+                print(hidden(problem, uri), file=sys.stderr, flush=True)
                 last_problem = problem
             if not lives or journal.end_of(folder):
                 deadline = deadline or time.monotonic() + _RETRY_SECONDS
@@ -425,9 +449,25 @@ def follow(folder: Path, uri: str) -> bool:
         time.sleep(_POLL_SECONDS)
 
 
-def _without_password(text: str, uri: str) -> str:
-    secret = re.search(r"://[^/@]*:([^/@]+)@", uri)
-    return text.replace(secret[1], "***") if secret else text
+class _Watch:
+    """Ends this process when, long after the training, one request still hangs: a server can drip bytes for ever."""
+
+    def __init__(self, folder: Path):
+        self._last, self._folder = time.monotonic(), folder
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def progress(self) -> None:
+        """Something was sent."""
+        self._last = time.monotonic()
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(5)
+            if locks.is_training(self._folder):
+                self.progress()
+            elif time.monotonic() - self._last > _HANGING_SECONDS:
+                print("gave up on a server that hangs", file=sys.stderr, flush=True)
+                os._exit(1)
 
 
 def _new_children(shipments: Sequence[Shipment]) -> list[Path]:
@@ -458,7 +498,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
-    uri = os.environ.pop(_URI)
+    uri = os.environ.pop(_URI)  # without a server's password, see credentials.py
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the training process; this one ends after it

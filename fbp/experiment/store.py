@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fbp.errors import InputError
+from fbp.experiment.credentials import public, without_login
 
 EMBEDDED = "embedded"  # stands for the tracking URI of the store beside a run's folder
 
@@ -38,11 +39,6 @@ def portable(uri: str, store: Path) -> str:
     return EMBEDDED if uri == default_uri(store) else public(uri)
 
 
-def public(uri: str) -> str:
-    """A tracking URI that may be shown: without user and password."""
-    return re.sub(r"://[^/]*@", "://", uri)
-
-
 def tracking_uri(store: Path, chosen: str | None) -> str:
     """The tracking URI: the one chosen on the command line, ``MLFLOW_TRACKING_URI``, or the embedded store's."""
     uri = chosen or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(store)
@@ -51,7 +47,7 @@ def tracking_uri(store: Path, chosen: str | None) -> str:
             f"--tracking-uri: expected sqlite:///PATH, a database or http(s)://HOST, got {public(uri)!r}; "
             "MLflow no longer keeps runs in plain folders"
         )
-    return uri
+    return without_login(uri)
 
 
 def artifact_root(store: Path) -> str:
@@ -112,7 +108,8 @@ def relocate(store: Path) -> int:
 def new_run_folder(store: Path, name: str) -> Path:
     """A new folder for a run, named after it, the time, and chance."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = store / "runs" / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}-{stamp}-{secrets.token_hex(2)}"
+    name = re.sub(r"[^A-Za-z0-9.-]+", "_", name).lstrip(".-") or "run"
+    folder = store / "runs" / f"{name}-{stamp}-{secrets.token_hex(2)}"
     try:
         (folder / "artifacts").mkdir(parents=True)
     except OSError as error:

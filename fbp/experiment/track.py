@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import posixpath
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,15 +14,16 @@ import numpy as np
 from fbp.errors import InputError
 from fbp.experiment import checkpoint, environment, journal, locks, shipper, store
 from fbp.experiment import config as configuration
-from fbp.experiment.arrays import from_paths, params_digest
+from fbp.experiment.arrays import copied, from_paths
 from fbp.experiment.checkpoint import Checkpoints
 from fbp.experiment.config import Config
+from fbp.experiment.credentials import public
 from fbp.experiment.journal import Journal, history, metrics_digest, nonfinite
 from fbp.experiment.loading import find_folder
 from fbp.experiment.record import Record
 from fbp.layer import Params
 
-_KEY = re.compile(r"[A-Za-z0-9_.\-]([A-Za-z0-9_.\- /]*[A-Za-z0-9_.\-])?")
+_KEY = re.compile(r"(?!\.)[A-Za-z0-9_.\-]([A-Za-z0-9_.\- /]*[A-Za-z0-9_.\-])?")
 _LONGEST_KEY = 250
 
 
@@ -39,7 +41,7 @@ class Tracked:
         self._journal = Journal(folder)
         self._record = Record(self._journal)
         self._checkpoints = Checkpoints(folder, keep, self._journal.sync)
-        self._params: Params = None
+        self._digest = ""
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Metrics at a step; a resumed run's that the journal has already are not written again.
@@ -58,7 +60,7 @@ class Tracked:
 
     def tag(self, **tags: object) -> None:
         """Texts by name, shown with the run."""
-        self._journal.write("tags", values={f"{key}": str(value)[:5000] for key, value in tags.items()})
+        self._journal.write("tags", values=dict(_flat("tag", tags, _text)))
 
     def artifact(self, path: str | os.PathLike[str], name: str | None = None) -> None:
         """Copy a file into the run's artifacts, under a name that may have folders: ``plots/norms.png``."""
@@ -80,8 +82,8 @@ class Tracked:
             wait: come back only when it is on the disk.
         """
         self._note_checkpoint()
-        self._checkpoints.save(int(step), {"tree": tree}, tree, {})
-        self._params = tree
+        own = copied(tree)  # the user's arrays may be changed or donated while this is written
+        self._checkpoints.save(int(step), {"tree": own}, own, {})
         if wait:
             self._note_checkpoint()
 
@@ -95,6 +97,7 @@ class Tracked:
             InputError: where the checkpoint is of another structure.
         """
         found = checkpoint.latest(self.folder, lambda text: print(f"fbp: {text}", file=sys.stderr))
+        checkpoint.set_aside(self.folder, found.step if found else -1)
         if found is None:
             return None
         arrays = {path.removeprefix("tree").removeprefix("/"): array for path, array in found.arrays.items()}
@@ -106,6 +109,7 @@ class Tracked:
     def _note_checkpoint(self) -> None:
         written = self._checkpoints.take()
         if written:
+            self._digest = written.digest
             self._journal.write("checkpoint", step=written.step, params_digest=written.digest, tensors=written.tensors)
 
     def _end(self, status: str, message: str) -> None:
@@ -113,8 +117,10 @@ class Tracked:
             self._note_checkpoint()
             series = history(self.folder)
             tags = {"fbp.metrics_digest": metrics_digest(series)}
-            if self._params is not None:
-                tags["fbp.params_digest"] = params_digest(self._params)
+            if self._digest:
+                tags["fbp.params_digest"] = self._digest
+            if self._record.differing:
+                tags["fbp.resume_differs"] = "{} at step {}".format(*self._record.differing)
             if odd := nonfinite(series):
                 tags["fbp.nonfinite"] = odd
             if message:
@@ -168,6 +174,9 @@ def track(
         experiment, params = config.tracking.experiment or config.name, configuration.flat(config)
     else:
         params = {key.replace("/", "_"): text for key, text in _flat("config", config or {}, _text)}
+    if not experiment.strip():
+        raise InputError("track: expected a name of an experiment, got an empty one")
+    tags = dict(_flat("tags", tags or {}, _text))
     root = store.root()
     root.mkdir(parents=True, exist_ok=True)
     store.check_not_moved(root)
@@ -177,7 +186,7 @@ def track(
         with locks.training(folder) as mine:
             if not mine:
                 raise InputError(f"{folder.name}: another process is training this run")
-            run = _begin(folder, experiment, name or experiment, params, dict(tags or {}), keep)
+            run = _begin(folder, experiment, name or experiment, params, tags, keep)
             process = shipper.launch(folder, uri)
             try:
                 yield run
@@ -190,7 +199,7 @@ def track(
     finally:  # the lock is given back: the shipper ends when nobody trains any more
         if process and not shipper.wait(process, wait):
             print(
-                f"fbp: not all of {folder.name} has reached {store.public(uri)} yet (see {folder / 'shipper.log'}); "
+                f"fbp: not all of {folder.name} has reached {public(uri)} yet (see {folder / 'shipper.log'}); "
                 "nothing is lost: 'fbp sync' sends the rest",
                 file=sys.stderr,
             )
@@ -205,7 +214,7 @@ def _folder(
         folder = store.new_run_folder(root, experiment)
         (folder / shipper.DESTINATION).write_text(store.portable(uri, root), encoding="utf-8")
         return folder, uri
-    found = Path(resume) if journal.start_of(Path(resume)) else find_folder(root, resume)
+    found = Path(resume).resolve() if journal.start_of(Path(resume)) else find_folder(root, resume)
     if found is None:
         raise InputError(f"resume: no run {resume!r} in {root}")
     before = (journal.start_of(found) or {})["params"]
@@ -242,7 +251,7 @@ def _flat(where: str, values: Mapping[str, Any], convert: Any, prefix: str = "")
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
             yield from _flat(where, value, convert, f"{name}/")
-        elif not _KEY.fullmatch(name) or "//" in name or ".." in name or len(name) > _LONGEST_KEY:
+        elif not _KEY.fullmatch(name) or posixpath.normpath(name) != name or len(name) > _LONGEST_KEY:
             raise InputError(f"{where}: expected names of letters, digits and _ . - /, at most 250 long, got {name!r}")
         else:
             yield name, convert(where, name, value)
@@ -259,4 +268,4 @@ def _number(where: str, name: str, value: Any) -> float:
 
 
 def _text(where: str, name: str, value: Any) -> str:
-    return str(value)[:6000]
+    return str(value)[:5000].encode("utf-8", "replace").decode()
