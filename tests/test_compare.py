@@ -1,6 +1,7 @@
 """Runs seen again: listed, shown, compared, reproduced, and looked at in the real dashboard."""
 
 import html
+import io
 import os
 import re
 import shutil
@@ -10,10 +11,11 @@ import tempfile
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 import fbp
 from fbp.cli import main
-from fbp.experiment import comparison, environment, recorded
+from fbp.experiment import comparison, environment, recorded, tables
 from fbp.experiment.journal import Series
 from fbp.experiment.locks import locked
 from fbp.experiment.reproduce import compare
@@ -84,6 +86,8 @@ class TestRuns:
         [
             (["runs", "metrics.x >>"], "Invalid clause"),
             (["runs", "--sort", "nothing"], "--sort nothing ASC: Invalid order_by clause"),
+            (["runs", "metrics.acc > 0.9"], "no run has metrics.acc; expected one of best_step"),
+            (["runs", "--sort", "-metrics.val_accuracy"], "did you mean 'validation_accuracy'"),
             (["show", "nothing"], "no run of that name or id"),
             (["show", "seed-0' or '1'='1"], "no run of that name or id"),
             (["compare", "nothing", "other"], "no run of that name or id"),
@@ -96,6 +100,21 @@ class TestRuns:
         output = said(*words, status=2)
         assert problem in output
         assert len(output.splitlines()) == 1
+
+    def test_a_narrow_terminal_breaks_no_line(self, inside):
+        _, children = runs_of(inside)
+        for width in (60, 80, 120, 200):
+            rows = tables.list_of_runs(children, {}, [("metrics", "test_loss")], width)
+            assert {"run", "id", "test_loss"} <= set(rows.columns)
+            console = Console(width=width, record=True, file=io.StringIO())
+            console.print(rows.rich())
+            assert len(console.export_text().splitlines()) == 4 + len(children)
+
+    def test_the_beginning_of_an_id_and_the_end_of_a_name_are_enough(self, inside):
+        _, (first, *_) = runs_of(inside)
+        for short in (first.info.run_id[:8], first.info.run_name[-4:]):
+            assert first.info.run_id in said("show", short)
+            assert fbp.load(short).config.name == "small"
 
     def test_show(self, inside):
         parent, children = runs_of(inside)
@@ -135,7 +154,7 @@ class TestCompare:
         assert "![learning curves](learning_curves.png)" in report
 
     def test_one_run_is_not_enough(self, inside):
-        assert "expected two runs or more" in said("compare", runs_of(inside)[1][0].info.run_id, status=2)
+        assert "expected two different runs or more" in said("compare", runs_of(inside)[1][0].info.run_id, status=2)
 
     def test_the_interval_covers_as_often_as_it_says(self):
         drawn = np.random.default_rng(1).normal(size=(200, 30))
@@ -181,6 +200,10 @@ class TestVerdict:
 
     def test_minus_zero_is_not_zero(self):
         assert not compare(series(a=[0.0]), series(a=[-0.0]), {}, {}).identical
+
+    def test_a_number_is_not_nan_and_nothing_proves_nothing(self):
+        assert not compare(series(a=[float("nan")]), series(a=[0.5]), {}, {}).identical
+        assert "there is nothing to compare" in compare({}, {}, {}, {}).lines[0]
 
     def test_what_is_missing_differs(self):
         assert "a was 2.0, and is missing" in compare(series(a=[1, 2]), series(a=[1]), {}, {}).lines[0]

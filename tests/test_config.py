@@ -286,7 +286,9 @@ def test_a_variant_may_change_what_a_section_names(minimal):
 @pytest.mark.parametrize("name", ["", "lr=0.1", "a/b"])
 def test_a_variants_name_must_be_one_that_mlflow_can_keep(minimal, name):
     minimal.write_text(MINIMAL + f'[[variant]]\nname = "{name}"\nset = {{ seed = 1 }}\n')
-    assert problems(minimal) == [f"variant.0.name: expected a letter or digit, then letters, digits, spaces and . - _ only, got {name!r}"]
+    assert problems(minimal) == [
+        f"variant.0.name: expected a letter or digit, then letters, digits, spaces and . - _ only, got {name!r}"
+    ]
 
 
 def test_schedules_count_steps_also_with_accumulation(minimal):

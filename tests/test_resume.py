@@ -19,6 +19,7 @@ from fbp.experiment.arrays import by_path, from_paths, params_digest
 from fbp.experiment.checkpoint import Checkpoint
 from fbp.experiment.journal import Journal
 from fbp.experiment.launch import continue_run
+from fbp.experiment.loop import Interrupted, Loop
 from fbp.experiment.record import Record
 from fbp.experiment.run import Origin, run
 from fbp.experiment.saving import read
@@ -81,7 +82,7 @@ class TestCheckpointFile:
         ids=["names", "shape", "dtype"],
     )
     def test_another_structure_is_refused(self, like):
-        with pytest.raises(ValueError, match="expected"):
+        with pytest.raises(ValueError, match=r"expected|missing"):
             from_paths(by_path(TREE), like)
 
     def test_a_damaged_one_is_passed_over_with_a_warning(self, tmp_path):
@@ -269,6 +270,62 @@ restore_best = true
 """
 
 
+@pytest.mark.parametrize("at", [9, 15])
+def test_a_second_signal_in_an_evaluation_loses_nothing(project, monkeypatch, at):
+    (project / "one.toml").write_text(
+        EARLY.replace("epochs = 200", "steps = 15\nevaluate_every = 3\n").replace("patience = 5", "")
+    )
+    wanted = config.read(project / "one.toml")
+    alone = run(wanted, origin(project), store.new_run_folder(project / "mlruns", "alone"), Silent())
+    evaluate = Loop._evaluate
+
+    def broken_off(self):
+        if self.position.at == at:
+            monkeypatch.setattr(Loop, "_evaluate", evaluate)
+            raise Interrupted("stopped at once by SIGINT")
+        evaluate(self)
+
+    monkeypatch.setattr(Loop, "_evaluate", broken_off)
+    folder = store.new_run_folder(project / "mlruns", "broken")
+    assert run(wanted, origin(project), folder, Silent()).status == "KILLED"
+    assert run(wanted, origin(project), folder, Silent()).status == "FINISHED"
+    assert result(folder) == result(alone.folder)
+
+
+def test_a_damaged_journal_is_filled_again(project):
+    (project / "one.toml").write_text(EARLY + "[checkpoint]\nevery_steps = 4\n")
+    wanted = config.read(project / "one.toml")
+    reporter = Snapshots(project, [20])
+    expected = result(run(wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), reporter).folder)
+    for kind in (b'"steps", ', b'"metrics", '):
+        copy = project / f"damaged-{kind.decode()[1:5]}"
+        shutil.copytree(reporter.copies[0], copy)
+        content = (copy / journal.NAME).read_bytes()
+        place = content.index(kind, len(content) // 3) + 30
+        (copy / journal.NAME).write_bytes(content[:place] + b"#" + content[place + 1 :])
+        assert journal.is_damaged(copy)
+        run(wanted, origin(project), copy, Silent())
+        assert result(copy) == expected
+
+
+def test_damaged_checkpoints_do_not_push_out_good_ones(tmp_path):
+    states = checkpoint.Checkpoints(tmp_path, 1, lambda: None)
+    for path in ("step-000000000008.npz", "step-000000000009.npz"):
+        (tmp_path / "checkpoints" / path).write_text("damaged")
+    assert checkpoint.latest(tmp_path, lambda text: None) is None
+    checkpoint.set_aside(tmp_path, -1)
+    states.save(4, {"tree": TREE}, TREE, {})
+    states.take()
+    states.close()
+    assert checkpoint.latest(tmp_path, lambda text: None).step == 4
+
+
+def test_a_variant_cannot_be_strict_alone(project):
+    path = write_config(project, more='[[variant]]\nname = "a"\nset = { "training.strict" = true }\n')
+    with pytest.raises(fbp.InputError, match=r"training.strict: set it for all variants"):
+        config.variants(config.read(path), "small.toml")
+
+
 def test_early_stopping_keeps_the_best_and_survives_a_death(project):
     (project / "one.toml").write_text(EARLY)
     wanted = config.read(project / "one.toml")
@@ -276,7 +333,8 @@ def test_early_stopping_keeps_the_best_and_survives_a_death(project):
     series = journal.history(outcome.folder)
     accuracy = series["validation_accuracy"]
     best = int(np.argmax(accuracy.values))  # the first of equals
-    assert len(accuracy.steps) == best + 1 + 5 < 200
+    assert len(accuracy.steps) == best + 1 + 5 + 1 < 200  # the last is that of the model that is kept
+    assert accuracy.values[-1] == accuracy.values[best] == outcome.metrics["validation_accuracy"]
     assert outcome.metrics["best_step"] == accuracy.steps[best]
     assert outcome.metrics["best_validation_accuracy"] == accuracy.values.max()
     trained = read(outcome.folder / "artifacts" / "model")

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 import fbp
 from fbp.cli import main
 from fbp.experiment import environment, journal, shipper, store, track
+from fbp.experiment.credentials import hidden, public
 from tests.projects import client, command, one, the_run, write_config
 from tests.servers import Server, postgresql
 
@@ -92,7 +93,11 @@ class TestTrack:
             (lambda run: run.log(1, {"x": None}), "x: expected a number, got 'None'"),
             (lambda run: run.log(1, {"x[0]": 1}), "expected names of letters, digits"),
             (lambda run: run.log(1, {"../x": 1}), "expected names of letters, digits"),
+            (lambda run: run.log(1, {"a/./b": 1}), "expected names of letters, digits"),
+            (lambda run: run.log(1, {".": 1}), "expected names of letters, digits"),
+            (lambda run: run.tag(**{"bad:key!": 1}), "expected names of letters, digits"),
             (lambda run: run.log(-1, {"x": 1}), "expected a step, a whole number"),
+            (lambda run: run.checkpoint(7.5, {}), "expected a step, a whole number"),
             (lambda run: run.log(1, 5), "expected a mapping"),
             (lambda run: run.artifact("nothing.txt"), "expected a file"),
             (lambda run: run.artifact(__file__, "../../x"), "inside the run's folder"),
@@ -117,14 +122,84 @@ class TestTrack:
         with pytest.raises(fbp.InputError, match="no run 'nothing'"), track(resume="nothing"):
             pass
 
+    def test_arrays_may_be_donated_or_changed_after_a_checkpoint(self, unsent):
+        step = jax.jit(lambda p: p + 1, donate_argnums=0)
+        own = np.zeros(3)
+        with track() as run:
+            params = jnp.zeros(1000)
+            for i in range(1, 4):
+                run.checkpoint(i, {"p": params, "own": own, "rate": 0.5, "epoch": i})
+                params = step(params)
+                own += 1
+        with track(resume=run.name) as again:
+            at, found = again.restore({"p": jnp.zeros(1000), "own": own, "rate": 0.1, "epoch": 0})
+        assert (at, found["rate"], found["epoch"], found["own"].dtype, type(found["epoch"])) == (
+            3,
+            0.5,
+            3,
+            np.float64,
+            int,
+        )
+        assert found["own"].tolist() == [2, 2, 2]
+        assert (found["p"] == 2).all()
 
-def test_secrets_stay_secret(unsent):
-    uri = "http://someone:hidden-word@127.0.0.1:9"
+    def test_any_names_in_a_tree(self, unsent):
+        tree = {"a|b": np.ones(1), "x": np.ones(2), "x.npy": np.ones(3), "a@b": np.ones(4), "ä %": [np.ones(5)]}
+        with track() as run:
+            run.checkpoint(1, tree, wait=True)
+            found = run.restore(tree)[1]
+            assert {key: np.size(value) for key, value in found.items()} == {key: np.size(v) for key, v in tree.items()}
+            with pytest.raises(fbp.InputError, match="expected a pytree of arrays and numbers"):
+                run.checkpoint(2, {"f": len})
+            with pytest.raises(fbp.InputError, match=r"missing: y; not expected: a\|b"):
+                run.restore({**{key: value for key, value in tree.items() if key != "a|b"}, "y": np.ones(1)})
+
+    def test_a_run_that_has_ended_takes_nothing_more(self, unsent):
+        with track() as run:
+            run.log(jnp.int32(5), {"x": 1})
+        for use in (lambda: run.log(6, {"x": 1}), lambda: run.checkpoint(6, {}), lambda: run.tag(a=1)):
+            with pytest.raises(fbp.InputError, match="it has ended; go on with"):
+                use()
+
+    def test_a_resume_that_gives_other_values_says_so(self, unsent):
+        with contextlib.suppress(RuntimeError), track() as run:
+            run.log(1, {"x": 1})
+            raise RuntimeError
+        with track(resume=run.name) as again:
+            again.log(1, {"x": 2})
+        assert journal.history(run.folder)["x"].values.tolist() == [1]
+        tags = [line["values"] for _, line in journal.lines(run.folder, kinds=["tags"])]
+        assert tags[-1]["fbp.resume_differs"] == "x at step 1"
+
+
+SECRET = "hidden/w@rd"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://someone:hidden/w@rd@127.0.0.1:9",
+        "postgresql://someone:hidden/w@rd@127.0.0.1:9/db",
+        "postgresql://127.0.0.1:9/db?user=someone&password=hidden/w@rd",
+    ],
+)
+def test_secrets_stay_secret(unsent, monkeypatch, uri):
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr("sys.argv", ["fbp", "run", "--tracking-uri", uri])
     with track({"a": 1}, tracking_uri=uri) as run:
         run.log(1, {"x": 1})
-    written = b"".join(path.read_bytes() for path in run.folder.rglob("*") if path.is_file())
-    assert b"127.0.0.1:9" in written
-    assert b"hidden-word" not in written
+    written = b"".join(path.read_bytes() for path in run.folder.rglob("*") if path.is_file()).decode()
+    shown = [written, hidden(f"{uri} refused hidden/w@rd and hidden%2Fw%40rd", uri), public(f"see {uri}")]
+    assert "127.0.0.1:9" in written
+    for text in shown:
+        assert "w@rd" not in text
+        assert "someone" not in text or "?user=" in uri
+    if uri.startswith("http"):
+        assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == ("someone", SECRET)
+
+
+def test_a_refused_uri_does_not_show_its_password(project):
     refused = CliRunner().invoke(main, ["runs", "--tracking-uri", "file://someone:hidden-word@host/x"])
     assert refused.exit_code == 2
     assert "hidden-word" not in refused.output
@@ -189,6 +264,20 @@ def test_reap_closes_what_is_dead_and_nothing_else(project, warm):
     }
     assert found["s"].info.end_time == 1577836800000
     assert found["l"].data.metrics["x"] == 1
+
+
+def test_names_that_mlflow_refuses_do_not_keep_a_run_from_it(project, warm):
+    """A user's own model may call its parameters anything."""
+    folder = store.new_run_folder(project / "mlruns", "..odd")
+    writer = journal.Journal(folder)
+    writer.start(folder, label="odd", experiment="small", params={"p#": "1"}, tags={"t:!": "1"})
+    writer.write("metrics", step=1, values={"delta_norm/w#": 1.0, "../x": 2.0, "a//b": 3.0, "good": float("inf")})
+    writer.write("end", status="FINISHED", message="")
+    writer.close()
+    assert shipper.launch(folder, store.default_uri(project / "mlruns")).wait(timeout=120) == 0
+    run = the_run(project)
+    assert run.info.status == "FINISHED"
+    assert {"delta_norm/w_", "_/x", "a/_/b", "good"} <= set(run.data.metrics)
 
 
 def counted(database, experiment="tracked"):

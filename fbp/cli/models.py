@@ -72,11 +72,17 @@ def describe(experiment: str, overrides: tuple[str, ...], picture: Path | None) 
 def list_names(kind: str | None) -> None:
     """What can be named in a configuration, one line each; KIND (data, model, loss ...) shows that part alone."""
     from fbp.experiment.catalogue import CATALOGUE, suggest, summary
+    from fbp.experiment.config import settings
 
-    if kind and kind not in CATALOGUE:
-        raise InputError(f"unknown kind {kind!r}; {suggest(kind, CATALOGUE)}")
-    for section in [kind] if kind else CATALOGUE:
+    plain = settings()
+    if kind and kind not in CATALOGUE and kind not in plain:
+        raise InputError(f"unknown kind {kind!r}; {suggest(kind, [*CATALOGUE, *plain])}")
+    for section in [kind] if kind else [*CATALOGUE, *plain]:
         click.secho(section, bold=True)
+        if section in plain:
+            for key, default in plain[section].items():
+                click.echo(f"  {key:22} {default}".rstrip())
+            continue
         for name in CATALOGUE[section]:
             click.echo(f"  {name:22} {summary(section, name)}".rstrip())
 

@@ -1,6 +1,7 @@
 """Commands about runs that were made: ``fbp runs``, ``show``, ``compare``, ``ui``."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,8 +31,11 @@ def list_runs(condition: str, sort: tuple[str, ...], limit: int, tracking_uri: s
     order = [f"{key.removeprefix('-')} {'DESC' if key.startswith('-') else 'ASC'}" for key in sort]
     with recorded.opened(tracking_uri) as runs:
         found = runs.search(condition, order or None, limit)
+        asked = tables.asked_for(condition, sort)
+        runs.check_names(asked)
         if found:
-            console().print(tables.list_of_runs(found, runs.experiments, condition, sort).rich())
+            width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+            console().print(tables.list_of_runs(found, runs.experiments, asked, width).rich())
         click.echo(f"{len(found)} runs" + (", the most that --limit allows" if len(found) == limit else ""))
 
 

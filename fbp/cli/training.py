@@ -81,6 +81,7 @@ def _report(launched: Any) -> None:
     from rich.console import Console
 
     from fbp.experiment.credentials import public
+    from fbp.experiment.journal import start_of
     from fbp.experiment.progress import results_table
 
     outcomes = launched.outcomes
@@ -91,6 +92,7 @@ def _report(launched: Any) -> None:
             click.echo(f"fbp: the last good parameters are in {shown(outcome.folder)}", err=True)
     if any(outcome.status == "KILLED" for outcome in outcomes.values()):
         click.echo(f"fbp: go on with: fbp resume {launched.folder.name}", err=True)
+    click.echo(f"run:        {(start_of(launched.folder) or {}).get('name')}")
     click.echo(f"run folder: {shown(launched.folder)}")
     if launched.sent:
         embedded = launched.uri.startswith("sqlite:")

@@ -36,7 +36,13 @@ def sync(tracking_uri: str | None) -> None:
 
 
 @main.command("reap", short_help="close runs that nobody trains any more")
-@click.option("--minutes", default=10.0, show_default=True, help="How old the heartbeat of a run elsewhere may be.")
+@click.option(
+    "--minutes",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="How old the heartbeat of a run elsewhere may be.",
+)
 @uri_option
 def reap(minutes: float, tracking_uri: str | None) -> None:
     """Close the runs that MLflow shows as running though nobody trains them."""

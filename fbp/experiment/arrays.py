@@ -75,8 +75,9 @@ def from_paths(arrays: Mapping[str, np.ndarray], like: Params) -> Params:
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [path_of(keys) for keys, _ in leaves]
     if set(names) != set(arrays):
-        odd = sorted(set(names) ^ set(arrays))
-        raise ValueError(f"expected the arrays {', '.join(names[:5])} ..., got others: {', '.join(odd[:5])} ...")
+        missing, odd = sorted(set(names) - set(arrays)), sorted(set(arrays) - set(names))
+        lists = (("missing", missing), ("not expected", odd))
+        raise ValueError("; ".join(f"{what}: {', '.join(found[:5])}" for what, found in lists if found))
 
     def restored(name: str, leaf: Any) -> Any:
         array = arrays[name]
@@ -145,7 +146,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays that :func:`write_arrays` wrote.
 
     Raises:
-        ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error: where it is damaged.
+        One of ``DAMAGE``: where it is damaged.
         OSError: where it cannot be read.
     """
     found = {}
@@ -164,7 +165,7 @@ DAMAGE = (
     EOFError,
     KeyError,
     TypeError,
-    NotImplementedError,
+    RuntimeError,  # an archive that seems to be encrypted, or of a kind that is not implemented
     OverflowError,
     MemoryError,
     zipfile.BadZipFile,

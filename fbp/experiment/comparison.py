@@ -14,6 +14,8 @@ from fbp.experiment.recorded import Recorded, Runs
 from fbp.experiment.tables import Rows, differing, number
 
 _RESAMPLES = 10_000
+_FEW = 5  # with fewer values, resampling them cannot show how far the mean may lie
+_RESULTS = ("train_", "validation_", "test_", "best_")
 _WITHOUT_MEANING = ("name", "description", "tracking_experiment")  # differences that change no result
 
 
@@ -38,7 +40,7 @@ def compare(runs: Runs, names: Sequence[str], folder: Path) -> Comparison:
     found = [run for name in names for run in (lambda run: runs.children(run) or [run])(runs.find(name))]
     every = [runs.read(run) for run in {run.info.run_id: run for run in found}.values()]
     if len(every) < 2:
-        raise InputError("compare: expected two runs or more (or one with runs under it), got one")
+        raise InputError("compare: expected two different runs or more (or one with runs under it), got one")
     labels = _labels(every)
     tables = [_configuration(every, labels), _metrics(every, labels), *_over_seeds(every)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +50,7 @@ def compare(runs: Runs, names: Sequence[str], folder: Path) -> Comparison:
     report.write_text(
         "\n".join(
             [
-                f"# {', '.join(labels)}\n",
+                f"# Comparison of {len(labels)} runs\n",
                 *(table.markdown() for table in tables),
                 *(f"![{path.stem.replace('_', ' ')}]({path.name})\n" for path in pictures),
             ]
@@ -99,26 +101,36 @@ def bootstrap(values: Sequence[float], share: float = 0.95) -> tuple[float, floa
 
 
 def _over_seeds(every: Sequence[Recorded]) -> list[Rows]:
-    """For runs that differ in nothing but their seed: mean, standard deviation and interval of each result."""
-    groups: dict[tuple[tuple[str, str], ...], list[Recorded]] = {}
+    """For runs that differ in nothing but their seed: mean, standard deviation and interval of each result.
+
+    A seed counts once: of runs that are the same again, such as reproductions, the first.
+    """
+    groups: dict[tuple[tuple[str, str], ...], dict[str, Recorded]] = {}
     for run in every:
         same = {key: value for key, value in run.params.items() if key not in ("seed", *_WITHOUT_MEANING)}
-        groups.setdefault(tuple(sorted(same.items())), []).append(run)
+        groups.setdefault(tuple(sorted(same.items())), {}).setdefault(run.params.get("seed", ""), run)
+    several = [group for group in groups.values() if len(group) > 1]
+    different = [name for name in differing([next(iter(group.values())).params for group in several]) if name != "seed"]
     tables = []
-    for group in groups.values():
-        seeds = sorted({run.params.get("seed", "") for run in group}, key=lambda seed: (len(seed), seed))
-        if len(seeds) < 2:
-            continue
-        names = sorted({name for run in group for name in run.metrics if "/" not in name and not is_timing(name)})
+    for group in several:
+        runs = list(group.values())
+        names = sorted(
+            {name for run in runs for name in run.metrics if name.startswith(_RESULTS) and not is_timing(name)}
+        )
         cells = []
         for name in names:
-            values = [run.metrics[name] for run in group if np.isfinite(run.metrics.get(name, np.nan))]
+            values = [run.metrics[name] for run in runs if np.isfinite(run.metrics.get(name, np.nan))]
             if len(values) > 1:
                 low, high = bootstrap(values)
                 middle, spread = number(float(np.mean(values))), number(float(np.std(values, ddof=1)))
                 cells.append([name, str(len(values)), middle, spread, f"{low:.5g} to {high:.5g}"])
-        title = f"over the seeds {', '.join(seeds)} of {group[0].params.get('name', group[0].experiment)}"
-        tables.append(Rows(title, ["metric", "runs", "mean", "standard deviation", "95 % interval of the mean"], cells))
+        which = ", ".join(f"{key}={runs[0].params.get(key, '')}" for key in different if key not in _WITHOUT_MEANING)
+        seeds = ", ".join(sorted(group, key=lambda seed: (len(seed), seed)))
+        title = f"over the seeds {seeds} of {runs[0].params.get('name', runs[0].experiment)} {which}".strip()
+        if len(group) < _FEW:
+            title += f" (a bootstrap interval of fewer than {_FEW} runs is too narrow)"
+        columns = ["metric", "runs", "mean", "standard deviation", "95 % bootstrap interval of the mean"]
+        tables.append(Rows(title, columns, cells))
     return tables
 
 

@@ -482,6 +482,18 @@ def variants(config: Config, where: str) -> dict[str, Config]:
     return found
 
 
+def settings() -> dict[str, dict[str, str]]:
+    """The keys of the sections that name nothing, such as ``training``, each with its default."""
+    plain = {key: section for key, section in _PLAIN.items() if key != "variant"}
+    return {
+        key: {
+            name: "" if field.default is None else f"= {field.default!r}"
+            for name, field in section.model_fields.items()
+        }
+        for key, section in plain.items()
+    }
+
+
 def to_table(config: Config) -> dict[str, Any]:
     """The configuration as TOML's types, every default filled in; what is not set is left out."""
     table: dict[str, Any] = config.model_dump(exclude_none=True, serialize_as_any=True)

@@ -11,7 +11,7 @@ _SHORTEST = 3  # a shorter password cannot be told from the text around it
 
 def public(text: str) -> str:
     """A URI, or a text with URIs in it, that may be shown: without users, passwords and tokens."""
-    return _QUERY.sub(r"\1***", _LOGIN.sub(r"\1", text))
+    return _LOGIN.sub(r"\1", _QUERY.sub(r"\1***", text))
 
 
 def hidden(text: str, uri: str) -> str:

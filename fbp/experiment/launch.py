@@ -1,5 +1,6 @@
 """From an experiment file, or a run that was broken off, to a finished run: what ``fbp run`` and ``fbp resume`` do."""
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from fbp.experiment.loading import find_folder, local_runs
 from fbp.experiment.loop import Reporter
 from fbp.experiment.run import Origin, Outcome, run
 
+_LONGEST_LABEL = 80
+
 
 class Launched(NamedTuple):
     """A run, or a group of variants: their names and outcomes, the folder, and whether MLflow has it all."""
@@ -22,6 +25,13 @@ class Launched(NamedTuple):
     folder: Path
     uri: str
     sent: bool
+
+
+class _Plan(NamedTuple):
+    """Where checkpoints are and where training is broken off, if that is not left to the configuration; see :func:`run`."""
+
+    digest_at: Sequence[int] | None = None
+    stop_at: int | None = None
 
 
 def launch(
@@ -51,10 +61,14 @@ def launch(
     root = store.root()
     if resume:
         broken = _unfinished(root, config)
+        reporter = make_reporter(config.name)
+        reporter.note(
+            f"going on with {broken.name}" if broken else "no unfinished run of this configuration; a new one"
+        )
         if broken:
             return continue_run(broken, make_reporter, tracking_uri, waiting, received)
-    origin = Origin(path, ", ".join(overrides)[:80] or config.name)
-    return _launch(config, origin, make_reporter, tracking_uri, waiting, received, None)
+    origin = Origin(path, _label(config.name, overrides))
+    return _launch(config, origin, make_reporter, tracking_uri, waiting, received, _Plan())
 
 
 def launch_config(
@@ -63,6 +77,7 @@ def launch_config(
     make_reporter: Callable[[str], Reporter],
     tracking_uri: str | None,
     digest_at: Sequence[int] | None = None,
+    stop_at: int | None = None,
 ) -> Launched:
     """Run a resolved configuration, such as a run recorded.
 
@@ -71,11 +86,13 @@ def launch_config(
         origin: where it came from.
         make_reporter, tracking_uri: as for :func:`launch`.
         digest_at: the steps of its checkpoints, where they are not left to the configuration.
+        stop_at: the step at which it is broken off, if any.
 
     Raises:
         InputError: where the configuration or the data cannot be used; no run exists then.
     """
-    return _launch(configuration.read(path), origin, make_reporter, tracking_uri, lambda: None, None, digest_at)
+    plan = _Plan(digest_at, stop_at)
+    return _launch(configuration.read(path), origin, make_reporter, tracking_uri, lambda: None, None, plan)
 
 
 def _launch(
@@ -85,7 +102,7 @@ def _launch(
     tracking_uri: str | None,
     waiting: Callable[[], None],
     received: list[int] | None,
-    digest_at: Sequence[int] | None,
+    plan: _Plan,
 ) -> Launched:
     root = store.root()
     uri = store.tracking_uri(root, tracking_uri)
@@ -93,7 +110,7 @@ def _launch(
     folder = store.new_run_folder(root, config.name)
     (folder / shipper.DESTINATION).write_text(store.portable(uri, root), encoding="utf-8")
     try:
-        return _execute(config, origin, folder, uri, make_reporter, waiting, received, digest_at)
+        return _execute(config, origin, folder, uri, make_reporter, waiting, received, plan)
     except BaseException as error:
         if journal.start_of(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -140,12 +157,29 @@ def continue_run(
         raise InputError(f"{folder.name}: no run has begun in this folder; start it again with: fbp run")
     if end and end["status"] == "FINISHED":
         raise InputError(f"{folder.name}: the run is finished; there is nothing to resume")
+    if not (folder / "artifacts" / "config.toml").exists():
+        name = start["name"]
+        raise InputError(
+            f"{name}: made by fbp.experiment.track; run its own script again, with track(..., resume={name!r})"
+        )
     config = configuration.read(folder / "artifacts" / "config.toml")
     uri = store.tracking_uri(folder.parent.parent, tracking_uri or shipper.destination(folder))
     store.check_not_moved(folder.parent.parent)
     environment.prepare(config, environment.recorded(folder / "artifacts"))
     origin = Origin(Path(start["tags"]["mlflow.source.name"]), start["label"])
-    return _execute(config, origin, folder, uri, make_reporter, waiting, received, None)
+    return _execute(config, origin, folder, uri, make_reporter, waiting, received, _Plan())
+
+
+def _label(name: str, overrides: Sequence[str]) -> str:
+    """What a run is called: its experiment and what was overridden, without anything that a shell would take apart."""
+    parts = [name]
+    for override in overrides:
+        key, _, value = override.partition("=")
+        part = f"{key.rpartition('.')[2]}={value}"
+        parts.append(re.sub(r"[^\w.=+-]+", "_", part).strip("_"))
+    while len(",".join(parts)) > _LONGEST_LABEL and len(parts) > 1:
+        parts.pop()
+    return ",".join(parts)[:_LONGEST_LABEL]
 
 
 def _unfinished(root: Path, config: Config) -> Path | None:
@@ -167,7 +201,7 @@ def _execute(
     make_reporter: Callable[[str], Reporter],
     waiting: Callable[[], None],
     received: list[int] | None,
-    digest_at: Sequence[int] | None,
+    plan: _Plan,
 ) -> Launched:
     """Train what is to be trained in a folder, with a shipper beside it."""
     variants = configuration.variants(config, str(origin.source))
@@ -182,7 +216,7 @@ def _execute(
                 label = lambda name: make_reporter(f"{config.name} {name}")
                 outcomes = run_group(config, variants, origin, folder, label, received)
             else:
-                outcomes = {config.name: run(config, origin, folder, make_reporter(config.name), received, digest_at)}
+                outcomes = {config.name: run(config, origin, folder, make_reporter(origin.label), received, *plan)}
     except BaseException:
         if process and journal.start_of(folder) is None:
             process.kill()

@@ -1,16 +1,17 @@
 """Get a trained model back: from a run's folder, its name, or its MLflow run id."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
 from fbp.errors import InputError
 from fbp.experiment import config as configuration
 from fbp.experiment import journal, registry, store
-from fbp.experiment.catalogue import check_reference, suggest
+from fbp.experiment.catalogue import check_reference
 from fbp.experiment.credentials import hidden, public
 from fbp.experiment.saving import Trained, read
-from fbp.experiment.shipper import shipped
+from fbp.experiment.shipper import connect, shipped
 
 
 def load(run: str | os.PathLike[str], tracking_uri: str | None = None) -> Trained:
@@ -30,6 +31,7 @@ def load(run: str | os.PathLike[str], tracking_uri: str | None = None) -> Traine
     if str(run).startswith("models:/"):
         root = store.root()
         return _from_mlflow(str(run), store.tracking_uri(root, tracking_uri))
+    run = re.sub(r"^runs:/([0-9a-f]{32})/model$", r"\1", str(run))
     path = Path(run)
     if path.is_dir():
         return read(path if (path / "params.npz").exists() else path / "artifacts" / "model")
@@ -46,11 +48,16 @@ def load(run: str | os.PathLike[str], tracking_uri: str | None = None) -> Traine
 
 
 def find_folder(root: Path, run: str) -> Path | None:
-    """The local folder of a run, by the folder's name, the run's name in MLflow, or its MLflow run id."""
-    for folder in store.run_folders(root):
+    """The local folder of a run, by the folder's name, the run's name in MLflow, or its MLflow run id (or its beginning)."""
+    folders = store.run_folders(root)
+    for folder in folders:
         if run in (folder.name, (journal.start_of(folder) or {}).get("name"), shipped(folder).get("run_id")):
             return folder
-    return None
+    if not re.fullmatch(r"[0-9a-f]{4,31}", run):
+        return None
+    found = [folder for folder in folders if shipped(folder).get("run_id", "").startswith(run)]
+    found = found or [folder for folder in folders if folder.name.endswith(f"-{run}")]
+    return found[0] if len(found) == 1 else None
 
 
 def local_runs(root: Path) -> str:
@@ -62,17 +69,19 @@ def local_runs(root: Path) -> str:
 
 def _from_mlflow(run: str, uri: str) -> Trained:
     from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
 
+    root = store.root()
+    if uri == store.default_uri(root):
+        store.check_not_moved(root)
     with tempfile.TemporaryDirectory() as folder:
-        client = MlflowClient(uri)
+        client = connect(uri, root)
         run = registry.run_of(client, run) if run.startswith("models:/") else run
         try:
             copied = client.download_artifacts(run, "model", folder)
         except (MlflowException, OSError) as error:
-            names = [found.name for found in store.run_folders(store.root())]
-            hint = suggest(run, names) if names else "there are no local runs"
             why = hidden(str(error).partition("\n")[0], uri)
-            raise InputError(f"run {run!r}: no such run with a model in {public(uri)} ({why}); {hint}") from None
+            raise InputError(
+                f"run {run!r}: no such run with a model in {public(uri)} ({why}); {local_runs(store.root())}"
+            ) from None
         check_reference(configuration.named_model(Path(copied) / "config.toml"))
         return read(Path(copied))

@@ -101,6 +101,7 @@ class Loop:
         reporter: who is told.
         received: signals; one in it stops the training at the next chunk's end.
         digest_at: the steps of the checkpoints, where they are not left to the configuration.
+        stop_at: the step at which training is broken off, if any.
     """
 
     def __init__(
@@ -112,10 +113,12 @@ class Loop:
         reporter: Reporter,
         received: list[int],
         digest_at: Sequence[int] | None = None,
+        stop_at: int | None = None,
     ):
         self.experiment, self.position, self.record = experiment, position, record
         self.checkpoints, self.reporter, self.received = checkpoints, reporter, received
         self.digest_at = None if digest_at is None else sorted(digest_at)
+        self.stop_at = stop_at
         self.usable = _usable(experiment)
         self._began = self._saved = time.monotonic()
         self._chunk, self._before = 1, (position.state, position.at)
@@ -174,6 +177,8 @@ class Loop:
             if self.received:
                 name = signal.Signals(self.received[0]).name
                 raise Interrupted(f"stopped by {name} at step {self.position.at}")
+            if self.position.at == self.stop_at:
+                raise Interrupted(f"stopped at step {self.stop_at}, as asked for")
             began = time.perf_counter()
             state, at, infos, seconds, best = self.position
             count = min(self._chunk, min(stop, self._next_save()) - at)
@@ -217,8 +222,7 @@ class Loop:
             )
         shown |= self.record.metrics(at, self._norms(state))
         shown |= {"loss": float(columns.cost[-1]), "gradient_norm": float(columns.gradient_norm[-1])}
-        wanted = experiment.config.selection
-        best = selection.updated(wanted, best, shown[wanted.metric], at, params)
+        best = selection.updated(experiment.config.selection, best, at, shown, params)
         self.position = Position(state, at, best=best)
         self.reporter.advance(at, self._epoch(), self.record.latest)
 
@@ -235,9 +239,10 @@ class Loop:
     def _next_save(self) -> int:
         """The step at which the next checkpoint must be, where steps decide that."""
         at, every = self.position.at, self.experiment.config.checkpoint.every_steps
-        if self.digest_at is not None:
-            return next((step for step in self.digest_at if step > at), self.experiment.steps)
-        return (at // every + 1) * every if every else self.experiment.steps
+        wanted = [step for step in (*(self.digest_at or ()), self.stop_at or 0, self.experiment.steps) if step > at]
+        if every and self.digest_at is None:
+            wanted.append((at // every + 1) * every)
+        return min(wanted)
 
     def _save_if_due(self) -> None:
         at, wanted = self.position.at, self.experiment.config.checkpoint
@@ -259,7 +264,7 @@ class Loop:
         state, at, infos, seconds, best = self.position
         joined = [jax.tree.map(lambda *parts: np.concatenate(parts), *infos)] if infos else []
         tree = {"state": state, "best": best.params if best else (), "infos": joined[0] if joined else ()}
-        found = {"value": best.value, "step": best.step, "waited": best.waited} if best else None
+        found = {key: value for key, value in best._asdict().items() if key != "params"} if best else None
         facts = {"seconds": seconds, "best": found, "latest": dict(self.record.latest)}
         self.checkpoints.save(at, tree, state.params, facts)
 

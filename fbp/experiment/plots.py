@@ -1,6 +1,7 @@
 """Pictures of a run, drawn from what it stored: its journal and its ``results.npz``. Training never draws."""
 
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ matplotlib.use("Agg")
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from fbp.errors import InputError
 from fbp.experiment import diagram, journal, model_picture
@@ -122,20 +124,26 @@ def compared_curves(named: dict[str, dict[str, Series]]) -> Figure | None:
     """The same metric of several runs in one picture."""
     several = [key for series in named.values() for key, points in series.items() if len(points.steps) > 1]
     metrics = [metric for series in named.values() if (metric := _second_metric(series))]
-    keys = ["train_loss", *(f"validation_{metric}" for metric in dict.fromkeys(metrics))]
+    keys = ["train_loss", "validation_loss", *(f"validation_{metric}" for metric in dict.fromkeys(metrics))]
     keys = [key for key in keys if key in several] or sorted(set(several), key=lambda key: (-several.count(key), key))[
         :2
     ]
     if not keys:
         return None
-    figure = Figure(figsize=(5.2 * len(keys), 3.8), layout="constrained")
+    colors = {
+        name: f"C{i}" if len(named) <= 10 else matplotlib.colormaps["viridis"](i / len(named))
+        for i, name in enumerate(named)
+    }
+    figure = Figure(figsize=(5.2 * len(keys), 4.2), layout="constrained")
     for axes, key in zip(_axes(figure, 1, len(keys)), keys, strict=True):
         shown = {name: series[key] for name, series in named.items() if key in series}
         for name, points in shown.items():
-            _curve(axes, points, label=name)
+            _curve(axes, points, label=name, color=colors[name])
         axes.set(xlabel="step", title=key.replace("_", " "))
-        axes.legend(fontsize=8 if len(shown) > 5 else None)
         _log_scale_if_wide(axes, np.concatenate([points.values for points in shown.values()]))
+    handles = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
+    across = max(1, min(len(handles), int(5.2 * len(keys) * 11 / (max(map(len, colors)) + 6))))
+    figure.legend(handles=handles, loc="outside lower center", ncols=across, fontsize=9)
     return figure
 
 
@@ -193,7 +201,7 @@ def delta_norms(named: dict[str, tuple[dict[str, Series], dict[str, str]]]) -> F
         axes.invert_yaxis()
         every = -(-len(labels) // 40)
         axes.set_yticks(np.arange(len(labels))[::every] + 0.5, labels[::every], fontsize=8)
-        axes.set(xlabel="step", title=name or "norm of delta at each layer")
+        axes.set(xlabel="step", title="\n".join(textwrap.wrap(name, 34)) or "norm of delta at each layer")
         axes.grid(visible=False)
     bar = figure.colorbar(image, ax=figure.axes, label="log10 of the norm of delta", extend="min")
     bar.ax.grid(visible=False)

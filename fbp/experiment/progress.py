@@ -1,11 +1,12 @@
 """What a user sees while a run trains: a bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fbp.experiment.build import Experiment
@@ -25,6 +26,12 @@ def shown(values: dict[str, float]) -> str:
     return "  ".join(parts)
 
 
+def _watched(values: dict[str, float]) -> str:
+    """The same few numbers all the time, so that a bar beside them stands still."""
+    keys = ["loss", "validation_accuracy" if "validation_accuracy" in values else "validation_loss"]
+    return shown({key: values[key] for key in keys if key in values})
+
+
 class Bar:
     """A progress bar on a terminal; a line every few seconds elsewhere."""
 
@@ -34,6 +41,7 @@ class Bar:
         self.task: Any = None
         self.steps = self.epochs = 0
         self.last_line = 0.0
+        self.last: dict[str, float] = {}
 
     def begin(self, experiment: Experiment) -> None:
         """Training is about to compile and start."""
@@ -41,9 +49,8 @@ class Bar:
         if self.console.is_terminal:
             self.progress = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
+                BarColumn(bar_width=16),
+                TaskProgressColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[shown]}"),
                 console=self.console,
@@ -53,28 +60,32 @@ class Bar:
 
     def advance(self, step: int, epoch: int, latest: dict[str, float]) -> None:
         """So many steps are done."""
-        if self.progress:
-            self.progress.update(self.task, completed=step, shown=shown(latest))
-            return
-        if step == self.steps or time.monotonic() - self.last_line >= _LINE_SECONDS:
-            if step == self.steps and "validation_loss" not in latest:
-                return  # the epoch's own numbers follow at once
-            self.last_line = time.monotonic()
-            print(
-                f"{self.label}: epoch {epoch}/{self.epochs} step {step}/{self.steps}  {shown(latest)}", file=sys.stderr
-            )
+        evaluated = "validation_loss" in latest
+        self.last |= latest
+        with contextlib.suppress(OSError):  # whoever reads this may go away; training goes on
+            if self.progress:
+                text = f"epoch {epoch}/{self.epochs}  {_watched(self.last)}"
+                self.progress.update(self.task, completed=step, shown=text)
+            elif step == self.steps or time.monotonic() - self.last_line >= _LINE_SECONDS:
+                if step == self.steps and not evaluated:
+                    return  # the epoch's own numbers follow at once
+                self.last_line = time.monotonic()
+                line = f"{self.label}: epoch {epoch}/{self.epochs} step {step}/{self.steps}  {shown(latest)}"
+                print(line, file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
-        if self.progress:
-            self.progress.console.print(text, markup=False, highlight=False)
-        else:
-            print(f"fbp: {self.label}: {text}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            if self.progress:
+                self.progress.console.print(text, markup=False, highlight=False)
+            else:
+                print(f"fbp: {self.label}: {text}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Training is over, well or not."""
         if self.progress:
-            self.progress.stop()
+            with contextlib.suppress(OSError):
+                self.progress.stop()
             self.progress = None
 
 

@@ -27,11 +27,16 @@ def reap(runs: Runs, minutes: float, say: Callable[[str], None]) -> int:
             top = store.inside(root / "runs", parent) if parent else folder
             if top is None or locks.is_training(top):
                 continue
-            shipper.close_orphans(top, [folder])
+            dead = shipper.close_orphans(top, [folder])
             if not shipper.wait(shipper.launch(top, runs.uri), 120):
                 say(f"{run.info.run_name}: dead, but it could not be closed (see {top / 'shipper.log'})")
                 continue
-            say(f"{run.info.run_name}: nobody trains it; closed as KILLED (go on with: fbp resume {top.name})")
+            ending = (
+                f"closed as KILLED (go on with: fbp resume {top.name})"
+                if dead
+                else "had ended; the rest of it was sent"
+            )
+            say(f"{run.info.run_name}: nobody trains it; {ending}")
         else:
             seen = _last_seen(tags.get(shipper.HEARTBEAT), run.info.start_time)
             silent = (datetime.datetime.now(datetime.UTC) - seen).total_seconds() / 60

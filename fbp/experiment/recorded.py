@@ -4,7 +4,7 @@ import csv
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,8 +80,21 @@ class Runs:
                 "\"metrics.validation_accuracy > 0.97 and params.optimizer_name = 'adam'\""
             ) from None
 
+    def check_names(self, asked: Sequence[tuple[str, str]]) -> None:
+        """See that some run has each metric or param of a filter: MLflow finds nothing where a name is misspelt, silently.
+
+        Raises:
+            InputError: where none of the newest runs has it.
+        """
+        newest = self.search(limit=200) if asked else []
+        for kind, name in asked:
+            known = {key for run in newest for key in getattr(run.data, kind)}
+            if newest and name not in known:
+                near = sorted(key for key in known if ("/" in key) == ("/" in name))
+                raise InputError(f"no run has {kind}.{name}; {suggest(name, near[:60])}")
+
     def find(self, name: str) -> Any:
-        """The one run of that id, name, or folder.
+        """The one run of that id (or its beginning), name (or its end, of four letters), or folder.
 
         Raises:
             InputError: where there is none, or there are several.
@@ -98,11 +111,17 @@ class Runs:
         found = []
         if re.fullmatch(r"[^'\"`\\]+", name):
             found = self.search(f"attributes.run_name = '{name}'") or self.search(f"tags.`fbp.folder` = '{name}'")
+        if not found and re.fullmatch(r"[0-9a-f]{4,31}", name):
+            every = self.search()
+            found = [run for run in every if run.info.run_id.startswith(name)]
+            found = found or [run for run in every if (run.info.run_name or "").endswith(f"-{name}")]
         if len(found) == 1:
             return found[0]
         if found:
             ids = ", ".join(run.info.run_id for run in found[:5])
-            raise InputError(f"run {name!r}: {len(found)} runs in {public(self.uri)} are called so; give an id: {ids}")
+            raise InputError(
+                f"run {name!r}: {len(found)} runs in {public(self.uri)} are called so; give one of the ids {ids}"
+            )
         names = [run.info.run_name for run in self.search(limit=200)]
         hint = suggest(name, names[:10]) if names else "it has no runs"
         raise InputError(f"run {name!r}: no run of that name or id in {public(self.uri)}; {hint}")

@@ -1,5 +1,7 @@
 """Trained models by name: MLflow's model registry."""
 
+import contextlib
+import io
 import re
 from typing import Any
 
@@ -32,7 +34,8 @@ def register(runs: Runs, run: str, name: str, alias: str | None) -> str:
     if not models:
         raise InputError(f"run {run!r}: it has no model (it is {found.info.status}); only finished runs have one")
     mlflow.set_tracking_uri(runs.uri)
-    version = mlflow.register_model(f"models:/{models[0].model_id}", name).version
+    with contextlib.redirect_stderr(io.StringIO()):  # MLflow's own words
+        version = mlflow.register_model(f"models:/{models[0].model_id}", name).version
     if alias:
         runs.client.set_registered_model_alias(name, alias, version)
     return f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"

@@ -129,11 +129,12 @@ def _again(first: Recorded, config: Path, variables: dict[str, str], steps: list
         task = {
             "config": str(config),
             "uri": uri,
-            "label": f"{first.name} again"[:100],
+            "label": f"{first.name}-again"[:100],
             "source": first.tags.get("mlflow.source.name", "config.toml"),
             "fingerprint": first.tags.get("fbp.data_fingerprint", ""),
             "tags": {"fbp.reproduces": first.run_id},
             "digest_at": steps or None,
+            "stop_at": steps[-1] if steps and first.status != "FINISHED" else None,
             "answer": str(answer),
         }
         done = subprocess.run(
@@ -156,7 +157,8 @@ def child() -> int:
     task = json.load(sys.stdin)
     origin = Origin(Path(task["source"]), task["label"], tags=task["tags"], fingerprint=task["fingerprint"])
     try:
-        launched = launch_config(Path(task["config"]), origin, Bar, task["uri"], digest_at=task["digest_at"])
+        plan = {key: task[key] for key in ("digest_at", "stop_at")}
+        launched = launch_config(Path(task["config"]), origin, Bar, task["uri"], **plan)
         answer = {"folder": str(launched.folder.resolve())}
     except InputError as error:
         answer = {"problem": str(error)}
@@ -186,9 +188,7 @@ def compare(
             values += 1
             if step not in there:
                 found.append((step, key, f"{key} was {value!r}, and is missing"))
-            elif np.float64(value).tobytes() != np.float64(there[step]).tobytes() and not (
-                value != value and there[step] != there[step]
-            ):
+            elif not _same(value, there[step]):
                 gap = abs(there[step] - value)
                 found.append((step, key, f"{key} was {value!r}, is {there[step]!r} (difference {gap:.3g})"))
     if found:

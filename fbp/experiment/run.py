@@ -60,6 +60,7 @@ def run(
     reporter: Reporter,
     received: list[int] | None = None,
     digest_at: Sequence[int] | None = None,
+    stop_at: int | None = None,
 ) -> Outcome:
     """Train, evaluate, and leave in ``folder`` the journal, checkpoints, the results and the trained model.
 
@@ -72,6 +73,7 @@ def run(
         reporter: who shows progress.
         received: signals that were received before, if somebody noted them: one in it stops the run at its first chunk.
         digest_at: the steps at which there are checkpoints, where that is not left to the configuration.
+        stop_at: the step at which the run is broken off, as by a signal; None for a whole run.
 
     Raises:
         InputError: where configuration and data do not fit; the run then does not exist (or stays as it was).
@@ -90,10 +92,12 @@ def run(
         _write_start(experiment, origin, folder, writer)
     states = Checkpoints(folder, config.checkpoint.keep, writer.sync)
     status, message, caught = "FINISHED", "", None
+    if going_on:
+        reporter.note(f"going on from step {position.at} of {experiment.steps}")
     reporter.begin(experiment)
     try:
         with _signals([] if received is None else received) as received:
-            loop = Loop(experiment, position, record, states, reporter, received, digest_at)
+            loop = Loop(experiment, position, record, states, reporter, received, digest_at, stop_at)
             try:
                 loop.train()
                 loop.save()
@@ -107,6 +111,7 @@ def run(
             loop.note_saved()
             _finish(experiment, loop, record, folder, status, message)
             caught = received[0] if received else None
+            _say_what_was_chosen(experiment, loop, reporter, status)
         if record.differing:
             key, step = record.differing
             reporter.note(f"the resumed run gave another {key} at step {step} than before: something has changed")
@@ -221,6 +226,10 @@ def _finish(experiment: Experiment, loop: Loop, record: Record, folder: Path, st
     restore = experiment.config.selection.restore_best and best is not None
     params = best.params if best and restore else loop.usable(state)
     _save(experiment, params, folder)  # first: nothing after this may cost the model
+    if (
+        best and restore and best.step != at and status == "FINISHED"
+    ):  # of the model that is kept; as Keras' do in MLflow
+        record.metrics(at + 1, best.shown)
     if status == "FINISHED":
         record.metrics(at, results.evaluate_and_write(experiment, params, folder) | _best_metrics(experiment, loop))
     _write_summary(experiment, folder)
@@ -237,6 +246,17 @@ def _finish(experiment: Experiment, loop: Loop, record: Record, folder: Path, st
         tags["fbp.resume_differs"] = "{} at step {}".format(*record.differing)
     record.journal.write("tags", values=tags)
     record.journal.write("end", status=status, message=message)
+
+
+def _say_what_was_chosen(experiment: Experiment, loop: Loop, reporter: Reporter, status: str) -> None:
+    wanted, (_, at, _, _, best) = experiment.config.selection, loop.position
+    if best is None or status != "FINISHED":
+        return
+    stopped = at < experiment.steps
+    chosen = f"{wanted.metric} was best ({best.value:.4g}) at step {best.step}"
+    if stopped or wanted.restore_best:
+        model = f"; the model is that of step {best.step if wanted.restore_best else at}"
+        reporter.note(f"{f'stopped early at step {at}: ' if stopped else ''}{chosen}{model}")
 
 
 def _best_metrics(experiment: Experiment, loop: Loop) -> dict[str, float]:

@@ -16,6 +16,7 @@ from fbp.experiment import config as configuration
 from fbp.experiment.arrays import DAMAGE, by_path, from_paths, read_arrays, write_arrays, write_text
 from fbp.experiment.build import build_model, reading
 from fbp.experiment.config import Config
+from fbp.gradient import count_parameters
 from fbp.layer import Array, Layer, Params, Shape
 
 _FACTS = "model.json"
@@ -46,6 +47,10 @@ class Trained(NamedTuple):
     inputs: Scaling | None
     targets: Scaling | None
     forward: Callable[[Params, Array], Array]
+
+    def __repr__(self) -> str:
+        size, shape = count_parameters(self.params), ", ".join(map(str, self.shape))
+        return f"Trained({self.config.name}: {self.config.model.name}, {size:,} parameters, inputs (N, {shape}))"
 
     def predict(self, x: Any) -> np.ndarray:
         """Predictions ``(N, K)``, or ``(N, T, K)``, for inputs in the data set's own units, ``(N, *shape)`` or flat ``(N, F)``.

@@ -15,12 +15,14 @@ class Best(NamedTuple):
     Attributes:
         value: of the metric.
         step: when.
+        shown: all losses and metrics of that evaluation.
         params: the parameters then.
         waited: how many evaluations there were since.
     """
 
     value: float
     step: int
+    shown: dict[str, float]
     params: Params
     waited: int = 0
 
@@ -30,11 +32,13 @@ def goal(selection: Selection) -> str:
     return selection.goal or ("max" if selection.metric.endswith(_HIGHER_IS_BETTER) else "min")
 
 
-def updated(selection: Selection, best: Best | None, value: float, step: int, params: Params) -> Best | None:
+def updated(selection: Selection, best: Best | None, step: int, shown: dict[str, float], params: Params) -> Best | None:
     """The best after one more evaluation; a value that is not a number is never better."""
+    value = shown[selection.metric]
     sign = 1 if goal(selection) == "max" else -1
     if not math.isnan(value) and (best is None or sign * (value - best.value) > selection.min_delta):
-        return Best(value, step, params)
+        losses = {key: number for key, number in shown.items() if key.startswith(("train_", "validation_"))}
+        return Best(value, step, losses, params)
     return best and best._replace(waited=best.waited + 1)
 
 

@@ -44,7 +44,7 @@ def tracking_uri(store: Path, chosen: str | None) -> str:
     uri = chosen or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(store)
     if not re.match(r"^(sqlite|postgresql|mysql|mssql)(\+\w+)?://|^https?://", uri):
         raise InputError(
-            f"--tracking-uri: expected sqlite:///PATH, a database or http(s)://HOST, got {public(uri)!r}; "
+            f"tracking URI: expected sqlite:///PATH, a database or http(s)://HOST, got {public(uri)!r}; "
             "MLflow no longer keeps runs in plain folders"
         )
     return without_login(uri)

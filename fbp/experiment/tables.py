@@ -11,6 +11,11 @@ from fbp.experiment.recorded import Recorded, Runs
 
 _METRICS = ("test_accuracy", "validation_accuracy", "test_r2", "test_loss", "validation_loss", "train_loss")
 _NUMBER = re.compile(r"|[-+]?(nan|inf|[\d.,]+(e[-+]?\d+)?)( \(.*\)| to .*)?")
+_PARENT = "mlflow.parentRunId"
+_PARAMS = (  # in the order in which they are worth showing
+    "seed", "data_name", "model_name", "model_hidden", "optimizer_name", "optimizer_learning_rate", "training_batch_size",
+    "training_epochs", "training_steps", "loss_name", "schedule_name",
+)  # fmt: skip
 _MOST_PARAMS = 4  # that differ, in a list of runs
 
 
@@ -68,30 +73,59 @@ def differing(params: Sequence[dict[str, str]]) -> list[str]:
     return [name for name in names if len({each.get(name) for each in params}) > 1]
 
 
-def list_of_runs(runs: Sequence[Any], experiments: dict[str, str], condition: str, sort: Sequence[str]) -> Rows:
-    """One row for each of MLflow's runs: what was asked about, what differs, and how it ended."""
-    asked = re.findall(r"\b(metrics|params)\.`?([\w./\-]+)", " ".join([condition, *sort]))
-    there = set().union(*(run.data.metrics for run in runs)) if runs else set()
-    metrics = list(
-        dict.fromkeys([name for kind, name in asked if kind == "metrics"] + [m for m in _METRICS if m in there])
-    )
+def asked_for(condition: str, sort: Sequence[str]) -> list[tuple[str, str]]:
+    """The metrics and params that a filter and an order name, as (kind, name)."""
+    found = re.findall(r"\b(metrics|params)\.(?:`([^`]+)`|([\w./\-]+))", " ".join([condition, *sort]))
+    return [(kind, quoted or plain) for kind, quoted, plain in found]
+
+
+def list_of_runs(
+    runs: Sequence[Any], experiments: dict[str, str], asked: Sequence[tuple[str, str]], width: int | None
+) -> Rows:
+    """One row for each of MLflow's runs: what was asked about, what differs, and how it ended.
+
+    Args:
+        runs: MLflow's.
+        experiments: their names by id.
+        asked: what must be shown, see :func:`asked_for`.
+        width: of the terminal, in characters: what matters least is left out, so that nothing is broken over lines.
+    """
+    there = {name for run in runs for name in run.data.metrics if not name.startswith("system/")}
+    usual = [name for name in _METRICS if name in there]
+    metrics = [name for kind, name in asked if kind == "metrics"] + (usual or sorted(there)[:3])
     others = [name for name in differing([run.data.params for run in runs]) if name not in ("name", "description")]
-    params = list(dict.fromkeys([name for kind, name in asked if kind == "params"] + others[:_MOST_PARAMS]))
-    columns = ["run", "id", "experiment", "status", "began", "took", *params, *metrics]
-    cells = [
-        [
-            run.info.run_name or "",
-            run.info.run_id[:8],
-            experiments.get(run.info.experiment_id, ""),
-            run.info.status,
-            when(run.info.start_time),
-            duration(run.info.start_time, run.info.end_time),
-            *(run.data.params.get(name, "") for name in params),
-            *(number(run.data.metrics.get(name)) for name in metrics),
-        ]
-        for run in runs
+    others.sort(key=lambda name: (_PARAMS.index(name) if name in _PARAMS else len(_PARAMS), name))
+    params = [name for kind, name in asked if kind == "params"] + others[:_MOST_PARAMS]
+    names = {run.info.run_id: run.info.run_name or "" for run in runs}
+    columns: dict[str, list[str]] = {
+        "run": [run.info.run_name or "" for run in runs],
+        "id": [run.info.run_id[:8] for run in runs],
+        "part of": [names.get(parent, parent[:8]) for parent in (run.data.tags.get(_PARENT, "") for run in runs)],
+        "experiment": [experiments.get(run.info.experiment_id, "") for run in runs],
+        "status": [run.info.status for run in runs],
+        "began": [when(run.info.start_time) for run in runs],
+        "took": [duration(run.info.start_time, run.info.end_time) for run in runs],
+    }
+    if not any(columns["part of"]):
+        del columns["part of"]
+    columns |= {name: [run.data.params.get(name, "") for run in runs] for name in params}
+    columns |= {name: [number(run.data.metrics.get(name)) for run in runs] for name in metrics}
+    first = [name for _, name in asked]
+    least = [
+        "took",
+        "began",
+        "experiment",
+        *reversed(metrics[1:]),
+        *reversed(params),
+        "part of",
+        *metrics[:1],
+        "status",
     ]
-    return Rows("", columns, cells)
+    for name in [name for name in least if name not in first] if width else []:
+        if sum(max(map(len, [key, *cells])) + 3 for key, cells in columns.items()) + 1 <= (width or 0):
+            break
+        columns.pop(name, None)
+    return Rows("", list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
 
 
 def of_run(runs: Runs, found: Any, recorded: Recorded) -> list[Rows]:
@@ -112,7 +146,11 @@ def of_run(runs: Runs, found: Any, recorded: Recorded) -> list[Rows]:
     children = [[child.info.run_name, child.info.status] for child in runs.children(found)]
     tables = [
         Rows("run", ["", "value"], facts),
-        Rows("configuration", ["key", "value"], [[key, value] for key, value in sorted(recorded.params.items())]),
+        Rows(
+            "configuration (what is None is left out)",
+            ["key", "value"],
+            [[key, value] for key, value in sorted(recorded.params.items()) if value != "None"],
+        ),
         Rows("data", ["part", "digest"], data),
         Rows("metrics, the last value of each", ["metric", "value"], metrics),
         Rows("runs under it", ["run", "status"], children),

@@ -1,6 +1,7 @@
 """Tracking for a training loop of one's own: the journal, the shipper and the checkpoints, without the runner."""
 
 import contextlib
+import operator
 import os
 import posixpath
 import re
@@ -31,8 +32,8 @@ class Tracked:
     """A run that is being tracked; made by :func:`track`.
 
     Attributes:
-        folder: the run's own.
-        name: what it is called in MLflow.
+        folder: where its journal, checkpoints and artifacts are.
+        name: what it is called in MLflow, and what ``track(resume=...)`` takes.
     """
 
     def __init__(self, folder: Path, keep: int):
@@ -42,28 +43,38 @@ class Tracked:
         self._record = Record(self._journal)
         self._checkpoints = Checkpoints(folder, keep, self._journal.sync)
         self._digest = ""
+        self._open = True
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise InputError(f"run {self.name}: it has ended; go on with: track(..., resume={self.name!r})")
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Metrics at a step; a resumed run's that the journal has already are not written again.
+        """Metrics at a step. It takes microseconds and never fails because of MLflow.
+
+        After a resume, what was logged before at a step is kept, and not logged again. NaN and infinity are kept as they are;
+        MLflow shows both as NaN, and the run's tag ``fbp.nonfinite`` says where they were.
 
         Args:
-            step: a whole number from 0 on.
-            metrics: numbers by name: Python's, numpy's or JAX's scalars, NaN and infinity among them. Mappings inside
-                mappings give names like ``norm/encoder``.
+            step: a whole number from 0 on, JAX's too.
+            metrics: numbers by name: Python's, numpy's or JAX's scalars. Mappings inside mappings give names like
+                ``norm/encoder``.
 
         Raises:
-            InputError: where a value is not a number, or a name has other characters than letters, digits and ``_ . - /``.
+            InputError: where a value is not a number, or a name has other characters than letters, digits, blanks and
+                ``_ . - /``; nothing is logged then.
         """
-        if isinstance(step, bool) or not isinstance(step, int | np.integer) or not 0 <= step < 2**63:
-            raise InputError(f"log: expected a step, a whole number from 0 on, got {step!r}")
-        self._record.metrics(int(step), dict(_flat("log", metrics, _number)))
+        self._check_open()
+        self._record.metrics(_step("log", step), dict(_flat("log", metrics, _number)))
 
     def tag(self, **tags: object) -> None:
-        """Texts by name, shown with the run."""
+        """Texts by name, which MLflow shows with the run and finds it by."""
+        self._check_open()
         self._journal.write("tags", values=dict(_flat("tag", tags, _text)))
 
     def artifact(self, path: str | os.PathLike[str], name: str | None = None) -> None:
         """Copy a file into the run's artifacts, under a name that may have folders: ``plots/norms.png``."""
+        self._check_open()
         source, inside = Path(path), Path(name or Path(path).name)
         if inside.is_absolute() or ".." in inside.parts:
             raise InputError(f"artifact: expected a name inside the run's folder, got {str(inside)!r}")
@@ -74,24 +85,32 @@ class Tracked:
         target.write_bytes(source.read_bytes())
 
     def checkpoint(self, step: int, tree: Params, wait: bool = False) -> None:
-        """Write a checkpoint of any pytree of arrays, beside the training; the newest ones are kept.
+        """Write a checkpoint of a pytree beside the training; the newest ones are kept.
+
+        The arrays are copied to the host before this returns: they may be donated or changed afterwards.
 
         Args:
             step: after how many steps.
-            tree: what is needed to go on: parameters, optimizer state, keys.
+            tree: what is needed to go on: parameters, optimizer state, random keys, numbers.
             wait: come back only when it is on the disk.
+
+        Raises:
+            InputError: where the tree holds something else than arrays and numbers.
+            OSError: where the checkpoint before could not be written.
         """
+        self._check_open()
+        at, own = _step("checkpoint", step), copied(tree)
         self._note_checkpoint()
-        own = copied(tree)  # the user's arrays may be changed or donated while this is written
-        self._checkpoints.save(int(step), {"tree": own}, own, {})
+        self._checkpoints.save(at, {"tree": own}, own, {})
         if wait:
             self._note_checkpoint()
 
     def restore(self, like: Params) -> tuple[int, Params] | None:
-        """The newest undamaged checkpoint of a resumed run, as ``(step, tree)``; None where there is none.
+        """The newest undamaged checkpoint of the run, as ``(step, tree)``; None where there is none, as in a new run.
 
         Args:
-            like: a pytree of the same structure, shapes and dtypes.
+            like: a pytree of the same structure, shapes and dtypes; the result's leaves are of the same kind as its own: JAX's
+                arrays, numpy's, or Python's numbers.
 
         Raises:
             InputError: where the checkpoint is of another structure.
@@ -113,6 +132,9 @@ class Tracked:
             self._journal.write("checkpoint", step=written.step, params_digest=written.digest, tensors=written.tensors)
 
     def _end(self, status: str, message: str) -> None:
+        self._open = False
+        if status != "FINISHED":
+            print(f"fbp: run {self.name}: {status}; go on with: track(..., resume={self.name!r})", file=sys.stderr)
         try:
             self._note_checkpoint()
             series = history(self.folder)
@@ -146,30 +168,42 @@ def track(
 ) -> Iterator[Tracked]:
     """Track a training loop of one's own in MLflow; nothing that happens to MLflow can stop it.
 
+    The run is FINISHED at the end of the ``with`` block, FAILED after an exception, KILLED after Ctrl-C or when the process
+    dies. Runs go to ``mlruns/`` here or in a folder above, or to the server of ``MLFLOW_TRACKING_URI``.
+
     Args:
         config: what MLflow shows as parameters: numbers, texts and lists by name; mappings inside give names like
             ``optimizer_learning_rate``. A :class:`Config` is taken, too.
         experiment: MLflow's experiment.
-        name: what the run is called; by default as the experiment.
-        tags: more texts.
-        tracking_uri: where to log, if not to ``MLFLOW_TRACKING_URI`` or the embedded store in ``mlruns/``.
-        resume: the name, folder or id of a run to go on with.
+        name: how the run's name begins; four letters are added to tell equals apart. By default the experiment's.
+        tags: texts by name, see :meth:`Tracked.tag`.
+        tracking_uri: where to log, if not as above.
+        resume: the name, folder or id of a run to go on with; the configuration must be the same.
         keep: how many checkpoints stay.
-        wait: how many seconds to wait for MLflow at the end; what is left goes on in a process of its own.
+        wait: how many seconds to wait at the end until MLflow has everything. What is left then is sent by a process that goes
+            on by itself, or later by ``fbp sync``.
 
     Yields:
-        A :class:`Tracked`: ``run.log(step, metrics)``, ``run.checkpoint(step, tree)``, ``run.restore(like)``. The run ends
-        FINISHED, FAILED after an exception, KILLED after Ctrl-C.
+        A :class:`Tracked`, with ``log``, ``tag``, ``artifact``, ``checkpoint`` and ``restore``.
 
     Raises:
         InputError: where an argument cannot be used, or ``resume`` names no run, or one of another configuration.
 
-    Example:
-        with fbp.experiment.track({"learning_rate": 0.1}) as run:
-            for step in range(1, 101):
-                params, loss = train_step(params)
+    Example::
+
+        state, begin = (params, opt_state, key), 0
+        with fbp.experiment.track({"learning_rate": 0.1}, experiment="mine", resume=name_or_none) as run:
+            found = run.restore(like=state)
+            if found:
+                begin, state = found
+            for step in range(begin + 1, 1001):
+                state, loss = train_step(state)
                 run.log(step, {"loss": loss})
+                if step % 100 == 0:
+                    run.checkpoint(step, state)
     """
+    if keep < 1:
+        raise InputError(f"track: expected to keep at least one checkpoint, got keep={keep}")
     if isinstance(config, Config):
         experiment, params = config.tracking.experiment or config.name, configuration.flat(config)
     else:
@@ -255,6 +289,16 @@ def _flat(where: str, values: Mapping[str, Any], convert: Any, prefix: str = "")
             raise InputError(f"{where}: expected names of letters, digits and _ . - /, at most 250 long, got {name!r}")
         else:
             yield name, convert(where, name, value)
+
+
+def _step(where: str, step: Any) -> int:
+    try:
+        number = operator.index(step) if not isinstance(step, bool) else -1
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**63:
+        raise InputError(f"{where}: expected a step, a whole number from 0 on, got {step!r}")
+    return number
 
 
 def _number(where: str, name: str, value: Any) -> float:
