@@ -223,10 +223,10 @@ def test_a_death_at_any_moment_changes_nothing(project):
     """Random layers, pictures changed at random, averages, accumulated gradients, statistics: all of it is in a checkpoint."""
     (project / "one.toml").write_text(HARD.replace("epochs = 6", "epochs = 4"))
     wanted = config.read(project / "one.toml")
-    reporter = Snapshots(project, [1, 6, 9, 16])
+    reporter = Snapshots(project, [6, 16])
     outcome = run(wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), reporter)
     expected = result(outcome.folder)
-    assert len(reporter.copies) == 4
+    assert len(reporter.copies) == 2
     for copy in reporter.copies:
         before = (copy / journal.NAME).read_bytes()
         again = run(wanted, origin(project), copy, Silent())
@@ -241,12 +241,16 @@ def test_a_death_at_any_moment_changes_nothing(project):
     ]
 
 
+@pytest.mark.slow
 def test_a_resume_can_be_broken_off_too_and_a_damaged_checkpoint_is_no_end(project):
     (project / "one.toml").write_text(HARD.replace("epochs = 6", "epochs = 4"))
     wanted = config.read(project / "one.toml")
-    reporter = Snapshots(project, [15])
+    reporter = Snapshots(project, [1, 9, 15])
     expected = result(run(wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), reporter).folder)
-    (copy,) = reporter.copies
+    *others, copy = reporter.copies
+    for other in others:
+        run(wanted, origin(project), other, Silent())
+        assert result(other) == expected
     newest = checkpoint.files(copy)[0]
     newest.write_bytes(newest.read_bytes()[:-100])
     stopped = run(wanted, origin(project), copy, Silent(), [signal.SIGTERM])
@@ -430,6 +434,6 @@ def test_kill_9_at_random_moments(project, warm):
     """A handful; ``python -m tests.breaking`` does more."""
     expected, seconds = breaking.unbroken(project)
     chance = breaking.random.Random(11)
-    for _ in range(3):
+    for _ in range(2):
         found, kills = breaking.trial(project, seconds, chance)
         assert found == expected, kills

@@ -128,6 +128,7 @@ class TestFinishedRun:
             assert first[digest] == second[digest]
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_on_a_new_store(project):
     """A new SQLite store that two processes open at once is destroyed, were it not for the lock."""
     write_config(project)

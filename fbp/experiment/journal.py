@@ -57,14 +57,7 @@ class Journal:
         self._cut_torn_line()
 
     def _cut_torn_line(self) -> None:
-        end = os.fstat(self._file).st_size
-        while end:  # look for the last line's end, from the back
-            begin = max(0, end - 65536)
-            found = os.pread(self._file, end - begin, begin).rfind(b"\n")
-            end = begin + found + 1 if found >= 0 else begin
-            if found >= 0:
-                break
-        os.ftruncate(self._file, end)
+        os.ftruncate(self._file, _end_of_lines(self._file))
 
     def write(self, kind: str, **fields: Any) -> None:
         """Append one line.
@@ -144,6 +137,27 @@ class Journal:
 def decode(column: str) -> np.ndarray:
     """The numbers of one column of a ``steps`` line."""
     return np.frombuffer(base64.b64decode(column), "<f4")
+
+
+def _end_of_lines(file: int) -> int:
+    """Where the last whole line of an open file ends, looked for from the back."""
+    end = os.fstat(file).st_size
+    while end:
+        begin = max(0, end - 65536)
+        found = os.pread(file, end - begin, begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        end = begin
+    return 0
+
+
+def length(folder: Path, name: str = NAME) -> int:
+    """How many bytes of whole lines, damaged ones too, a journal holds."""
+    path = folder / name
+    if not path.exists():
+        return 0
+    with open(path, "rb") as file:
+        return _end_of_lines(file.fileno())
 
 
 def _with_checksum(line: bytes) -> bytes:

@@ -123,8 +123,8 @@ def destination(folder: Path) -> str | None:
 
 def is_sent(folder: Path) -> bool:
     """Whether MLflow has all that the run's journal holds, and the run is closed there."""
-    state, path = shipped(folder), folder / journal.NAME
-    return bool(state.get("done")) and path.exists() and path.stat().st_size <= state["offsets"].get(journal.NAME, 0)
+    state = shipped(folder)
+    return bool(state.get("done")) and journal.length(folder) <= state["offsets"][journal.NAME]
 
 
 class Shipment:
@@ -171,8 +171,7 @@ class Shipment:
     @property
     def done(self) -> bool:
         """Whether MLflow has all of it, and the run is closed there."""
-        path = self.folder / journal.NAME
-        return self._finished and path.exists() and path.stat().st_size <= self.offsets[journal.NAME]
+        return self._finished and journal.length(self.folder) <= self.offsets[journal.NAME]
 
     def advance(self, lives: bool) -> None:
         """Send what the journals hold beyond what was sent; finish the run where the journal ends."""
@@ -187,19 +186,18 @@ class Shipment:
             self.client.set_tag(self.run_id, HEARTBEAT, when)
 
     def _advance(self, name: str) -> None:
-        path = self.folder / name
-        if path.stat().st_size <= self.offsets[name]:
+        length = journal.length(self.folder, name)
+        if length <= self.offsets[name]:
             return
-        with open(path, "rb") as file:
+        with open(self.folder / name, "rb") as file:
             os.fsync(file.fileno())  # what was sent must not be lost here
         self._metrics.clear()  # of an attempt that failed
         reached = self.offsets[name]
         for reached, line in journal.lines(self.folder, self.offsets[name], name):  # noqa: B007
             self._take(line)
         self._send()
-        if reached != self.offsets[name]:
-            self.offsets[name] = reached
-            self._remember()
+        self.offsets[name] = max(reached, length)  # damaged lines at the end are passed over, too
+        self._remember()
 
     def _take(self, line: dict[str, Any]) -> None:
         match line["kind"]:
