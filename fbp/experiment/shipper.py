@@ -9,7 +9,6 @@ the disk before, so that no loss of power can make a resumed run send it with an
 import argparse
 import contextlib
 import datetime
-import importlib.util
 import json
 import logging
 import os
@@ -19,19 +18,17 @@ import subprocess
 import sys
 import threading
 import time
-import tomllib
 import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fbp.experiment import journal, locks, store
+from fbp.experiment import journal, locks, logged, store
 from fbp.experiment.credentials import hidden
 from fbp.experiment.journal import Journal
 from fbp.experiment.system import SYSTEM, SystemMetrics
 
-_POINTS = 2500  # per metric key: what the dashboard reads at once
 _BATCH = 1000  # metrics per request: MLflow's limit
 _POLL_SECONDS = 0.2
 _RETRY_SECONDS = float(os.environ.get("FBP_RETRY_SECONDS", "20"))  # how long to keep trying after the run's end
@@ -210,7 +207,7 @@ class Shipment:
                     self._add(key, value, line["time"], line["step"])
             case "tags":
                 for key, value in line["values"].items():
-                    self.client.set_tag(self.run_id, _key(key), value)
+                    self.client.set_tag(self.run_id, logged.key_of(key), value)
             case "child":
                 self._add_child(line)
             case "end":
@@ -235,7 +232,7 @@ class Shipment:
         from mlflow.entities import Metric
 
         finite = value if abs(value) != float("inf") else float("nan")  # MLflow turns infinity into 1.8e308
-        self._metrics.append(Metric(_key(key), finite, when, step))
+        self._metrics.append(Metric(logged.key_of(key), finite, when, step))
         if len(self._metrics) >= _BATCH:
             self._send()
 
@@ -248,7 +245,7 @@ class Shipment:
         """Make the run in MLflow, or find it there if an attempt before got so far."""
         from mlflow.entities import Param
 
-        self.stride = max(1, -(-line["steps"] // _POINTS))
+        self.stride = max(1, -(-line["steps"] // logged.POINTS))
         experiment = self._experiment(line["experiment"])
         if not self.run_id:
             found = self.client.search_runs([experiment], f"tags.`fbp.folder` = '{self.folder.name}'", max_results=1)
@@ -260,9 +257,11 @@ class Shipment:
             run = self.client.create_run(experiment, start_time=line["time"], tags=tags, run_name=line["name"])
             self.run_id = run.info.run_id
             self._remember()
-        self.client.log_batch(self.run_id, params=[Param(_key(key), value) for key, value in line["params"].items()])
+        self.client.log_batch(
+            self.run_id, params=[Param(logged.key_of(key), value) for key, value in line["params"].items()]
+        )
         if line["inputs"]:
-            self.client.log_inputs(self.run_id, [_dataset_input(entry) for entry in line["inputs"]])
+            self.client.log_inputs(self.run_id, [logged.dataset_input(entry) for entry in line["inputs"]])
 
     def _experiment(self, name: str) -> str:
         with _one_at_a_time(self.uri, self.root):
@@ -287,11 +286,11 @@ class Shipment:
                 problems = [f"{type(error).__name__}: {error}"]
             for problem in problems:
                 print(f"plot not drawn: {problem}", file=sys.stderr)
-            write_history(self.folder)
+            logged.write_history(self.folder)
             self.client.log_artifacts(self.run_id, str(self.folder / "artifacts"))
             saved = self.folder / "artifacts" / "model"
             if end["status"] == "FINISHED" and (saved / "model.json").exists() and not self._has_model():
-                log_model(self.folder, self.run_id, self.uri)
+                logged.log_model(self.folder, self.run_id, self.uri)
             if end["message"]:
                 self.client.set_tag(self.run_id, "fbp.message", end["message"])
             self.client.set_terminated(self.run_id, end["status"], end["time"])
@@ -301,105 +300,6 @@ class Shipment:
     def _has_model(self) -> bool:
         experiment = self.client.get_run(self.run_id).info.experiment_id
         return bool(self.client.search_logged_models([experiment], f"source_run_id = '{self.run_id}'", max_results=1))
-
-
-def _key(name: str) -> str:
-    """A name as MLflow allows it: letters, digits and ``_ - . / `` and blanks, no empty or dotted part, 250 characters."""
-    parts = [re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/")]
-    return "/".join("_" if not part.strip(".") else part for part in parts)[:250]
-
-
-def _dataset_input(entry: dict[str, Any]) -> Any:
-    """An MLflow dataset from its description; the digest is over all its content, unlike MLflow's own."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    def spec(shape: list[int], dtype: str) -> str:
-        return json.dumps([{"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": [-1, *shape[1:]]}}])
-
-    schema = {"mlflow_tensorspec": {"features": spec(*entry["x"]), "targets": spec(*entry["y"])}}
-    profile = {"features_shape": entry["x"][0], "targets_shape": entry["y"][0], "num_rows": entry["x"][0][0]}
-    dataset = Dataset(
-        entry["name"],
-        entry["digest"],
-        "code",
-        json.dumps({"tags": {"mlflow.source.name": "fbp.datasets"}}),
-        schema=json.dumps(schema),
-        profile=json.dumps(profile),
-    )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", entry["context"])])
-
-
-def write_history(folder: Path) -> None:
-    """Every point of every metric as CSV: ``history/steps.csv`` for what is per step, ``history/metrics.csv`` for the rest; and
-    the digests of the parameters at each checkpoint, ``history/checkpoints.json``."""
-    import numpy as np
-
-    per_step, series = journal.history(folder, ["steps"]), journal.history(folder, ["metrics"])
-    target = folder / "artifacts" / "history"
-    target.mkdir(exist_ok=True)
-    layers = (journal.start_of(folder) or {}).get("layers")
-    if layers:
-        (target / "layers.json").write_text(json.dumps(layers, indent=1), encoding="utf-8")
-    saved = {
-        step: {"params": line["params_digest"], "tensors": line["tensors"]}
-        for step, line in sorted(journal.checkpoints(folder).items())
-    }
-    if saved:
-        (target / "checkpoints.json").write_text(json.dumps(saved, indent=1), encoding="utf-8")
-    if per_step:
-        first = next(iter(per_step.values()))
-        table = np.column_stack([first.steps, *(points.values for points in per_step.values())])
-        header = ",".join(["step", *per_step])
-        np.savetxt(target / "steps.csv", table, "%.9g", ",", header=header, comments="")
-    with open(target / "metrics.csv", "w", encoding="utf-8") as file:
-        file.write("key,step,time,value\n")
-        for key in sorted(series):
-            for step, value, when in zip(*series[key], strict=True):
-                file.write(f"{key},{step},{when},{float(value)!r}\n")
-
-
-def log_model(folder: Path, run_id: str, uri: str) -> None:
-    """The trained model as an MLflow model: code and arrays, no pickle, explicit requirements and a signature."""
-    import importlib.metadata
-
-    import mlflow
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    import fbp
-
-    saved = folder / "artifacts" / "model"
-    facts = json.loads((saved / "model.json").read_text())
-    positions = facts["shape"][:1] if facts["sequence"] else []
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("int32" if facts["tokens"] else "float32"), (-1, *facts["shape"]))]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, *positions, facts["outputs"]))]),
-    )
-    needed = ("jax", "numpy", "pydantic", "tomli-w")
-    mlflow.set_tracking_uri(uri)
-    with mlflow.start_run(run_id=run_id):
-        mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={"model": str(saved)},
-            signature=signature,
-            pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in needed],
-            code_paths=[str(Path(fbp.__file__).parent), *_user_code(saved)],
-        )
-
-
-def _user_code(saved: Path) -> list[str]:
-    """The file or package of a model of the user's own, named as ``package.module:function`` in the configuration."""
-    with open(saved / "config.toml", "rb") as file:
-        name = tomllib.load(file)["model"]["name"]
-    if ":" not in name:
-        return []
-    spec = importlib.util.find_spec(name.partition(":")[0].partition(".")[0])
-    if spec is None or spec.origin is None:
-        return []
-    origin = Path(spec.origin)
-    return [str(origin.parent if origin.name == "__init__.py" else origin)]
 
 
 def follow(folder: Path, uri: str) -> bool:
