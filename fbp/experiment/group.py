@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from fbp.errors import InputError
-from fbp.experiment import config as configuration
-from fbp.experiment import environment, journal, store
+from fbp.experiment import journal, store
 from fbp.experiment.build import build
 from fbp.experiment.config import Config
 from fbp.experiment.journal import Journal
 from fbp.experiment.loop import Reporter
 from fbp.experiment.record import Record
-from fbp.experiment.run import Origin, Outcome, run
+from fbp.experiment.run import Origin, Outcome, begin_journal, run
 
 
 def run_group(
@@ -50,18 +49,7 @@ def run_group(
     if going_on:
         writer.write("resume", step=0)
     else:
-        (folder / "artifacts" / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
-        repository = environment.git(origin.source.resolve().parent)
-        environment.write(folder / "artifacts", repository)
-        writer.start(
-            folder,
-            label=origin.label,
-            experiment=config.tracking.experiment or config.name,
-            params=configuration.flat(config),
-            tags=environment.tags(origin.source, config.seed, repository)
-            | {"fbp.variants": ", ".join(variants), "mlflow.note.content": config.description}
-            | origin.tags,
-        )
+        begin_journal(writer, config, origin, {"fbp.variants": ", ".join(variants)})
     outcomes: dict[str, Outcome] = {}
     status, message = "FAILED", "a variant could not be run"
     try:

@@ -89,7 +89,7 @@ def run(
     if going_on:
         _write_resume(folder, writer, record, found)
     else:
-        _write_start(experiment, origin, folder, writer)
+        _write_start(experiment, origin, writer)
     states = Checkpoints(folder, config.checkpoint.keep, writer.sync)
     status, message, caught = "FINISHED", "", None
     if going_on:
@@ -157,19 +157,14 @@ def _write_resume(folder: Path, writer: Journal, record: Record, found: Checkpoi
     if found:
         record.latest |= found.facts["latest"]
         if step not in journal.checkpoints(folder):  # written, but the process died before it could say so
-            params = {
-                path.removeprefix("state/params/"): a for path, a in found.arrays.items() if "state/params" in path
-            }
+            where = "state/params"
+            params = {p.removeprefix(where).lstrip("/"): a for p, a in found.arrays.items() if p.startswith(where)}
             tensors = {path: digest_of({path: array})[:16] for path, array in params.items()}
             writer.write("checkpoint", step=step, params_digest=digest_of(params), tensors=tensors)
 
 
-def _write_start(experiment: Experiment, origin: Origin, folder: Path, writer: Journal) -> None:
-    config, dataset = experiment.config, experiment.dataset
-    artifacts = folder / "artifacts"
-    (artifacts / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
-    repository = environment.git(origin.source.resolve().parent)
-    environment.write(artifacts, repository)
+def _write_start(experiment: Experiment, origin: Origin, writer: Journal) -> None:
+    dataset = experiment.dataset
     inputs = [
         {
             "name": f"{dataset.name}/{part}",
@@ -184,18 +179,39 @@ def _write_start(experiment: Experiment, origin: Origin, folder: Path, writer: J
             ("test", "testing", experiment.data.test),
         )
     ]
+    begin_journal(
+        writer,
+        experiment.config,
+        origin,
+        {_FINGERPRINT: dataset.fingerprint},
+        inputs=inputs,
+        parent=origin.parent,
+        steps=experiment.steps,
+        layers=summary.layer_names(experiment.model),
+    )
+
+
+def begin_journal(writer: Journal, config: Config, origin: Origin, tags: dict[str, str], **more: Any) -> None:
+    """What determines a run, or a group of runs: among its artifacts, and as the first line of its journal.
+
+    Args:
+        writer: the journal.
+        config, origin: the run's.
+        tags: beside those that every run has.
+        more: for :meth:`Journal.start`.
+    """
+    folder = writer.folder
+    (folder / "artifacts" / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
+    repository = environment.git(origin.source.resolve().parent)
+    environment.write(folder / "artifacts", repository)
+    every = environment.tags(origin.source, config.seed, repository) | {"mlflow.note.content": config.description}
     writer.start(
         folder,
         label=origin.label,
         experiment=config.tracking.experiment or config.name,
         params=configuration.flat(config),
-        tags=environment.tags(origin.source, config.seed, repository)
-        | {_FINGERPRINT: dataset.fingerprint, "mlflow.note.content": config.description}
-        | origin.tags,
-        inputs=inputs,
-        parent=origin.parent,
-        steps=experiment.steps,
-        layers=summary.layer_names(experiment.model),
+        tags=every | tags | origin.tags,
+        **more,
     )
 
 
