@@ -166,7 +166,7 @@ def continue_run(
     uri = store.tracking_uri(folder.parent.parent, tracking_uri or shipper.destination(folder))
     store.check_not_moved(folder.parent.parent)
     environment.prepare(config, environment.recorded(folder / "artifacts"))
-    origin = Origin(Path(start["tags"]["mlflow.source.name"]), start["label"])
+    origin = Origin(Path(start["tags"].get("mlflow.source.name", "config.toml")), start["label"])
     return _execute(config, origin, folder, uri, make_reporter, waiting, received, _Plan())
 
 

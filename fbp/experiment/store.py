@@ -47,6 +47,7 @@ def tracking_uri(store: Path, chosen: str | None) -> str:
             f"tracking URI: expected sqlite:///PATH, a database or http(s)://HOST, got {public(uri)!r}; "
             "MLflow no longer keeps runs in plain folders"
         )
+    without_login(os.environ.get("MLFLOW_TRACKING_URI", ""))  # a remembered URI has no login; the variable may
     return without_login(uri)
 
 
