@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import pwd
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -64,8 +66,10 @@ def postgresql(folder: Path) -> Iterator[str | None]:
         return
     tools, port = Path(os.path.realpath(there)).parent, free_port()
     user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
-    data = Path("/tmp") / f"fbp-postgresql-{os.getpid()}"
-    data.mkdir()
+    if user and not any(entry.pw_name == user for entry in pwd.getpwall()):
+        yield None
+        return
+    data = Path(tempfile.mkdtemp(prefix="fbp-postgresql-"))
     if user:
         shutil.chown(data, user)
     try:
