@@ -67,8 +67,8 @@ def begin(experiment: Experiment) -> Position:
     return Position(training.start(experiment.model, experiment.optimizer, key, experiment.shape), 0)
 
 
-def restored(experiment: Experiment, checkpoint: Checkpoint) -> tuple[Position, dict[str, float]]:
-    """The position that a checkpoint holds, and the metrics that were the latest then.
+def restored(experiment: Experiment, checkpoint: Checkpoint) -> Position:
+    """The position that a checkpoint holds.
 
     Raises:
         ValueError: where it is of another model.
@@ -87,7 +87,7 @@ def restored(experiment: Experiment, checkpoint: Checkpoint) -> tuple[Position, 
         columns: dict[str, Any] = dict(parts["infos"])
         observed = {name: columns[f"metrics/{name}"] for name in experiment.metrics}
         infos = (StepInfo(columns["cost"], columns["gradient_norm"], observed),)
-    return Position(state, checkpoint.step, infos, facts["seconds"], best), facts["latest"]
+    return Position(state, checkpoint.step, infos, facts["seconds"], best)
 
 
 class Loop:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fbp.experiment import journal
-from fbp.experiment.journal import Journal, is_timing
+from fbp.experiment.journal import Journal, Series, is_timing
 
 
 class Record:
@@ -27,7 +27,10 @@ class Record:
         self.journal = writer
         self.latest: dict[str, float] = {}
         self.differing: tuple[str, int] | None = None
-        self._known_steps = journal.history(writer.folder, ["steps"])
+        self._known_steps = {
+            key: Series(*(column[series.steps >= step] for column in series))
+            for key, series in journal.history(writer.folder, ["steps"]).items()
+        }
         self._known = {
             (key, int(at)): float(value)
             for key, series in journal.history(writer.folder, ["metrics"]).items()

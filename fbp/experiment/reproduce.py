@@ -71,7 +71,10 @@ def _one(runs: Runs, first: Recorded, say: Callable[[str], None], code: Path | N
     steps = sorted(recorded.checkpoints(first))
     folder = _again(first, config, variables, steps, runs.uri)
     start = journal.start_of(folder) or {}
-    say(f"  run again as {start.get('name')}; the data is the same ({first.tags.get('fbp.data_fingerprint', '')[:12]})")
+    data = first.tags.get("fbp.data_fingerprint", "")[:12]
+    say(
+        f"  run again as {start.get('name')}; {f'the data is the same ({data})' if data else 'of which data is not recorded'}"
+    )
     verdict = compare(
         runs.series(first), journal.history(folder), recorded.checkpoints(first), journal.checkpoints(folder)
     )

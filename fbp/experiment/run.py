@@ -79,10 +79,9 @@ def run(
         InputError: where configuration and data do not fit; the run then does not exist (or stays as it was).
     """
     experiment = build(config)
-    going_on = journal.start_of(folder) is not None
-    _check_data(
-        experiment, origin.fingerprint or ((journal.start_of(folder) or {}).get("tags") or {}).get(_FINGERPRINT)
-    )
+    begun = journal.start_of(folder)
+    going_on = begun is not None
+    _check_data(experiment, begun["tags"].get(_FINGERPRINT) if begun else origin.fingerprint)
     position, found = _resumed(experiment, folder, reporter) if going_on else (begin(experiment), None)
     writer = Journal(folder)
     record = Record(writer, position.at)
@@ -116,7 +115,7 @@ def run(
             key, step = record.differing
             reporter.note(f"the resumed run gave another {key} at step {step} than before: something has changed")
     except BaseException as error:
-        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        stopped = isinstance(error, KeyboardInterrupt)
         with contextlib.suppress(OSError):  # a full disk does not take this line either; the shipper then says KILLED
             writer.write("end", status="KILLED" if stopped else "FAILED", message=f"{type(error).__name__}: {error}")
         raise
@@ -145,10 +144,9 @@ def _resumed(experiment: Experiment, folder: Path, reporter: Reporter) -> tuple[
     if found is None:
         return begin(experiment), None
     try:
-        position, _ = restored(experiment, found)
+        return restored(experiment, found), found
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder.name}: its checkpoint does not fit the model: {error}") from None
-    return position, found
 
 
 def _write_resume(folder: Path, writer: Journal, record: Record, found: Checkpoint | None) -> None:
@@ -242,11 +240,9 @@ def _finish(experiment: Experiment, loop: Loop, record: Record, folder: Path, st
     restore = experiment.config.selection.restore_best and best is not None
     params = best.params if best and restore else loop.usable(state)
     _save(experiment, params, folder)  # first: nothing after this may cost the model
-    if (
-        best and restore and best.step != at and status == "FINISHED"
-    ):  # of the model that is kept; as Keras' do in MLflow
-        record.metrics(at + 1, best.shown)
     if status == "FINISHED":
+        if best and restore and best.step != at:
+            record.metrics(at + 1, best.shown)  # of the model that is kept
         record.metrics(at, results.evaluate_and_write(experiment, params, folder) | _best_metrics(experiment, loop))
     _write_summary(experiment, folder)
     series = history(folder)

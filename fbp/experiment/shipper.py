@@ -253,7 +253,8 @@ class Shipment:
         if not self.run_id:
             tags = dict(line["tags"])
             if line["parent"]:
-                tags["mlflow.parentRunId"] = str(shipped(self.folder.parent / line["parent"])["run_id"])
+                parent = store.inside(self.folder.parent, line["parent"])
+                tags["mlflow.parentRunId"] = str(shipped(parent)["run_id"]) if parent else ""
             run = self.client.create_run(experiment, start_time=line["time"], tags=tags, run_name=line["name"])
             self.run_id = run.info.run_id
             self._remember()
