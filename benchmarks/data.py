@@ -1,18 +1,34 @@
-"""MNIST from $FBP_DATA/mnist where it is there, random pictures of the same shape elsewhere (time does not care)."""
+"""The examples: MNIST where $FBP_DATA/mnist is there, else random pictures of the same shape (time does not care)."""
 
 import os
 from pathlib import Path
 
 import numpy as np
 
-from fbp import datasets
-
 
 def pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
     """``x (count, 784)`` float32 in [0, 1] and labels ``(count,)`` int32."""
+    from fbp import datasets
+
     folder = Path(os.environ.get("FBP_DATA", "data")) / "mnist"
     if folder.is_dir():
         x, y = datasets.mnist(str(folder)).train
         return x[:count].reshape(count, 784), y[:count]
     random = np.random.default_rng(0)
     return random.uniform(size=(count, 784)).astype(np.float32), random.integers(0, 10, count).astype(np.int32)
+
+
+def numbers(*shape: int, seed: int = 0) -> np.ndarray:
+    """Standard normal, float32."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def tokens(count: int, positions: int, vocabulary: int = 65) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences ``(count, positions)`` int32 and what follows: each token from the one before, but for a tenth of them."""
+    random = np.random.default_rng(0)
+    following = random.permutation(vocabulary)
+    stream = [0]
+    for noise in random.integers(0, 10 * vocabulary, count * (positions + 1)):
+        stream.append(int(following[stream[-1]]) if noise >= vocabulary else int(noise))
+    rows = np.array(stream[1:], np.int32).reshape(count, positions + 1)
+    return rows[:, :-1].copy(), rows[:, 1:].copy()

@@ -143,7 +143,7 @@ def gelu(approximate: bool = False) -> Layer:
     """
 
     def exact(z: Array) -> tuple[Array, Array]:
-        distribution = 0.5 * jax.lax.erfc(-z * _SQRT_HALF)
+        distribution = 0.5 + 0.5 * jax.lax.erf(z * _SQRT_HALF)
         return z * distribution, distribution + z * _INV_SQRT_2PI * jnp.exp(-0.5 * z * z)
 
     def tanh_form(z: Array) -> tuple[Array, Array]:

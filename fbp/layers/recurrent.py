@@ -31,11 +31,11 @@ import jax.numpy as jnp
 
 from fbp import initializers
 from fbp.errors import InputError, ShapeError
+from fbp.forms import UNROLL, UNROLL_BACK, back_through_time
 from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape, Stream
 
 Output = Literal["sequence", "last"]
 
-_UNROLL, _UNROLL_BACK = 4, 2  # steps in one turn of the loop over time; more gives nothing (benchmarks)
 State = tuple[Array, ...]  # (h,) or (h, c)
 
 
@@ -220,7 +220,7 @@ def _recurrent(
                 new = tuple(jnp.where(inside_t, n, s) for n, s in zip(new, state, strict=True))
             return new, (new, kept)
 
-        last, (states, kept) = jax.lax.scan(step, initial, (z, inside), reverse=reverse, unroll=_UNROLL)
+        last, (states, kept) = jax.lax.scan(step, initial, (z, inside), reverse=reverse, unroll=UNROLL)
         y = last[0]
         if output == "sequence":
             y = (states[0] if inside is None else jnp.where(inside, states[0], 0)).swapaxes(0, 1)
@@ -238,20 +238,22 @@ def _recurrent(
             for s, s0 in zip(states, initial, strict=True)
         )
 
+        back = back_through_time(params["wh"])
+
         def step(d: State, at: Any) -> tuple[State, Any]:
             kept_t, before_t, d_output, inside_t = at
             if d_output is not None:
                 d = (d[0] + (d_output if inside_t is None else jnp.where(inside_t, d_output, 0)), *d[1:])
             dz, dz_h, d_before = cell.back(kept_t, before_t, d)
             met = dz if dz_h is None else dz_h
-            d_before = (d_before[0] + met @ params["wh"].T, *d_before[1:])  # equation (2), one step back in time
+            d_before = (d_before[0] + back(met), *d_before[1:])  # equation (2), one step back in time
             if inside_t is not None:
                 dz, dz_h = jax.tree.map(lambda a: jnp.where(inside_t, a, 0), (dz, dz_h))
                 d_before = tuple(jnp.where(inside_t, n, s) for n, s in zip(d_before, d, strict=True))
             return d_before, (dz, dz_h)
 
         d_initial, (dz, dz_h) = jax.lax.scan(
-            step, d_last, (kept, before, d_outputs, inside), reverse=not reverse, unroll=_UNROLL_BACK
+            step, d_last, (kept, before, d_outputs, inside), reverse=not reverse, unroll=UNROLL_BACK
         )
         rows = dz.reshape(-1, dz.shape[-1])
         rows_h = rows if dz_h is None else dz_h.reshape(-1, dz.shape[-1])

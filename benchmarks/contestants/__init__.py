@@ -1,0 +1,48 @@
+"""Those who compete: one file each, which says ``prepare(work) -> Contestant``.
+
+A contestant's file writes its networks and its training loop as its own documentation does.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Contestant(NamedTuple):
+    """Training work made ready.
+
+    Attributes:
+        start: a state with the initial weights and a fresh optimizer, whose making is not timed.
+        train: takes all steps from that state; the cost of each, read back to the host.
+    """
+
+    start: Callable[[], Any]
+    train: Callable[[Any], list[float]]
+
+
+class Entry(NamedTuple):
+    """How a contestant is called and found."""
+
+    label: str
+    module: str
+    packages: tuple[str, ...]  # what is imported
+    arguments: dict[str, Any] = {}  # noqa: RUF012
+
+    def missing(self) -> list[str]:
+        """What is not installed."""
+        return [name for name in self.packages if importlib.util.find_spec(name) is None]
+
+    def prepare(self, work: Any) -> Contestant:
+        return importlib.import_module(f"benchmarks.contestants.{self.module}").prepare(work, **self.arguments)
+
+
+ENTRIES = {
+    "fbp": Entry("fbp", "ours", ()),
+    "jax": Entry("jax.grad + scan", "plain_jax", ()),
+    "flax": Entry("Flax NNX + Optax", "flax_nnx", ("flax", "optax")),
+    "equinox": Entry("Equinox + Optax", "equinox_optax", ("equinox", "optax")),
+    "torch": Entry("PyTorch eager", "pytorch", ("torch",)),
+    "compile": Entry("torch.compile", "pytorch", ("torch",), {"compiled": True}),
+    "keras": Entry("Keras 3 on JAX", "keras_jax", ("keras",)),
+}
