@@ -16,9 +16,11 @@ UNROLL, UNROLL_BACK = 4, 2  # steps of a recurrence in one turn of its loop
 HALVES_FROM = 256  # width of a product inside a loop over time from which two halves are faster than one
 
 BLOCKWISE_FROM = 512  # keys from which attention is computed in blocks: faster, and smaller by far
-BLOCK = 256  # queries, and keys, in a block
+BLOCK = 512  # queries, and keys, in a block at most
 
-PATCHES_UP_TO = 16  # channels of a convolution: below, one GEMM over patches beats one GEMM for each place of the window
+PATCHES_UP_TO = (
+    16  # channels of a convolution: below, one GEMM over patches beats one GEMM for each place of the window
+)
 
 
 def by_platform(cpu: Callable[..., Any], other: Callable[..., Any], *arguments: Any) -> Any:

@@ -21,7 +21,7 @@ LENGTHS = jnp.array([5, 9, 1])
 def small_blocks(monkeypatch):
     """The blockwise form for any length, in blocks of 4."""
     monkeypatch.setattr(attention, "BLOCKWISE_FROM", 1)
-    monkeypatch.setattr(attention, "_BLOCK", 4)
+    monkeypatch.setattr(attention, "BLOCK", 4)
 
 
 def parts(positions=9, keys=9, dtype=jnp.float32):
@@ -43,7 +43,7 @@ class TestBlockwise:
 
         whole = jax.jit(run)(*x[:3])
         monkeypatch.setattr(attention, "BLOCKWISE_FROM", 1)
-        monkeypatch.setattr(attention, "_BLOCK", 4)
+        monkeypatch.setattr(attention, "BLOCK", 4)
         blocks = jax.jit(lambda *a: run(*a))(*x[:3])
 
         def reference(q, k, v):

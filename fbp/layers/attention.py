@@ -10,7 +10,7 @@ With scores ``s = q k^T / sqrt(D)``, weights ``p = softmax(s)`` and outputs ``o 
 Two forms compute the same. For short sequences p (B, N, T, S) is kept from forward to backward. From ``BLOCKWISE_FROM`` keys
 on, blocks of queries meet blocks of keys one pair at a time: forward keeps a running maximum and sum for each query (the online
 softmax of Milakov and Gimelshein, 2018) and in the end their logarithm; backward forms each block of p again from it. No T x S
-matrix exists at any time, and with ``causal`` the half that is masked is never computed. Rabe and Staats (2021),
+matrix exists at any time, and with ``causal`` pairs of blocks that are masked whole are never computed. Rabe and Staats (2021),
 *Self-attention does not need O(n^2) memory*; Dao et al. (2022), *FlashAttention*.
 
 Shape letters: B batch, T queries, S keys, F features, N heads, D = F / N head size.
@@ -24,11 +24,9 @@ from jax import lax
 
 from fbp import initializers
 from fbp.errors import InputError, ShapeError
+from fbp.forms import BLOCK, BLOCKWISE_FROM
 from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape, Stream
 from fbp.layers.embedding import angles
-
-BLOCKWISE_FROM = 512  # keys: from here on the blockwise form is faster, and smaller by far (benchmarks)
-_BLOCK = 256  # queries, and keys, in a block
 
 
 class _Mask(NamedTuple):
@@ -114,96 +112,93 @@ class _Blocks(NamedTuple):
 
 
 def _blocks(length: int) -> _Blocks:
-    size = min(_BLOCK, length)
-    return _Blocks(size, -(-length // size), length)
+    blocks = -(-length // BLOCK)
+    return _Blocks(-(-length // blocks), blocks, length)
 
 
-def _block_scores(q: Array, k: Array, i: Any, j: Any, rows: _Blocks, columns: _Blocks, mask: _Mask) -> Array:
-    """``s`` of one pair of blocks in float32 or wider, minus infinity where a query does not see a key."""
-    wide = jnp.einsum("bntd,bnsd->bnts", q, k, preferred_element_type=_wide(q))
+def _pairs(rows: _Blocks, columns: _Blocks, mask: _Mask) -> Array:
+    """``(pairs, 2)``: which blocks of queries and keys meet, those behind the causal diagonal left out."""
+    met = [
+        (i, j)
+        for i in range(rows.blocks)
+        for j in range(columns.blocks)
+        if not mask.causal or (i + 1) * rows.size > j * columns.size
+    ]
+    return jnp.array(met, jnp.int32)
+
+
+def _seen(i: Array, j: Array, rows: _Blocks, columns: _Blocks, mask: _Mask) -> Array | None:
+    """Which keys of block j the queries of block i see, ``(B or 1, 1, T, S)``; None where all see all."""
     keys = columns.positions(j)
     seen = mask.visible(rows.positions(i), keys)
     if columns.size * columns.blocks != columns.length:
         real = (keys < columns.length)[None, None, None]
         seen = real if seen is None else seen & real
-    return wide if seen is None else jnp.where(seen, wide, -jnp.inf)
+    return seen
 
 
 def _blockwise_forward(q: Array, k: Array, v: Array, mask: _Mask) -> tuple[Array, Array]:
     """``(o, logarithm of each query's sum of exponentials (B, N, T))``."""
     rows, columns = _blocks(q.shape[2]), _blocks(k.shape[2])
-    k_blocks, v_blocks = columns.split(k), columns.split(v)
-    wide = jnp.promote_types(q.dtype, jnp.float32)
+    q_blocks, k_blocks, v_blocks = rows.split(q * _scale(q)), columns.split(k), columns.split(v)
+    wide = _wide(q)
 
-    def of_queries(_: None, at: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
-        i, q_i = at
+    def meet(state: tuple[Array, Array, Array], pair: Array) -> tuple[tuple[Array, Array, Array], None]:
+        i, j = pair
+        top, total, o = (part[i] for part in state)
+        scores = jnp.einsum("bntd,bnsd->bnts", q_blocks[i], k_blocks[j], preferred_element_type=wide)
+        seen = _seen(i, j, rows, columns, mask)
+        if seen is not None:
+            scores = jnp.where(seen, scores, -jnp.inf)
+        new_top = jnp.maximum(top, scores.max(axis=-1))
+        base = jnp.where(jnp.isneginf(new_top), 0, new_top)
+        p = jnp.exp(scores - base[..., None])
+        shrink = jnp.exp(top - base)
+        o = o * shrink[..., None] + jnp.einsum(
+            "bnts,bnsd->bntd", p.astype(v.dtype), v_blocks[j], preferred_element_type=wide
+        )
+        new = new_top, total * shrink + p.sum(axis=-1), o
+        return tuple(part.at[i].set(n) for part, n in zip(state, new, strict=True)), None  # type: ignore[return-value]
 
-        def meet(state: tuple[Array, Array, Array], j: Array) -> tuple[Array, Array, Array]:
-            top, total, o = state
-            scores = _block_scores(q_i, k_blocks[j], i, j, rows, columns, mask)
-            new_top = jnp.maximum(top, scores.max(axis=-1))
-            base = jnp.where(jnp.isneginf(new_top), 0, new_top)
-            p = jnp.exp(scores - base[..., None])
-            shrink = jnp.exp(top - base)
-            o = o * shrink[..., None] + jnp.einsum("bnts,bnsd->bntd", p.astype(v.dtype), v_blocks[j])
-            return new_top, total * shrink + p.sum(axis=-1), o
-
-        start = jnp.full(q_i.shape[:3], -jnp.inf, wide), jnp.zeros(q_i.shape[:3], wide), jnp.zeros(q_i.shape, wide)
-
-        def next_keys(state: tuple[Array, Array, Array], j: Array) -> tuple[tuple[Array, Array, Array], None]:
-            return lax.cond(_may_see(i, j, rows, columns, mask), meet, lambda state, j: state, state, j), None
-
-        (top, total, o), _ = lax.scan(next_keys, start, jnp.arange(columns.blocks))
-        nothing = total == 0
-        total = jnp.where(nothing, 1, total)
-        return None, ((o / total[..., None]).astype(q.dtype), jnp.where(nothing, 0, top) + jnp.log(total))
-
-    _, (o, log_total) = lax.scan(of_queries, None, (jnp.arange(rows.blocks), rows.split(q * _scale(q))))
-    return rows.join(o), rows.join(log_total)
-
-
-def _may_see(i: Array, j: Array, rows: _Blocks, columns: _Blocks, mask: _Mask) -> Array | bool:
-    """Whether some query of block i may see some key of block j."""
-    return (i + 1) * rows.size > j * columns.size if mask.causal else True
+    each = q_blocks.shape[:-1]
+    start = jnp.full(each, -jnp.inf, wide), jnp.zeros(each, wide), jnp.zeros(q_blocks.shape, wide)
+    (top, total, o), _ = lax.scan(meet, start, _pairs(rows, columns, mask))
+    nothing = total == 0
+    total = jnp.where(nothing, 1, total)
+    log_total = jnp.where(nothing, 0, top) + jnp.log(total)
+    return rows.join((o / total[..., None]).astype(q.dtype)), rows.join(log_total)
 
 
 def _blockwise_backward(
     q: Array, k: Array, v: Array, o: Array, log_total: Array, delta: Array, mask: _Mask
 ) -> tuple[Array, Array, Array]:
+    """Keys stand before queries, (B, N, S, T): so the products for dk and dv, and that for dq^T, are plain ones."""
     rows, columns = _blocks(q.shape[2]), _blocks(k.shape[2])
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    d = (delta.astype(wide) * o.astype(wide)).sum(axis=-1)
+    wide = _wide(q)
+    d = (delta.astype(wide) * o.astype(wide)) @ jnp.ones(o.shape[-1], wide)  # a product with ones is a faster sum
     q_blocks, delta_blocks = rows.split(q * _scale(q)), rows.split(delta)
     d_blocks, log_blocks = rows.split(d), rows.split(log_total)
+    k_blocks, v_blocks = columns.split(k), columns.split(v)
 
-    def of_keys(dq: Array, at: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
-        j, k_j, v_j = at
+    def meet(sums: tuple[Array, Array, Array], pair: Array) -> tuple[tuple[Array, Array, Array], None]:
+        i, j = pair
+        q_i, delta_i, k_j, v_j = q_blocks[i], delta_blocks[i], k_blocks[j], v_blocks[j]
+        scores = jnp.einsum("bnsd,bntd->bnst", k_j, q_i, preferred_element_type=wide)
+        seen = _seen(i, j, rows, columns, mask)
+        p = jnp.exp(scores - log_blocks[i][..., None, :])
+        if seen is not None:
+            p = jnp.where(seen.swapaxes(-1, -2), p, 0)
+        dp = jnp.einsum("bnsd,bntd->bnst", v_j, delta_i, preferred_element_type=wide)
+        ds = (p * (dp - d_blocks[i][..., None, :])).astype(q.dtype)
+        dv = jnp.einsum("bnst,bntd->bnsd", p.astype(v.dtype), delta_i, preferred_element_type=wide)
+        dk = jnp.einsum("bnst,bntd->bnsd", ds, q_i, preferred_element_type=wide)
+        dq = jnp.einsum("bnds,bnst->bndt", k_j.swapaxes(-1, -2), ds, preferred_element_type=wide)
+        return (sums[0].at[i].add(dq), sums[1].at[j].add(dk), sums[2].at[j].add(dv)), None
 
-        def meet(i: Array) -> tuple[Array, Array, Array]:
-            q_i, delta_i = q_blocks[i], delta_blocks[i]
-            p = jnp.exp(_block_scores(q_i, k_j, i, j, rows, columns, mask) - log_blocks[i][..., None])
-            dv = jnp.einsum("bnts,bntd->bnsd", p.astype(v.dtype), delta_i)
-            dp = jnp.einsum("bntd,bnsd->bnts", delta_i, v_j, preferred_element_type=wide)
-            ds = p * (dp - d_blocks[i][..., None])
-            ds = ds.astype(q.dtype)
-            dk = jnp.einsum("bnts,bntd->bnsd", ds, q_i)
-            return jnp.einsum("bnts,bnsd->bntd", ds, k_j).astype(wide), dk.astype(wide), dv.astype(wide)
-
-        def nothing(i: Array) -> tuple[Array, Array, Array]:
-            return jnp.zeros(q_blocks.shape[1:], wide), jnp.zeros(k_j.shape, wide), jnp.zeros(v_j.shape, wide)
-
-        def next_queries(sums: tuple[Array, Array, Array], i: Array) -> tuple[tuple[Array, Array, Array], None]:
-            more = lax.cond(_may_see(i, j, rows, columns, mask), meet, nothing, i)
-            dq, dk_j, dv_j = sums
-            return (dq.at[i].add(more[0]), dk_j + more[1], dv_j + more[2]), None
-
-        zeros = jnp.zeros(k_j.shape, wide)
-        (dq, dk_j, dv_j), _ = lax.scan(next_queries, (dq, zeros, zeros), jnp.arange(rows.blocks))
-        return dq, (dk_j.astype(k.dtype), dv_j.astype(v.dtype))
-
-    inputs = (jnp.arange(columns.blocks), columns.split(k), columns.split(v))
-    dq, (dk, dv) = lax.scan(of_keys, jnp.zeros(q_blocks.shape, wide), inputs)
-    return (rows.join(dq) * _scale(q)).astype(q.dtype), columns.join(dk), columns.join(dv)
+    zeros = jnp.zeros_like(q_blocks.swapaxes(-1, -2), wide), *(jnp.zeros_like(a, wide) for a in (k_blocks, v_blocks))
+    (dq, dk, dv), _ = lax.scan(meet, zeros, _pairs(rows, columns, mask))
+    dq = rows.join(dq.swapaxes(-1, -2)) * _scale(q)
+    return dq.astype(q.dtype), columns.join(dk).astype(k.dtype), columns.join(dv).astype(v.dtype)
 
 
 # --- both -------------------------------------------------------------------------------------------------------------
