@@ -20,11 +20,10 @@ from jax import lax
 
 from fbp import initializers
 from fbp.errors import InputError, ShapeError
+from fbp.forms import CHANNELS_FROM, by_platform, convolution
 from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape
 
 Padding = Literal["SAME", "VALID"] | int | Sequence[tuple[int, int]]
-
-_PATCHES_UP_TO = 16  # channels: below, one GEMM over patches beats one GEMM for each place of the window (benchmarks)
 
 
 class Window(NamedTuple):
@@ -47,6 +46,10 @@ class Window(NamedTuple):
         if isinstance(self.padding, int):
             return [(self.padding, self.padding)] * len(self.size)
         return [(low, high) for low, high in self.padding]
+
+    def tiles(self, spatial: Shape) -> bool:
+        """Whether windows lie side by side from the first place on: none overlap, nothing is padded, none is left between."""
+        return self.stride == self.size == self.extent and not any(map(any, self.pads(spatial)))
 
     def output(self, spatial: Shape) -> Shape:
         """The size of the output for an input of that size; ShapeError where the window does not fit."""
@@ -287,21 +290,10 @@ def check_rank(kind: str, rank: int, shape: Shape) -> None:
         raise ShapeError(f"{kind} expects examples of shape {axes}, got {shape}")
 
 
-def _dimensions(rank: int) -> tuple[str, str, str]:
-    return ("NHC", "HIO", "NHC") if rank == 1 else ("NHWC", "HWIO", "NHWC")
-
-
 def convolve(x: Array, w: Array, window: Window, groups: int) -> Array:
     """``z[p] = sum_k x[stride p + dilation k] w[k]``: a convolution as neural networks write it (a correlation)."""
-    return lax.conv_general_dilated(
-        x,
-        w,
-        window.stride,
-        window.pads(x.shape[1:-1]),
-        rhs_dilation=window.dilation,
-        dimension_numbers=_dimensions(len(window.size)),
-        feature_group_count=groups,
-    )
+    once = (1,) * len(window.size)
+    return convolution(x, w, window.stride, window.pads(x.shape[1:-1]), once, window.dilation, groups)
 
 
 def input_delta(delta: Array, w: Array, shape: Shape, window: Window, groups: int) -> Array:
@@ -316,52 +308,12 @@ def input_delta(delta: Array, w: Array, shape: Shape, window: Window, groups: in
     ):
         dilated = (spread - 1) * stride + 1
         pads.append((extent - 1 - low, n - dilated + low))
-    return lax.conv_general_dilated(
-        delta,
-        exchanged,
-        (1,) * rank,
-        pads,
-        lhs_dilation=window.stride,
-        rhs_dilation=window.dilation,
-        dimension_numbers=_dimensions(rank),
-        feature_group_count=groups,
-    )
+    return convolution(delta, exchanged, (1,) * rank, pads, window.stride, window.dilation, groups)
 
 
 def weight_gradient(x: Array, delta: Array, shape: Shape, window: Window, groups: int) -> Array:
-    """Equation (4) for a kernel of ``shape``: GEMMs over all examples and positions.
-
-    On a CPU, XLA's own backward convolutions leave the fast path inside a scan (forty times slower, see benchmarks); a GEMM
-    does not. On a GPU or TPU the convolution that cuDNN or XLA:TPU knows is used.
-    """
-    return lax.platform_dependent(
-        x,
-        delta,
-        cpu=lambda x, delta: _weight_gradient_by_gemm(x, delta, shape, window, groups),
-        default=lambda x, delta: _weight_gradient_by_convolution(x, delta, window, groups),
-    )
-
-
-def _weight_gradient_by_gemm(x: Array, delta: Array, shape: Shape, window: Window, groups: int) -> Array:
-    places = window.places(x)
-    rows = delta.reshape(-1, delta.shape[-1])
-    if groups == 1 and x.shape[-1] < _PATCHES_UP_TO:
-        patches = jnp.concatenate([place.reshape(-1, x.shape[-1]) for place in places], axis=1)
-        return (patches.T @ rows).reshape(shape)
-    if groups == 1:
-        return jnp.stack([place.reshape(-1, x.shape[-1]).T @ rows for place in places]).reshape(shape)
-    by_group = rows.reshape(-1, groups, shape[-1] // groups)
-    gradients = [
-        jnp.einsum("ngi,ngo->igo", place.reshape(-1, groups, shape[-2]), by_group).reshape(shape[-2:])
-        for place in places
-    ]
-    return jnp.stack(gradients).reshape(shape)
-
-
-def _weight_gradient_by_convolution(x: Array, delta: Array, window: Window, groups: int) -> Array:
-    """x convolved with delta: examples are what is summed over, so they take the place of channels."""
+    """Equation (4) for a kernel of ``shape``: x convolved with delta, the examples in the place of channels."""
     rank = len(window.size)
-    space = "HW"[:rank]
     pads = [
         (low, (k - 1) * d + (n - 1) * s + 1 - size - low)
         for size, n, k, d, s, (low, _) in zip(
@@ -369,12 +321,35 @@ def _weight_gradient_by_convolution(x: Array, delta: Array, window: Window, grou
             strict=True,
         )
     ]  # fmt: skip
-    return lax.conv_general_dilated(
-        x,
-        delta,
-        window.dilation,
-        pads,
-        rhs_dilation=window.stride,
-        dimension_numbers=(f"C{space}N", f"I{space}O", f"{space}NC"),
-        batch_group_count=groups,
-    )
+
+    def on_cpu(x: Array, delta: Array) -> Array:
+        """XLA's own weight gradient leaves the fast path inside a scan: it takes forty times as long."""
+        if groups > 1 or len(x) < CHANNELS_FROM:
+            return _by_place(x, delta, shape, window, groups)
+        kernel, once = jnp.moveaxis(delta, 0, rank), (1,) * rank
+        found = convolution(x.swapaxes(0, -1), kernel, window.dilation, pads, once, window.stride)
+        return jnp.moveaxis(found, 0, rank)
+
+    def elsewhere(x: Array, delta: Array) -> Array:
+        space = "HW"[:rank]
+        return lax.conv_general_dilated(
+            x,
+            delta,
+            window.dilation,
+            pads,
+            rhs_dilation=window.stride,
+            dimension_numbers=(f"C{space}N", f"I{space}O", f"{space}NC"),
+            batch_group_count=groups,
+        )
+
+    return by_platform(on_cpu, elsewhere, x, delta)
+
+
+def _by_place(x: Array, delta: Array, shape: Shape, window: Window, groups: int) -> Array:
+    """Equation (4) as one product for each place of the window, over all examples and positions."""
+    by_group = delta.reshape(-1, groups, delta.shape[-1] // groups)
+    found = [
+        jnp.einsum("ngi,ngo->igo", place.reshape(-1, groups, shape[-2]), by_group).reshape(shape[-2:])
+        for place in window.places(x)
+    ]
+    return jnp.stack(found).reshape(shape)

@@ -35,7 +35,7 @@ def max_pool(
             largest, winner = jnp.where(better, place, largest), jnp.where(better, k, winner).astype(winner.dtype)
         return largest, winner
 
-    def to_place(moving: Window, winner: Any, delta: Array, k: int) -> Array:
+    def to_place(winner: Any, delta: Array, k: Any) -> Array:
         return jnp.where(winner == k, delta, 0)
 
     return _pool("max_pool", window, stride, padding, forward, to_place)
@@ -59,7 +59,7 @@ def avg_pool(
         mean = total / inside
         return mean.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else mean, inside
 
-    def to_place(moving: Window, inside: Any, delta: Array, k: int) -> Array:
+    def to_place(inside: Any, delta: Array, k: Any) -> Array:
         return (delta / inside).astype(delta.dtype)
 
     return _pool("avg_pool", window, stride, padding, forward, to_place)
@@ -85,8 +85,9 @@ def _pool(kind: str, size: Any, stride: Any, padding: Padding, pool: Any, to_pla
         token, kept = cache
         shape = token_shape(token)
         moving = window_for(shape)
-        count = len(moving.places(jnp.zeros((0, *shape), delta.dtype)))
-        parts = [to_place(moving, kept, delta, k) for k in range(count)]
+        if moving.tiles(shape[:-1]):
+            return spread_tiles(moving, to_place, kept, delta, shape), ()
+        parts = [to_place(kept, delta, k) for k in range(math.prod(moving.size))]
         return spread(moving, parts, (delta.shape[0], *shape)), ()
 
     text = size if isinstance(size, int) else "x".join(map(str, size))
@@ -108,6 +109,22 @@ def spread(window: Window, parts: Sequence[Array], shape: Shape) -> Array:
         total = moved if total is None else total + moved
     assert total is not None
     return total
+
+
+def spread_tiles(window: Window, to_place: Any, kept: Array, delta: Array, shape: Shape) -> Array:
+    """:func:`spread` for windows that lie side by side: each place is in one window only, so nothing is added up."""
+    rank = len(window.size)
+    between = [2 * axis + 2 for axis in range(rank)]  # (B, H', kh, W', kw, C): the axes of a window's places
+    tiled = [n for pair in zip(delta.shape[1:-1], window.size, strict=True) for n in pair]
+    place = jnp.arange(math.prod(window.size), dtype=jnp.uint8 if math.prod(window.size) <= 256 else jnp.int32)
+    place = place.reshape([n if axis % 2 else 1 for axis, n in enumerate(tiled)])[None, ..., None]
+    parts = to_place(jnp.expand_dims(kept, between), jnp.expand_dims(delta, between), place)
+    whole = jnp.broadcast_to(parts, (delta.shape[0], *tiled, shape[-1]))
+    whole = whole.reshape(
+        delta.shape[0], *(n * k for n, k in zip(delta.shape[1:-1], window.size, strict=True)), shape[-1]
+    )
+    left = [(0, n - m) for n, m in zip(shape[:-1], whole.shape[1:-1], strict=True)]
+    return jnp.pad(whole, [(0, 0), *left, (0, 0)])
 
 
 def global_avg_pool() -> Layer:
