@@ -1,142 +1,141 @@
-"""Contestants take turns at the same training work in one process; medians, compile time apart, losses compared.
+"""Contestants take turns at the same training work: a process each, one of them working at a time; medians over rounds.
 
-A work item is a model, a batch for each step, and the same network in PyTorch, if that is installed. All start from the same
-weights and take the same steps of Adam. ``jax.grad`` differentiates the forward pass of the very same layers, and its steps run
-in one ``lax.scan``, as an expert would write it.
+So a machine that slows down hurts all alike, and no library's threads stand in another's way. Before anything is timed, each
+trains once from the same initial weights: that is the compile time, and the costs of all steps, which must agree.
 """
 
-import importlib.util
+import json
 import statistics
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+from benchmarks.contestants import ENTRIES
+from benchmarks.works import WORKS
 
-import fbp
-
-ROUNDS = 7
-Contestant = Callable[[], list[float]]  # takes all steps from the initial weights, returns the cost of each
+TOLERANCE = 0.02  # of the first cost: what other orders of summation may grow to over the steps of a work
+FIRST = 1e-4  # of the first cost, before any step was taken
 
 
-class Work(NamedTuple):
-    """One item.
+class Result(NamedTuple):
+    """One contestant at one work; times in seconds for all steps together.
 
     Attributes:
-        model, loss: fbp's.
-        x, y: examples, as many as ``batch * steps``, taken in their order.
-        batch: examples in a step.
-        torch_model: from fbp's parameters to a module that gives logits.
-        learning_rate: Adam's.
+        seconds: of each round; empty where its costs disagree.
+        first: of the first training, which traces and compiles, less the median of the rounds.
+        memory: the largest the process ever was, in bytes.
+        costs: of each step.
+        error: why it was not timed, or None.
     """
 
-    model: fbp.Layer
-    loss: fbp.Loss
-    x: np.ndarray
-    y: np.ndarray
-    batch: int
-    torch_model: Callable[[Any], Any] | None = None
-    learning_rate: float = 1e-3
+    contestant: str
+    seconds: list[float]
+    first: float
+    memory: int
+    costs: list[float]
+    packages: dict[str, str]
+    error: str | None = None
 
     @property
-    def steps(self) -> int:
-        return len(self.x) // self.batch
-
-    def params(self) -> Any:
-        shape = self.x.shape[1:]
-        return jax.jit(lambda: self.model.init(jax.random.key(0), shape)[0])()
+    def median(self) -> float:
+        return statistics.median(self.seconds)
 
 
-def ours(work: Work) -> Contestant:
-    optimizer = fbp.optimizers.adam(work.learning_rate)
-    steps = fbp.training.take_steps(
-        work.model, work.loss, optimizer, batch_size=work.batch, capacity=work.steps, shuffle=False
-    )
-    run, x, y = jax.jit(steps, donate_argnums=0), jnp.asarray(work.x), jnp.asarray(work.y)
-    initial = work.params()
-
-    def all_steps() -> list[float]:
-        params = jax.tree.map(jnp.copy, initial)
-        state = fbp.training.TrainState(params, optimizer.init(params), jnp.int32(0), jax.random.key(0))
-        return np.asarray(run(state, x, y, work.steps)[1].cost).tolist()
-
-    return all_steps
+class Stopped(Exception):
+    """A contestant's process ended before its time."""
 
 
-def autodiff(work: Work) -> Contestant:
-    optimizer = fbp.optimizers.adam(work.learning_rate)
+class _Process:
+    """A contestant's process, see worker.py."""
 
-    def cost(params: Any, x: Any, y: Any) -> Any:
-        return work.loss.value(work.model.forward(params, x, key=jax.random.key(0))[0], y).mean()
-
-    @jax.jit
-    def run(params: Any, x: Any, y: Any) -> Any:
-        def step(carry: Any, batch: Any) -> Any:
-            params, state = carry
-            value, grads = jax.value_and_grad(cost)(params, *batch)
-            updates, state = optimizer.update(grads, state, params)
-            return (fbp.optimizers.apply_updates(params, updates), state), value
-
-        return jax.lax.scan(step, (params, optimizer.init(params)), (x, y))[1]
-
-    batches = [jnp.asarray(a).reshape(work.steps, work.batch, *a.shape[1:]) for a in (work.x, work.y)]
-    initial = work.params()
-    return lambda: np.asarray(run(initial, *batches)).tolist()
-
-
-def torch_eager(work: Work) -> Contestant:
-    import torch
-
-    tokens = np.issubdtype(work.x.dtype, np.integer)
-    x = torch.from_numpy(work.x.astype(np.int64) if tokens else np.asarray(work.x))
-    y = torch.from_numpy(work.y.astype(np.int64))
-    initial = jax.tree.map(np.array, work.params())
-
-    def all_steps() -> list[float]:
-        model = work.torch_model(initial)  # type: ignore[misc]
-        optimizer, costs = torch.optim.Adam(model.parameters(), lr=work.learning_rate), []
-        for first in range(0, len(x), work.batch):
-            rows = slice(first, first + work.batch)
-            logits = model(x[rows])
-            cost = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), y[rows].reshape(-1))
-            optimizer.zero_grad()
-            cost.backward()
-            optimizer.step()
-            costs.append(cost.detach())
-        return torch.stack(costs).tolist()
-
-    return all_steps
-
-
-def contest(work: Work, only: tuple[str, ...] = ()) -> dict[str, float]:
-    """Print a table; returns the medians in seconds by contestant."""
-    made: dict[str, Contestant] = {"fbp": ours(work), "jax.grad": autodiff(work)}
-    if work.torch_model and importlib.util.find_spec("torch"):
-        made["PyTorch eager"] = torch_eager(work)
-    elif work.torch_model:
-        print("PyTorch left out: not installed (.venv/bin/pip install --group peers)\n")
-    made = {name: contestant for name, contestant in made.items() if not only or name in only}
-    costs, first, seconds = {}, {}, {name: [] for name in made}
-    for name, contestant in made.items():
-        began = time.perf_counter()
-        costs[name] = contestant()
-        first[name] = time.perf_counter() - began
-    for _ in range(ROUNDS):
-        for name, contestant in made.items():
-            began = time.perf_counter()
-            contestant()
-            seconds[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    print("| contestant | ms a step (median) | spread | time of fbp / its time | first call, s | last cost |")
-    print("|---|---|---|---|---|---|")
-    for name, times in seconds.items():
-        per_step = [1e3 * t / work.steps for t in times]
-        apart = np.abs(np.subtract(costs[name], costs["fbp"])).max() if "fbp" in costs else 0
-        verdict = "" if apart < 0.02 * abs(costs["fbp"][0]) else f" DISAGREES by {apart:.3g}"
-        print(
-            f"| {name} | {statistics.median(per_step):.2f} | {min(per_step):.2f}-{max(per_step):.2f} | "
-            f"{medians.get('fbp', np.nan) / medians[name]:.2f} | {first[name]:.1f} | {costs[name][-1]:.4f}{verdict} |"
+    def __init__(self, work: str, contestant: str):
+        root = Path(__file__).parent.parent
+        words = [sys.executable, "-m", "benchmarks.worker", work, contestant]
+        self.process = subprocess.Popen(
+            words, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-    return medians
+
+    def answer(self) -> dict[str, Any]:
+        line = self.process.stdout.readline()  # type: ignore[union-attr]
+        if not line:
+            said = self.process.stderr.read().strip().splitlines()  # type: ignore[union-attr]
+            raise Stopped(said[-1] if said else f"ended with status {self.process.wait()}")
+        return json.loads(line)
+
+    def go(self) -> dict[str, Any]:
+        self.process.stdin.write("go\n")  # type: ignore[union-attr]
+        self.process.stdin.flush()  # type: ignore[union-attr]
+        return self.answer()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def agree(costs: Sequence[float], with_those: Sequence[float]) -> str | None:
+    """Why two contestants' costs are not those of the same training, or None."""
+    if len(costs) != len(with_those):
+        return f"took {len(costs)} steps, not {len(with_those)}"
+    scale = abs(with_those[0])
+    apart = [abs(a - b) for a, b in zip(costs, with_those, strict=True)]
+    if not apart[0] <= FIRST * scale:
+        return f"costs disagree before the first update: {costs[0]:.6g}, not {with_those[0]:.6g}"
+    worst = max(range(len(apart)), key=lambda i: apart[i] if apart[i] == apart[i] else float("inf"))
+    if not apart[worst] <= TOLERANCE * scale:
+        return f"costs disagree at step {worst + 1}: {costs[worst]:.6g}, not {with_those[worst]:.6g}"
+    return None
+
+
+def contest(work: str, contestants: Sequence[str], rounds: int) -> list[Result]:
+    """The results of those who can take part; others are said on the standard error, and left out."""
+    processes: dict[str, _Process] = {}
+    ready: dict[str, dict[str, Any]] = {}
+    errors: dict[str, str] = {}
+    seconds: dict[str, list[float]] = {}
+    memory: dict[str, int] = {}
+    try:
+        for name in contestants:
+            if missing := ENTRIES[name].missing():
+                print(
+                    f"{ENTRIES[name].label} left out: {', '.join(missing)} not installed; pip install --group peers",
+                    file=sys.stderr,
+                )
+                continue
+            processes[name] = _Process(work, name)
+            try:
+                said = processes[name].answer()
+            except Stopped as stopped:
+                said = {"costs": [], "first": 0.0, "packages": {}}
+                errors[name] = str(stopped)
+            if "left out" in said:
+                print(f"{ENTRIES[name].label} left out of {work}: {said['left out']}", file=sys.stderr)
+                processes.pop(name).close()
+                continue
+            ready[name] = said
+            reference = next(iter(ready))
+            if name not in errors and (why := agree(said["costs"], ready[reference]["costs"])):
+                errors[name] = f"{why} ({ENTRIES[reference].label})"
+            seconds[name] = []
+        timed = [name for name in ready if name not in errors]
+        for _ in range(rounds):
+            for name in timed:
+                answer = processes[name].go()
+                seconds[name].append(answer["seconds"])
+                memory[name] = answer["memory"]
+    finally:
+        for process in processes.values():
+            process.close()
+    results = []
+    for name, said in ready.items():
+        first = said["first"] - (statistics.median(seconds[name]) if seconds[name] else 0.0)
+        results.append(
+            Result(name, seconds[name], first, memory.get(name, 0), said["costs"], said["packages"], errors.get(name))
+        )
+    return results
+
+
+def steps_of(work: str) -> int:
+    """How many steps a training takes."""
+    return len(WORKS[work].examples()[0]) // WORKS[work].batch

@@ -1,6 +1,5 @@
-"""Single layers: attention over long sequences, repeated layers, and those whose backward pass only looks more costly."""
+"""Single layers: repeated ones, and those whose backward pass only looks more costly."""
 
-import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -31,45 +30,6 @@ def _in_turns(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
             run()
             times[name].append(1e3 * (time.perf_counter() - began))
     return {name: statistics.median(found) for name, found in times.items()}
-
-
-def attention() -> None:
-    """Causal scaled dot-product attention, forward and backward: T = 2048, 4 heads of 64, beside jax.nn and PyTorch."""
-    q, k, v, delta = (_numbers(1, 2048, 4, 64, seed=seed) for seed in range(4))
-    layer = layers.dot_product_attention(causal=True)
-
-    def ours(q: Any, k: Any, v: Any, delta: Any) -> Any:
-        y, cache = layer.forward((), (q, k, v))
-        return y, layer.backward((), cache, delta)[0]
-
-    def autodiff(q: Any, k: Any, v: Any, delta: Any) -> Any:
-        y, pull_back = jax.vjp(lambda *x: jax.nn.dot_product_attention(*x, is_causal=True), q, k, v)
-        return y, pull_back(delta)
-
-    compiled = {name: jax.jit(f).lower(q, k, v, delta).compile() for name, f in (("fbp", ours), ("jax.grad", autodiff))}
-    runs: dict[str, Callable[[], Any]] = {
-        name: lambda c=c: jax.block_until_ready(c(q, k, v, delta)) for name, c in compiled.items()
-    }
-    if importlib.util.find_spec("torch"):
-        import torch
-
-        tensors = [torch.tensor(np.asarray(a)).transpose(1, 2).contiguous() for a in (q, k, v, delta)]
-
-        def eager() -> Any:
-            given = [t.detach().requires_grad_() for t in tensors[:3]]
-            torch.nn.functional.scaled_dot_product_attention(*given, is_causal=True).backward(tensors[3])
-            return given[0].grad
-
-        runs["PyTorch eager"] = eager
-    apart = max(
-        float(jnp.abs(a - b).max()) for a, b in zip(*(c(q, k, v, delta)[1] for c in compiled.values()), strict=True)
-    )
-    print(f"largest difference between the deltas of fbp and jax.grad: {apart:.1e}\n")
-    print("| contestant | ms (median) | time of fbp / its time | scratch MB |\n|---|---|---|---|")
-    medians = _in_turns(runs)
-    for name, median in medians.items():
-        scratch = f"{compiled[name].memory_analysis().temp_size_in_bytes / 1e6:.1f}" if name in compiled else ""
-        print(f"| {name} | {median:.1f} | {medians['fbp'] / median:.2f} | {scratch} |")
 
 
 def repeat() -> None:
@@ -152,4 +112,4 @@ def exceptions() -> None:
         )
 
 
-ITEMS = {"attention": attention, "repeat": repeat, "layers": exceptions}
+ITEMS = {"repeat": repeat, "layers": exceptions}

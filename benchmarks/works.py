@@ -59,7 +59,7 @@ WORKS = {
         Work("wide", "1024-4096-4096-1024, relu, mean squared error, SGD, batch 256, 4 steps", "relus",
              lambda: (numbers(1024, 1024), numbers(1024, 1024, seed=1)), 256, "mean_squared", "sgd", 0.3),
         Work("deep", "64 residual blocks of width 256, Adam, batch 128, 20 steps", "residuals",
-             lambda: pictures(2560), 128),
+             lambda: pictures(2560), 128, rate=1e-4),
         Work("cnn", "two 3 x 3 convolutions (32, 64) with max pooling, dense 128, Adam, batch 64, 40 steps", "convolutions",
              _square_pictures, 64),
         Work("lstm", "character model: embedding 64, LSTM 256, T 64, Adam, batch 32, 20 steps", "lstm",

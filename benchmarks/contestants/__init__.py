@@ -26,7 +26,8 @@ class Entry(NamedTuple):
 
     label: str
     module: str
-    packages: tuple[str, ...]  # what is imported
+    packages: tuple[str, ...]  # what it imports and fbp does not need
+    distributions: tuple[str, ...]  # whose versions matter
     arguments: dict[str, Any] = {}  # noqa: RUF012
 
     def missing(self) -> list[str]:
@@ -38,11 +39,11 @@ class Entry(NamedTuple):
 
 
 ENTRIES = {
-    "fbp": Entry("fbp", "ours", ()),
-    "jax": Entry("jax.grad + scan", "plain_jax", ()),
-    "flax": Entry("Flax NNX + Optax", "flax_nnx", ("flax", "optax")),
-    "equinox": Entry("Equinox + Optax", "equinox_optax", ("equinox", "optax")),
-    "torch": Entry("PyTorch eager", "pytorch", ("torch",)),
-    "compile": Entry("torch.compile", "pytorch", ("torch",), {"compiled": True}),
-    "keras": Entry("Keras 3 on JAX", "keras_jax", ("keras",)),
+    "fbp": Entry("fbp", "ours", (), ("jax", "jaxlib")),
+    "jax": Entry("jax.grad + scan", "plain_jax", (), ("jax", "jaxlib")),
+    "flax": Entry("Flax NNX + Optax", "flax_nnx", ("flax", "optax"), ("flax", "optax", "jax")),
+    "equinox": Entry("Equinox + Optax", "equinox_optax", ("equinox", "optax"), ("equinox", "optax", "jax")),
+    "torch": Entry("PyTorch eager", "pytorch", ("torch",), ("torch",)),
+    "compile": Entry("torch.compile", "pytorch", ("torch",), ("torch",), {"compiled": True}),
+    "keras": Entry("Keras 3 on JAX", "keras_jax", ("keras",), ("keras", "jax")),
 }

@@ -26,8 +26,8 @@ def network(work: Work) -> fbp.Layer:
         return models.mlp(1024, (4096, 4096)) if work.name == "wide" else models.mlp(10, (512, 512))
     if work.network == "residuals":
         draw = initializers.scaled(initializers.he_normal(), 1 / 64)
-        block = fbp.residual(layers.dense(256, weights=draw), layers.relu())
-        return fbp.chain(layers.dense(256), layers.relu(), fbp.repeat(block, 64), layers.dense(10))
+        blocks = [fbp.residual(layers.dense(256, weights=draw), layers.relu()) for _ in range(64)]
+        return fbp.chain(layers.dense(256), layers.relu(), *blocks, layers.dense(10))
     if work.network == "convolutions":
         return models.cnn(10)
     if work.network in ("lstm", "gru"):

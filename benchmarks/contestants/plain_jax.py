@@ -28,12 +28,11 @@ def relus(params: Any, x: Any) -> Any:
 
 
 def residuals(params: Any, x: Any) -> Any:
-    first, _, blocks, last = params
-
-    def block(x: Any, part: Any) -> Any:
-        return x + jax.nn.relu(_dense(part, x)), None
-
-    return _dense(last, lax.scan(block, jax.nn.relu(_dense(first, x)), blocks["body"][0], unroll=64)[0])
+    first, _, *blocks, last = params
+    x = jax.nn.relu(_dense(first, x))
+    for block in blocks:
+        x = x + jax.nn.relu(_dense(block["body"][0], x))
+    return _dense(last, x)
 
 
 def convolutions(params: Any, x: Any) -> Any:

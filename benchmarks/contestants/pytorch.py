@@ -41,10 +41,8 @@ class _Residual(nn.Module):
 
 
 def residuals(params: Any) -> nn.Module:
-    first, _, blocks, last = params
-    stacked = blocks["body"][0]
-    every = (_Residual({name: part[i] for name, part in stacked.items()}) for i in range(len(stacked["w"])))
-    return nn.Sequential(_linear(first), nn.ReLU(), *every, _linear(last))
+    first, _, *blocks, last = params
+    return nn.Sequential(_linear(first), nn.ReLU(), *(_Residual(part["body"][0]) for part in blocks), _linear(last))
 
 
 class _Convolutions(nn.Module):
@@ -88,19 +86,22 @@ class _Recurrent(nn.Module):
         self.cell.weight_ih_l0.data = _tensor(cell["wx"][:, order].T)
         self.cell.weight_hh_l0.data = _tensor(cell["wh"][:, order].T)
         self.cell.bias_ih_l0.data, self.cell.bias_hh_l0.data = _tensor(bias[0][order]), _tensor(bias[1])
+        second = self.cell.bias_hh_l0  # everybody else has one bias for a gate
         if self.kind == "LSTM":
-            self.cell.bias_hh_l0.requires_grad = False  # one bias, as everybody else has
+            second.requires_grad = False
+        else:
+            second.register_hook(lambda grad: torch.cat([torch.zeros(2 * features), grad[2 * features :]]))
         self.head = _linear(head)
 
     def forward(self, x: Any) -> Any:
         return self.head(self.cell(self.table(x))[0])
 
 
-class lstm(_Recurrent):  # noqa: N801
+class lstm(_Recurrent):
     kind = "LSTM"
 
 
-class gru(_Recurrent):  # noqa: N801
+class gru(_Recurrent):
     kind = "GRU"
 
 
@@ -134,7 +135,7 @@ class _Block(nn.Module):
         return x + self.down(F.gelu(self.up(self.second(x))))
 
 
-class gpt(nn.Module):  # noqa: N801
+class gpt(nn.Module):
     def __init__(self, params: Any):
         super().__init__()
         table, places, *blocks, last, _ = params
@@ -147,7 +148,7 @@ class gpt(nn.Module):  # noqa: N801
         return self.last(self.blocks(F.embedding(x, self.table) + self.places)) @ self.table.T
 
 
-class attention(nn.Module):  # noqa: N801
+class attention(nn.Module):
     def __init__(self, params: Any):
         super().__init__()
         self.attend = _Attention(params["body"])

@@ -1,0 +1,152 @@
+"""How a training step's cost grows with depth, width, batch and length: time, scratch memory and compile time."""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fbp
+from benchmarks.data import numbers, tokens
+from fbp import layers, losses, models
+
+ROUNDS, BUDGET = 5, 2.0  # seconds for the rounds of one point, at least one round
+
+
+class Sweep(NamedTuple):
+    """One axis: the sizes, and the model, x and y for each."""
+
+    axis: str
+    sizes: tuple[int, ...]
+    make: Callable[[int], tuple[fbp.Layer, fbp.Loss, Any, Any]]
+
+
+def _powers(first: int, last: int) -> tuple[int, ...]:
+    return tuple(2**i for i in range(first.bit_length() - 1, last.bit_length()))
+
+
+def _dense(width: int, batch: int, depth: int) -> tuple[fbp.Layer, fbp.Loss, Any, Any]:
+    model = fbp.chain(*[layer for _ in range(depth) for layer in (layers.dense(width), layers.relu())])
+    return model, losses.mean_squared_error, numbers(batch, width), numbers(batch, width, seed=1)
+
+
+def _repeated(depth: int) -> tuple[fbp.Layer, fbp.Loss, Any, Any]:
+    block = fbp.residual(layers.dense(256), layers.relu())
+    return fbp.repeat(block, depth), losses.mean_squared_error, numbers(128, 256), numbers(128, 256, seed=1)
+
+
+def _lstm(length: int) -> tuple[fbp.Layer, fbp.Loss, Any, Any]:
+    model = models.lstm(65, (128,), vocabulary=65, sequence=True)
+    return model, losses.softmax_cross_entropy, *tokens(8, length)
+
+
+def _attention(length: int) -> tuple[fbp.Layer, fbp.Loss, Any, Any]:
+    x, y = numbers(1, length, 64), numbers(1, length, 64, seed=1)
+    return fbp.residual(layers.attention(2, causal=True)), losses.mean_squared_error, x, y
+
+
+SWEEPS = (
+    Sweep("depth: residual blocks of width 256, chained", _powers(2, 128), lambda n: _chained(n)),
+    Sweep("depth: the same by repeat", _powers(2, 128), _repeated),
+    Sweep("width: 3 dense layers, batch 128", _powers(64, 4096), lambda n: _dense(n, 128, 3)),
+    Sweep("batch: 3 dense layers of width 512", _powers(1, 4096), lambda n: _dense(512, n, 3)),
+    Sweep("T: an LSTM of 128 units, batch 8", _powers(16, 4096), _lstm),
+    Sweep("T: causal attention, width 64, 2 heads", _powers(16, 4096), _attention),
+)
+
+
+def _chained(depth: int) -> tuple[fbp.Layer, fbp.Loss, Any, Any]:
+    blocks = [fbp.residual(layers.dense(256), layers.relu()) for _ in range(depth)]
+    return fbp.chain(*blocks), losses.mean_squared_error, numbers(128, 256), numbers(128, 256, seed=1)
+
+
+def measure(sweep: Sweep, size: int, by_hand: bool) -> tuple[float, float, float]:
+    """``(seconds of a step of SGD, bytes of scratch memory, seconds to compile)``, fbp's backward pass or jax.grad's."""
+    model, loss, x, y = sweep.make(size)
+    params = jax.jit(lambda key: model.init(key, x.shape[1:])[0])(jax.random.key(0))
+    x, y = jnp.asarray(x), jnp.asarray(y)
+
+    def cost(params: Any, x: Any, y: Any) -> Any:
+        return loss.value(model.forward(params, x)[0], y).mean()
+
+    gradient = fbp.value_and_grad(model, loss) if by_hand else jax.value_and_grad(cost)
+
+    def step(params: Any, x: Any, y: Any) -> Any:
+        value, grads = gradient(params, x, y)
+        return jax.tree.map(lambda p, g: p - 1e-4 * g, params, grads), value
+
+    lowered = jax.jit(step, donate_argnums=0).lower(params, x, y)
+    began = time.perf_counter()
+    compiled = lowered.compile()
+    compile_seconds = time.perf_counter() - began
+    params, _ = jax.block_until_ready(compiled(params, x, y))
+    times: list[float] = []
+    while not times or (len(times) < 20 and sum(times) < BUDGET / ROUNDS):
+        began = time.perf_counter()
+        params, _ = jax.block_until_ready(compiled(params, x, y))
+        times.append(time.perf_counter() - began)
+    return statistics.median(times), compiled.memory_analysis().temp_size_in_bytes, compile_seconds
+
+
+def slope(sizes: Any, values: Any) -> float:
+    """The exponent by which a value grows, over the upper half of the sizes: least squares on logarithms."""
+    half = len(sizes) // 2
+    return float(np.polyfit(np.log(sizes[half:]), np.log(np.maximum(values[half:], 1e-9)), 1)[0])
+
+
+def main(folder: Path) -> None:
+    """Each axis alone; the slope is the exponent of growth over the upper half of its sizes (1 linear, 2 quadratic)."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    print(
+        "| axis | contestant | time: first to last, ms | slope | scratch: last, MB | slope | compile: last, s | slope |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for sweep in SWEEPS:
+        columns: dict[str, list[Any]] = {"fbp": [], "jax.grad": []}
+        for size in sweep.sizes:
+            for name in columns:  # in turn, so that a drifting machine hurts both
+                columns[name].append(measure(sweep, size, name == "fbp"))
+        found[sweep.axis] = {name: np.array(rows) for name, rows in columns.items()}
+        for name, rows in found[sweep.axis].items():
+            slopes = [slope(sweep.sizes, rows[:, i]) for i in range(3)]
+            print(
+                f"| {sweep.axis}, {sweep.sizes[0]} to {sweep.sizes[-1]} | {name} | {1e3 * rows[0, 0]:.3g} to "
+                f"{1e3 * rows[-1, 0]:.4g} | {slopes[0]:.2f} | {rows[-1, 1] / 1e6:.4g} | {slopes[1]:.2f} | "
+                f"{rows[-1, 2]:.2f} | {slopes[2]:.2f} |",
+                flush=True,
+            )
+    draw(found, folder / "growth.png")
+    print(f"\n{folder / 'growth.png'}")
+
+
+def draw(found: dict[str, dict[str, np.ndarray]], file: Path) -> None:
+    """A column for each axis, a row for each quantity, both axes logarithmic; the slope stands in the legend."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    quantities = [("time of a step, ms", 1e3), ("scratch memory, MB", 1e-6), ("compile time, s", 1.0)]
+    figure, grid = plt.subplots(3, len(found), figsize=(3.1 * len(found), 7.5), layout="constrained", sharex="col")
+    for column, (sweep, rows) in zip(grid.T, ((s, found[s.axis]) for s in SWEEPS if s.axis in found), strict=True):
+        for i, (axes, (label, factor)) in enumerate(zip(column, quantities, strict=True)):
+            for name, style in (("jax.grad", "s--"), ("fbp", "o-")):
+                values = rows[name][:, i] * factor
+                exponent = slope(sweep.sizes, rows[name][:, i])
+                axes.loglog(sweep.sizes, np.where(values > 0, values, np.nan), style, markersize=3.5, linewidth=1.2,
+                            label=f"{name}, slope {exponent:.2f}")  # fmt: skip
+            axes.legend(fontsize=7, frameon=False)
+            axes.grid(alpha=0.3)
+            if axes in grid[:, 0]:
+                axes.set_ylabel(label)
+        kind, _, what = sweep.axis.partition(": ")
+        column[0].set_title(what.replace(", ", ",\n", 1), fontsize=9)
+        column[-1].set_xscale("log", base=2)
+        column[-1].set_xlabel(kind)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
