@@ -61,6 +61,27 @@ def prepare(config: Config, record: dict[str, Any] | None = None) -> None:
         flags = os.environ.get("XLA_FLAGS", "")
         missing = [flag for flag in _GPU_FLAGS if flag.partition("=")[0] not in flags]
         os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
+    _keep_programs()
+
+
+def _keep_programs() -> None:
+    """Let JAX keep compiled programs in the user's cache folder, unless a cache is set or switched off already.
+
+    JAX's own key leaves out what its compiler reads from the machine: the processor's abilities, and the number of threads, by
+    which loops are cut. Both are in the folder's name.
+    """
+    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+        return
+    machine = hashlib.sha256(f"{platform.machine()} {_processor()} {_abilities()} {threads()}".encode()).hexdigest()[:12]
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "fbp" / f"programs-{machine}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:  # a home that cannot be written: compile anew each time
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_compilation_cache_max_size", 2**30)  # bytes; what was not used for longest goes first
 
 
 def _has_started() -> bool:
@@ -214,6 +235,15 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # no entry for this user id, as in some containers
         return "unknown"
+
+
+def _abilities() -> str:
+    """The instruction sets of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.lower().startswith(("flags", "features")))
+    except (OSError, StopIteration):
+        return ""
 
 
 def _processor() -> str:
