@@ -17,7 +17,13 @@ ROOT = Path(__file__).parent.parent
 def _run(project: Path, cache: Path) -> tuple[float, float]:
     """Seconds until ``fbp run`` shows its first figures, and until it ends."""
     environment = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONUNBUFFERED": "1"}
-    words = [sys.executable, "-c", "from fbp.cli import main; main()", "run", str(ROOT / "experiments" / "digits_mlp.toml")]
+    words = [
+        sys.executable,
+        "-c",
+        "from fbp.cli import main; main()",
+        "run",
+        str(ROOT / "experiments" / "digits_mlp.toml"),
+    ]
     began, first = time.perf_counter(), 0.0
     with subprocess.Popen(
         words, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -236,10 +236,15 @@ def bidirectional(make: Callable[..., Layer], features: int, **options: Any) -> 
     return parallel(make(features, **options), make(features, reverse=True, **options), combine="concatenate")
 
 
-def repeat(layer: Layer, times: int) -> Layer:
+def repeat(layer: Layer, times: int, unroll: int = 1) -> Layer:
     """``times`` copies of a layer one after another, as one scan over their stacked parameters.
 
     Compile time does not grow with depth. Backward is a scan the other way, over the same stack of parameters and caches.
+
+    Args:
+        layer: what is repeated; it keeps the shape of its input.
+        times: how often.
+        unroll: copies in one turn of the scan's loop. ``times`` compiles as long as a chain does, and runs as fast.
 
     Returns:
         A layer whose parameters are the part's, with one more axis of length ``times`` in front.
@@ -249,6 +254,8 @@ def repeat(layer: Layer, times: int) -> Layer:
     """
     if times < 1:
         raise InputError(f"repeat: times must be at least 1, got {times}")
+    if unroll < 1:
+        raise InputError(f"repeat: unroll must be at least 1, got {unroll}")
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         out_shapes = []
@@ -270,14 +277,15 @@ def repeat(layer: Layer, times: int) -> Layer:
             layer_params, layer_key = at
             return layer.forward(layer_params, x, key=layer_key)
 
-        return jax.lax.scan(step, x, (params, None if key is None else jax.random.split(key, times)), length=times)
+        keys = None if key is None else jax.random.split(key, times)
+        return jax.lax.scan(step, x, (params, keys), length=times, unroll=min(unroll, times))
 
     def backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
         def step(delta: Any, at: Any) -> tuple[Any, Grads]:
             layer_params, layer_cache = at
             return layer.backward(layer_params, layer_cache, delta)
 
-        return jax.lax.scan(step, delta, (params, cache), length=times, reverse=True)
+        return jax.lax.scan(step, delta, (params, cache), length=times, reverse=True, unroll=min(unroll, times))
 
     return Layer(
         init,
@@ -285,7 +293,7 @@ def repeat(layer: Layer, times: int) -> Layer:
         backward,
         name=f"repeat({layer.name}, {times})",
         parts={"": layer},
-        rebuild=lambda parts: repeat(parts[""], times),
+        rebuild=lambda parts: repeat(parts[""], times, unroll),
         wiring=Wiring(((IN, ""), ("", OUT)), times=times),
     )
 

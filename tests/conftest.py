@@ -17,6 +17,8 @@ REPOSITORY = Path(__file__).parent.parent
 DATA = Path(os.environ.get("FBP_DATA", REPOSITORY.parent / "shared" / "data"))
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # nothing from earlier runs, nothing left for later ones
+jax.config.update("jax_enable_compilation_cache", False)
 
 _COMMON = {
     "deadline": None,

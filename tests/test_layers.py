@@ -45,21 +45,22 @@ def test_convolution_is_its_definition(stride, dilation, groups):
     [{}, {"stride": 2}, {"padding": "VALID", "stride": 3}, {"dilation": 2}, {"groups": 2}, {"groups": 4, "stride": 2}],
     ids=str,
 )
-def test_both_forms_of_the_weight_gradient_agree(options):
-    """The GEMMs that a CPU uses and the convolution that accelerators use."""
+@pytest.mark.parametrize("examples", [3, 33])
+def test_both_forms_of_the_weight_gradient_agree(examples, options, monkeypatch):
+    """What a CPU uses for few examples, or many, and the convolution that accelerators use."""
     layer = layers.conv2d(8, (3, 2), **options)
     params, shape = draw(layer, (9, 8, 4))
     window = convolution.window_of(
         "c", 2, (3, 2), options.get("stride", 1), options.get("dilation", 1), options.get("padding", "SAME")
     )
-    x, delta, groups = (
-        jnp.asarray(numbers(3, 9, 8, 4)),
-        jnp.asarray(numbers(3, *shape, seed=2)),
-        options.get("groups", 1),
-    )
-    by_gemm = convolution._weight_gradient_by_gemm(x, delta, params["w"].shape, window, groups)
-    by_convolution = convolution._weight_gradient_by_convolution(x, delta, window, groups)
-    np.testing.assert_allclose(by_gemm, by_convolution, rtol=1e-4, atol=1e-4)
+    x, delta = jnp.asarray(numbers(examples, 9, 8, 4)), jnp.asarray(numbers(examples, *shape, seed=2))
+
+    def gradient():
+        return convolution.weight_gradient(x, delta, params["w"].shape, window, options.get("groups", 1))
+
+    on_cpu = gradient()
+    monkeypatch.setattr(convolution, "by_platform", lambda cpu, other, *arguments: other(*arguments))
+    np.testing.assert_allclose(on_cpu, gradient(), rtol=1e-4, atol=1e-4)
 
 
 def test_a_transposed_convolution_is_the_transpose():

@@ -149,6 +149,7 @@ def prepare(work: Work) -> Contestant:
         raise NotImplementedError("its GRU has no bias behind the recurrent weights")
     x, y = work.examples()
     initial = work.initial()
+    rule = getattr(optax, work.optimizer)(work.rate)  # one for all: another would be traced and compiled anew
 
     @nnx.jit
     def step(model: nnx.Module, optimizer: nnx.Optimizer, x: Any, y: Any) -> Any:
@@ -158,9 +159,8 @@ def prepare(work: Work) -> Contestant:
 
     def start() -> tuple[nnx.Module, nnx.Optimizer]:
         model = globals()[work.network](initial)
-        made = nnx.Optimizer(model, getattr(optax, work.optimizer)(work.rate), wrt=nnx.Param)
         jax.block_until_ready(nnx.state(model))
-        return model, made
+        return model, nnx.Optimizer(model, rule, wrt=nnx.Param)
 
     def train(state: tuple[nnx.Module, nnx.Optimizer]) -> list[float]:
         costs = []

@@ -221,6 +221,7 @@ class Loop:
                 "optimizer.learning_rate or set optimizer.clip_global_norm"
             )
         shown |= self.record.metrics(at, self._norms(state))
+        assert columns.gradient_norm is not None
         shown |= {"loss": float(columns.cost[-1]), "gradient_norm": float(columns.gradient_norm[-1])}
         best = selection.updated(experiment.config.selection, best, at, shown, params)
         self.position = Position(state, at, best=best)
@@ -285,7 +286,8 @@ class Loop:
         step = self.position.at + len(info.cost)
         self._back_to_finite(self.position.state, self.position.at, step)
         rate = float(self.experiment.schedule(jnp.asarray(step - 1)))
-        norms = info.gradient_norm[np.isfinite(info.gradient_norm)]
+        norms = np.asarray(info.gradient_norm)
+        norms = norms[np.isfinite(norms)]
         grew = f"the gradient's norm was last {norms[-1]:.3g}" if len(norms) else "the gradient was not finite either"
         raise Diverged(
             f"the loss became {info.cost[-1]} at step {step} (epoch {(step - 1) // self.experiment.steps_per_epoch + 1}); "

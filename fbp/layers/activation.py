@@ -79,7 +79,9 @@ def relu() -> Layer:
 
     NaN stays NaN, so that a run that breaks down is noticed.
     """
-    return _elementwise("relu", lambda z: (jnp.maximum(z, 0), z <= 0), lambda delta, off: jnp.where(off, 0, delta))
+    return _elementwise(
+        "relu", lambda z: (jnp.where(z <= 0, 0, z), z <= 0), lambda delta, off: jnp.where(off, 0, delta)
+    )
 
 
 def leaky_relu(slope: float | Array = 0.01) -> Layer:

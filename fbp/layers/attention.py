@@ -143,7 +143,7 @@ def _blockwise_forward(q: Array, k: Array, v: Array, mask: _Mask) -> tuple[Array
     q_blocks, k_blocks, v_blocks = rows.split(q * _scale(q)), columns.split(k), columns.split(v)
     wide = _wide(q)
 
-    def meet(state: tuple[Array, Array, Array], pair: Array) -> tuple[tuple[Array, Array, Array], None]:
+    def meet(state: tuple[Array, ...], pair: Array) -> tuple[tuple[Array, ...], None]:
         i, j = pair
         top, total, o = (part[i] for part in state)
         scores = jnp.einsum("bntd,bnsd->bnts", q_blocks[i], k_blocks[j], preferred_element_type=wide)
@@ -158,7 +158,7 @@ def _blockwise_forward(q: Array, k: Array, v: Array, mask: _Mask) -> tuple[Array
             "bnts,bnsd->bntd", p.astype(v.dtype), v_blocks[j], preferred_element_type=wide
         )
         new = new_top, total * shrink + p.sum(axis=-1), o
-        return tuple(part.at[i].set(n) for part, n in zip(state, new, strict=True)), None  # type: ignore[return-value]
+        return tuple(part.at[i].set(n) for part, n in zip(state, new, strict=True)), None
 
     each = q_blocks.shape[:-1]
     start = jnp.full(each, -jnp.inf, wide), jnp.zeros(each, wide), jnp.zeros(q_blocks.shape, wide)
@@ -180,7 +180,7 @@ def _blockwise_backward(
     d_blocks, log_blocks = rows.split(d), rows.split(log_total)
     k_blocks, v_blocks = columns.split(k), columns.split(v)
 
-    def meet(sums: tuple[Array, Array, Array], pair: Array) -> tuple[tuple[Array, Array, Array], None]:
+    def meet(sums: tuple[Array, ...], pair: Array) -> tuple[tuple[Array, ...], None]:
         i, j = pair
         q_i, delta_i, k_j, v_j = q_blocks[i], delta_blocks[i], k_blocks[j], v_blocks[j]
         scores = jnp.einsum("bnsd,bntd->bnst", k_j, q_i, preferred_element_type=wide)
@@ -195,7 +195,7 @@ def _blockwise_backward(
         dq = jnp.einsum("bnds,bnst->bndt", k_j.swapaxes(-1, -2), ds, preferred_element_type=wide)
         return (sums[0].at[i].add(dq), sums[1].at[j].add(dk), sums[2].at[j].add(dv)), None
 
-    zeros = jnp.zeros_like(q_blocks.swapaxes(-1, -2), wide), *(jnp.zeros_like(a, wide) for a in (k_blocks, v_blocks))
+    zeros = tuple(jnp.zeros_like(a, wide) for a in (q_blocks.swapaxes(-1, -2), k_blocks, v_blocks))
     (dq, dk, dv), _ = lax.scan(meet, zeros, _pairs(rows, columns, mask))
     dq = rows.join(dq.swapaxes(-1, -2)) * _scale(q)
     return dq.astype(q.dtype), columns.join(dk).astype(k.dtype), columns.join(dv).astype(v.dtype)

@@ -1,0 +1,77 @@
+"""Whatever form computes a product, the deltas are the same: each form forced, against vjp and finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fbp
+from fbp import forms, layers, losses
+from fbp.layers import convolution, recurrent
+
+
+@pytest.fixture(params=["always", "never"])
+def special(request, monkeypatch):
+    """The forms for large sizes, at any size and at none."""
+    limit = 1 if request.param == "always" else 10**9
+    monkeypatch.setattr(forms, "CHANNELS_FROM", limit)
+    monkeypatch.setattr(convolution, "CHANNELS_FROM", limit)
+    monkeypatch.setattr(forms, "HALVES_FROM", limit)
+    return request.param
+
+
+CONVOLUTIONS = {
+    "plain": (layers.conv2d(3, 3), (5, 6, 2)),
+    "stride": (layers.conv2d(3, 3, stride=2), (7, 6, 2)),
+    "uneven": (layers.conv2d(3, (2, 3), stride=(1, 2), padding=[(1, 0), (2, 1)]), (6, 7, 2)),
+    "dilation": (layers.conv2d(2, 3, dilation=2, padding="VALID"), (7, 8, 2)),
+    "stride and dilation": (layers.conv2d(2, 2, stride=2, dilation=2, padding=1), (7, 8, 2)),
+    "groups": (layers.conv2d(4, 3, groups=2), (5, 5, 4)),
+    "one axis": (layers.conv1d(3, 3, stride=2), (9, 2)),
+    "transposed": (layers.conv_transpose2d(2, 3, stride=2), (3, 4, 3)),
+    "pooled in tiles": (fbp.chain(layers.conv2d(2, 3), layers.max_pool(2)), (4, 6, 2)),
+    "tiles with a rest": (fbp.chain(layers.conv2d(2, 3), layers.avg_pool((2, 3))), (5, 7, 2)),
+    "pooled with overlap": (fbp.chain(layers.conv2d(2, 3), layers.max_pool(3, stride=2, padding="SAME")), (5, 6, 2)),
+}
+RECURRENT = {
+    "lstm": (layers.lstm(5), (4, 3)),
+    "gru": (layers.gru(4, output="last"), (4, 3)),
+    "rnn": (layers.rnn(3, reverse=True), (4, 3)),
+}
+
+
+@pytest.mark.parametrize("name", [*CONVOLUTIONS, *RECURRENT])
+def test_forms_give_the_same_deltas(special, x64, name):
+    layer, shape = (CONVOLUTIONS | RECURRENT)[name]
+    params, out = layer.init(jax.random.key(0), shape)
+    x, y = jax.random.normal(jax.random.key(1), (3, *shape)), jax.random.normal(jax.random.key(2), (3, *out))
+    report = fbp.check_gradients(layer, losses.mean_squared_error, params, x, y)
+    assert report.ok, str(report)
+
+
+def test_the_form_is_what_is_compiled(special):
+    """Distances are doubled where that is asked for, and the recurrent product is cut."""
+    layer = layers.conv2d(8, 3)
+    params, _ = layer.init(jax.random.key(0), (6, 6, 4))
+    program = jax.jit(layer.forward).lower(params, jnp.ones((2, 6, 6, 4))).as_text()
+    assert ("rhs_dilate = [2, 2]" in program) == (special == "always")
+    cell = layers.lstm(6)
+    params, _ = cell.init(jax.random.key(0), (4, 3))
+    x = jnp.ones((2, 4, 3))
+    program = (
+        jax.jit(lambda p, x: cell.backward(p, cell.forward(p, x)[1], jnp.ones((2, 4, 6)))).lower(params, x).as_text()
+    )
+    assert ("tensor<24x3xf32>" in program) == (special == "always")
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_odd_widths_are_cut_too(monkeypatch, size):
+    monkeypatch.setattr(forms, "HALVES_FROM", 1)
+    w, delta = jax.random.normal(jax.random.key(0), (size, 7)), jax.random.normal(jax.random.key(1), (3, 7))
+    np.testing.assert_allclose(forms.back_through_time(w)(delta), delta @ w.T, rtol=1e-5, atol=1e-5)
+
+
+def test_constants_are_read_where_they_are_used():
+    """So that the tests above force what they say."""
+    assert convolution.CHANNELS_FROM == forms.CHANNELS_FROM
+    assert recurrent.UNROLL == forms.UNROLL
