@@ -161,7 +161,7 @@ def _blockwise_forward(q: Array, k: Array, v: Array, mask: _Mask) -> tuple[Array
         return tuple(part.at[i].set(n) for part, n in zip(state, new, strict=True)), None
 
     each = q_blocks.shape[:-1]
-    start = jnp.full(each, -jnp.inf, wide), jnp.zeros(each, wide), jnp.zeros(q_blocks.shape, wide)
+    start: tuple[Array, ...] = jnp.full(each, -jnp.inf, wide), jnp.zeros(each, wide), jnp.zeros(q_blocks.shape, wide)
     (top, total, o), _ = lax.scan(meet, start, _pairs(rows, columns, mask))
     nothing = total == 0
     total = jnp.where(nothing, 1, total)
