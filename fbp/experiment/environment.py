@@ -70,7 +70,8 @@ def _keep_programs() -> None:
     JAX's own key leaves out what its compiler reads from the machine: the processor's abilities, and the number of threads, by
     which loops are cut. Both are in the folder's name.
     """
-    if jax.config.read("jax_compilation_cache_dir") or not jax.config.read("jax_enable_compilation_cache"):
+    settings: Any = jax.config
+    if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
         return
     machine = hashlib.sha256(f"{platform.machine()} {_processor()} {_abilities()} {threads()}".encode()).hexdigest()[
         :12
