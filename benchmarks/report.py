@@ -92,18 +92,24 @@ def draw(found: Mapping[str, Sequence[Result]], file: Path) -> None:
 
     names = list(dict.fromkeys(r.contestant for results in found.values() for r in results if r.seconds))
     figure, axes = plt.subplots(figsize=(max(6.0, 1.5 * len(found) + 1), 4.2), layout="constrained")
-    width = 0.85 / max(len(names), 1)
-    for i, name in enumerate(names):
+    width = 0.85 / max(len(names) - 1, 1)
+    for i, name in enumerate(names[1:], start=1):  # the first is the line at 1
         at, heights = [], []
         for j, results in enumerate(found.values()):
             times = {r.contestant: r.median for r in results if r.seconds}
             if name in times and names[0] in times:
-                at.append(j + (i - (len(names) - 1) / 2) * width)
+                at.append(j + (i - len(names) / 2) * width)
                 heights.append(times[name] / times[names[0]])
-        bars = axes.bar(at, heights, width * 0.92, label=ENTRIES[name].label, color=plt.get_cmap("tab10")(i))
-        if i:
-            axes.bar_label(bars, [f"{h:.2g}" for h in heights], fontsize=6, rotation=90, padding=2)
-    axes.axhline(1, color="black", linewidth=0.8)
+        bars = axes.bar(
+            at,
+            [h - 1 for h in heights],
+            width * 0.92,
+            bottom=1,
+            label=ENTRIES[name].label,
+            color=plt.get_cmap("tab10")(i),
+        )
+        axes.bar_label(bars, [f"{h:.2g}" for h in heights], fontsize=6, rotation=90, padding=2)
+    axes.axhline(1, color="black", linewidth=0.8, label=ENTRIES[names[0]].label if names else None)
     axes.set_yscale("log")
     axes.set_ylim(0.5, axes.get_ylim()[1] * 1.6)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from benchmarks.contestants import Contestant
+from benchmarks.contestants.optax_costs import cost_of
 from benchmarks.works import Work
 
 KEY = jax.random.key(0)
@@ -180,14 +181,6 @@ class attention(eqx.Module):
         return x + self.attend(x)
 
 
-def _cost(work: Work, output: Any, y: Any) -> Any:
-    if work.loss == "quadratic":
-        return optax.l2_loss(output, y).sum(axis=-1).mean()
-    if work.loss == "mean_squared":
-        return optax.squared_error(output, y).mean()
-    return optax.softmax_cross_entropy_with_integer_labels(output, y).mean()
-
-
 def prepare(work: Work) -> Contestant:
     x, y = work.examples()
     if work.network == "convolutions":
@@ -197,7 +190,7 @@ def prepare(work: Work) -> Contestant:
 
     @eqx.filter_jit
     def step(model: Any, state: Any, x: Any, y: Any) -> Any:
-        cost, grads = eqx.filter_value_and_grad(lambda model: _cost(work, jax.vmap(model)(x), y))(model)
+        cost, grads = eqx.filter_value_and_grad(lambda model: cost_of(work, jax.vmap(model)(x), y))(model)
         updates, state = optimizer.update(grads, state, eqx.filter(model, eqx.is_array))
         return eqx.apply_updates(model, updates), state, cost
 

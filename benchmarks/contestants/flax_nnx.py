@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 from benchmarks.contestants import Contestant
+from benchmarks.contestants.optax_costs import cost_of
 from benchmarks.works import Work
 
 
@@ -136,14 +137,6 @@ class attention(nnx.Module):
         return x + self.attend(x)
 
 
-def _cost(work: Work, output: Any, y: Any) -> Any:
-    if work.loss == "quadratic":
-        return optax.l2_loss(output, y).sum(axis=-1).mean()
-    if work.loss == "mean_squared":
-        return optax.squared_error(output, y).mean()
-    return optax.softmax_cross_entropy_with_integer_labels(output, y).mean()
-
-
 def prepare(work: Work) -> Contestant:
     if work.network not in globals():
         raise NotImplementedError("its GRU has no bias behind the recurrent weights")
@@ -153,7 +146,7 @@ def prepare(work: Work) -> Contestant:
 
     @nnx.jit
     def step(model: nnx.Module, optimizer: nnx.Optimizer, x: Any, y: Any) -> Any:
-        cost, grads = nnx.value_and_grad(lambda model: _cost(work, model(x), y))(model)
+        cost, grads = nnx.value_and_grad(lambda model: cost_of(work, model(x), y))(model)
         optimizer.update(model, grads)
         return cost
 
