@@ -4,6 +4,7 @@ So a machine that slows down hurts all alike, and no library's threads stand in 
 trains once from the same initial weights: that is the compile time, and the costs of all steps, which must agree.
 """
 
+import functools
 import json
 import statistics
 import subprocess
@@ -136,6 +137,7 @@ def contest(work: str, contestants: Sequence[str], rounds: int) -> list[Result]:
     return results
 
 
+@functools.cache
 def steps_of(work: str) -> int:
     """How many steps a training takes."""
     return len(WORKS[work].examples()[0]) // WORKS[work].batch

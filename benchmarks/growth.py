@@ -14,7 +14,7 @@ import fbp
 from benchmarks.data import numbers, tokens
 from fbp import layers, losses, models
 
-ROUNDS, BUDGET = 5, 2.0  # seconds for the rounds of one point, at least one round
+BUDGET, MOST = 0.4, 20  # a point is measured for so many seconds, at least once and at most so often
 
 
 class Sweep(NamedTuple):
@@ -49,19 +49,19 @@ def _attention(length: int) -> tuple[fbp.Layer, fbp.Loss, Any, Any]:
     return fbp.residual(layers.attention(2, causal=True)), losses.mean_squared_error, x, y
 
 
+def _chained(depth: int) -> tuple[fbp.Layer, fbp.Loss, Any, Any]:
+    blocks = [fbp.residual(layers.dense(256), layers.relu()) for _ in range(depth)]
+    return fbp.chain(*blocks), losses.mean_squared_error, numbers(128, 256), numbers(128, 256, seed=1)
+
+
 SWEEPS = (
-    Sweep("depth: residual blocks of width 256, chained", _powers(2, 128), lambda n: _chained(n)),
+    Sweep("depth: residual blocks of width 256, chained", _powers(2, 128), _chained),
     Sweep("depth: the same by repeat", _powers(2, 128), _repeated),
     Sweep("width: 3 dense layers, batch 128", _powers(64, 4096), lambda n: _dense(n, 128, 3)),
     Sweep("batch: 3 dense layers of width 512", _powers(1, 4096), lambda n: _dense(512, n, 3)),
     Sweep("T: an LSTM of 128 units, batch 8", _powers(16, 4096), _lstm),
     Sweep("T: causal attention, width 64, 2 heads", _powers(16, 4096), _attention),
 )
-
-
-def _chained(depth: int) -> tuple[fbp.Layer, fbp.Loss, Any, Any]:
-    blocks = [fbp.residual(layers.dense(256), layers.relu()) for _ in range(depth)]
-    return fbp.chain(*blocks), losses.mean_squared_error, numbers(128, 256), numbers(128, 256, seed=1)
 
 
 def measure(sweep: Sweep, size: int, by_hand: bool) -> tuple[float, float, float]:
@@ -85,7 +85,7 @@ def measure(sweep: Sweep, size: int, by_hand: bool) -> tuple[float, float, float
     compile_seconds = time.perf_counter() - began
     params, _ = jax.block_until_ready(compiled(params, x, y))
     times: list[float] = []
-    while not times or (len(times) < 20 and sum(times) < BUDGET / ROUNDS):
+    while not times or (len(times) < MOST and sum(times) < BUDGET):
         began = time.perf_counter()
         params, _ = jax.block_until_ready(compiled(params, x, y))
         times.append(time.perf_counter() - began)
