@@ -7,13 +7,14 @@ Whatever the form, the result is the same but for rounding. It is picked when a 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from fbp.layer import Array
 
-UNROLL, UNROLL_BACK = 4, 2  # steps of a recurrence in one turn of its loop
-HALVES_FROM = 256  # width of a product inside a loop over time from which two halves are faster than one
+UNROLL = 2  # steps of a recurrence in one turn of its loop forward; back, one
+LANES_BATCH, LANES_FEATURES = 16, 256  # from here on a recurrence's examples go in two lanes
 
 BLOCKWISE_FROM = 512  # keys from which attention is computed in blocks: faster, and smaller by far
 BLOCK = 512  # queries, and keys, in a block at most
@@ -51,17 +52,34 @@ def convolution(
     return by_platform(by_distance(2 if w.shape[-2] >= CHANNELS_FROM else 1), by_distance(1), x, w)
 
 
-def back_through_time(w: Array) -> Callable[[Array], Array]:
-    """``delta -> delta w^T`` with ``w (out, in)`` for every turn of a loop over time.
+def over_time(
+    step: Callable[[Any, Any], tuple[Any, Any]], state: Any, inputs: Any, *, reverse: bool, unroll: int
+) -> tuple[Any, Any]:
+    """``lax.scan`` of a step in which no example meets another: leaves of ``state`` (B, features), of ``inputs`` (T, B, ...).
 
-    On a CPU by two products of half the width: each runs on a thread of its own, which a product of few rows over a long sum
-    does not manage alone.
+    On a CPU, and where that is faster, the examples go in two lanes, each with products of its own: each runs on a thread of
+    its own, which one product of few rows does not manage alone.
     """
-    if w.shape[0] < HALVES_FROM:
-        return lambda delta: delta @ w.T
-    halves = tuple(lax.optimization_barrier(half.T) for half in jnp.split(w, [w.shape[0] // 2]))
+    batch, features = jax.tree.leaves(state)[0].shape
 
-    def in_halves(delta: Array) -> Array:
-        return jnp.concatenate([delta @ half for half in halves], axis=-1)
+    def plain(state: Any, inputs: Any) -> tuple[Any, Any]:
+        return lax.scan(step, state, inputs, reverse=reverse, unroll=unroll)
 
-    return lambda delta: by_platform(in_halves, lambda delta: delta @ w.T, delta)
+    def in_lanes(state: Any, inputs: Any) -> tuple[Any, Any]:
+        lanes = slice(batch // 2), slice(batch // 2, batch)
+
+        def cut(tree: Any, lane: slice) -> Any:
+            return jax.tree.map(lambda leaf: leaf[lane], tree)
+
+        def join(*trees: Any) -> Any:
+            return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
+
+        def both(states: Any, at: Any) -> tuple[Any, Any]:
+            after, found = zip(*(step(s, cut(at, lane)) for s, lane in zip(states, lanes, strict=True)), strict=True)
+            return after, join(*found)
+
+        last, found = lax.scan(both, tuple(cut(state, lane) for lane in lanes), inputs, reverse=reverse, unroll=unroll)
+        return join(*last), found
+
+    pays = batch >= LANES_BATCH and features >= LANES_FEATURES
+    return by_platform(in_lanes if pays else plain, plain, state, inputs)

@@ -16,7 +16,8 @@ def special(request, monkeypatch):
     limit = 1 if request.param == "always" else 10**9
     monkeypatch.setattr(forms, "CHANNELS_FROM", limit)
     monkeypatch.setattr(convolution, "CHANNELS_FROM", limit)
-    monkeypatch.setattr(forms, "HALVES_FROM", limit)
+    monkeypatch.setattr(forms, "LANES_FEATURES", limit)
+    monkeypatch.setattr(forms, "LANES_BATCH", 2)
     return request.param
 
 
@@ -50,23 +51,38 @@ def test_forms_give_the_same_deltas(special, x64, name):
 
 
 def test_the_form_is_what_is_compiled(special):
-    """Distances are doubled where that is asked for, and the recurrent product is cut."""
+    """Distances are doubled where that is asked for, and a recurrence's examples go in two lanes."""
     layer = layers.conv2d(8, 3)
     params, _ = layer.init(jax.random.key(0), (6, 6, 4))
     program = jax.jit(layer.forward).lower(params, jnp.ones((2, 6, 6, 4))).as_text()
     assert ("rhs_dilate = [2, 2]" in program) == (special == "always")
     cell = layers.lstm(10)
     params, _ = cell.init(jax.random.key(0), (4, 3))
-    x, delta = jnp.ones((2, 4, 3)), jnp.ones((2, 4, 10))
+    x, delta = jnp.ones((6, 4, 3)), jnp.ones((6, 4, 10))
     program = jax.jit(lambda p, x: cell.backward(p, cell.forward(p, x)[1], delta)).lower(params, x).as_text()
-    assert ("tensor<40x5xf32>" in program) == (special == "always")
+    for product in ("(tensor<3x10xf32>, tensor<10x40xf32>)", "(tensor<3x40xf32>, tensor<40x10xf32>)"):
+        assert (product in program) == (special == "always")
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
-def test_odd_widths_are_cut_too(monkeypatch, size):
-    monkeypatch.setattr(forms, "HALVES_FROM", 1)
-    w, delta = jax.random.normal(jax.random.key(0), (size, 7)), jax.random.normal(jax.random.key(1), (3, 7))
-    np.testing.assert_allclose(forms.back_through_time(w)(delta), delta @ w.T, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("make", [layers.lstm, layers.gru, layers.rnn])
+@pytest.mark.parametrize("batch", [2, 5])
+def test_lanes_of_padded_and_carried_sequences(monkeypatch, x64, make, batch):
+    """Two lanes and one give the same states, deltas and gradients, whatever goes with the examples."""
+    layer = make(4, lengths=True, carry=True)
+    params, _ = layer.init(jax.random.key(0), (6, 3))
+    x, lengths = jax.random.normal(jax.random.key(1), (batch, 6, 3)), jnp.arange(batch) + 1
+    state = jax.tree.map(lambda s: s + 0.1, recurrent.zero_state(layer, params, batch))
+
+    def both_ways():
+        output, cache = layer.forward(params, (x, lengths, state))
+        return output, layer.backward(params, cache, jax.tree.map(jnp.cos, output))
+
+    alone = both_ways()
+    monkeypatch.setattr(forms, "LANES_FEATURES", 1)
+    monkeypatch.setattr(forms, "LANES_BATCH", 2)
+    lowered = jax.jit(lambda x: layer.forward(params, (x, lengths, state))[0]).lower(x).as_text()
+    assert f"tensor<{batch - batch // 2}x4xf64>" in lowered  # they do go in lanes
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), both_ways(), alone)
 
 
 def test_constants_are_read_where_they_are_used():

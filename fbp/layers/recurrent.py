@@ -31,7 +31,7 @@ import jax.numpy as jnp
 
 from fbp import initializers
 from fbp.errors import InputError, ShapeError
-from fbp.forms import UNROLL, UNROLL_BACK, back_through_time
+from fbp.forms import UNROLL, over_time
 from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape, Stream
 
 Output = Literal["sequence", "last"]
@@ -46,13 +46,14 @@ class _Cell(NamedTuple):
         gates: pre-activations per feature.
         states: arrays in the state.
         step: ``(params, z, state) -> (state, kept)``
-        back: ``(kept, state before, dC/dstate) -> (dz, what of it meets wh if that is another, dC/dstate before but for wh)``
+        back: ``(kept, state before, state after, dC/dstate after) -> (dz, what of it meets wh if that is another,
+            dC/dstate before but for wh)``
     """
 
     gates: int
     states: int
     step: Callable[[Params, Array, State], tuple[State, Any]]
-    back: Callable[[Any, State, State], tuple[Array, Array | None, State]]
+    back: Callable[[Any, State, State, State], tuple[Array, Array | None, State]]
 
 
 def _sigmoid(z: Array) -> Array:
@@ -61,11 +62,11 @@ def _sigmoid(z: Array) -> Array:
 
 def _rnn_step(params: Params, z: Array, state: State) -> tuple[State, Any]:
     h = jnp.tanh(z + state[0] @ params["wh"] + params["b"])
-    return (h,), h
+    return (h,), ()
 
 
-def _rnn_back(kept: Any, before: State, d: State) -> tuple[Array, None, State]:
-    return d[0] * (1 - kept * kept), None, (jnp.zeros_like(d[0]),)
+def _rnn_back(kept: Any, before: State, after: State, d: State) -> tuple[Array, None, State]:
+    return d[0] * (1 - after[0] * after[0]), None, (jnp.zeros_like(d[0]),)
 
 
 def _lstm_step(params: Params, z: Array, state: State) -> tuple[State, Any]:
@@ -77,16 +78,16 @@ def _lstm_step(params: Params, z: Array, state: State) -> tuple[State, Any]:
     i, f, g, o = jnp.split(gates, 4, axis=-1)
     c = f * c + i * g
     squashed = jnp.tanh(c)
-    return (o * squashed, c), (gates, squashed)
+    h = o * squashed
+    return (h, c), (i, f, g, o, o - h * squashed)
 
 
-def _lstm_back(kept: Any, before: State, d: State) -> tuple[Array, None, State]:
-    gates, squashed = kept
-    i, f, g, o = jnp.split(gates, 4, axis=-1)
+def _lstm_back(kept: Any, before: State, after: State, d: State) -> tuple[Array, None, State]:
+    i, f, g, o, slope = kept
     dh, dc = d
-    dc = dc + dh * o * (1 - squashed * squashed)
+    dc = dc + dh * slope
     dz = jnp.concatenate(
-        [dc * g * i * (1 - i), dc * before[1] * f * (1 - f), dc * i * (1 - g * g), dh * squashed * o * (1 - o)], axis=-1
+        [dc * g * i * (1 - i), dc * before[1] * f * (1 - f), dc * i * (1 - g * g), dh * after[0] * (1 - o)], axis=-1
     )
     return dz, None, (jnp.zeros_like(dh), dc * f)
 
@@ -101,7 +102,7 @@ def _gru_step(params: Params, z: Array, state: State) -> tuple[State, Any]:
     return (n + u * (h - n),), (gates, n, s_n)
 
 
-def _gru_back(kept: Any, before: State, d: State) -> tuple[Array, Array, State]:
+def _gru_back(kept: Any, before: State, after: State, d: State) -> tuple[Array, Array, State]:
     gates, n, s_n = kept
     u, r = jnp.split(gates, 2, axis=-1)
     (dh,) = d
@@ -134,7 +135,7 @@ def lstm(
     """``c_t = f c_{t-1} + i g``, ``h_t = o tanh(c_t)`` with gates i, f, o = sigmoid and g = tanh of x_t wx + h_{t-1} wh + b.
 
     Hochreiter and Schmidhuber (1997), with the forget gate of Gers et al. (2000). The gates stand in the order i, f, g, o. The
-    cache is x, the gates, every h, c and tanh(c). The forget gate's bias starts at ``forget_bias`` (Jozefowicz et al., 2015).
+    cache is x, the gates, every h, c and dh/dc. The forget gate's bias starts at ``forget_bias`` (Jozefowicz et al., 2015).
     """
     return _recurrent("lstm", _LSTM, features, output, reverse, lengths, carry, weights, recurrent_weights, forget_bias)
 
@@ -220,7 +221,7 @@ def _recurrent(
                 new = tuple(jnp.where(inside_t, n, s) for n, s in zip(new, state, strict=True))
             return new, (new, kept)
 
-        last, (states, kept) = jax.lax.scan(step, initial, (z, inside), reverse=reverse, unroll=UNROLL)
+        last, (states, kept) = over_time(step, initial, (z, inside), reverse=reverse, unroll=UNROLL)
         y = last[0]
         if output == "sequence":
             y = (states[0] if inside is None else jnp.where(inside, states[0], 0)).swapaxes(0, 1)
@@ -238,22 +239,22 @@ def _recurrent(
             for s, s0 in zip(states, initial, strict=True)
         )
 
-        back = back_through_time(params["wh"])
+        transposed = params["wh"].T
 
         def step(d: State, at: Any) -> tuple[State, Any]:
-            kept_t, before_t, d_output, inside_t = at
+            kept_t, before_t, after_t, d_output, inside_t = at
             if d_output is not None:
                 d = (d[0] + (d_output if inside_t is None else jnp.where(inside_t, d_output, 0)), *d[1:])
-            dz, dz_h, d_before = cell.back(kept_t, before_t, d)
+            dz, dz_h, d_before = cell.back(kept_t, before_t, after_t, d)
             met = dz if dz_h is None else dz_h
-            d_before = (d_before[0] + back(met), *d_before[1:])  # equation (2), one step back in time
+            d_before = (d_before[0] + met @ transposed, *d_before[1:])  # equation (2), one step back in time
             if inside_t is not None:
                 dz, dz_h = jax.tree.map(lambda a: jnp.where(inside_t, a, 0), (dz, dz_h))
                 d_before = tuple(jnp.where(inside_t, n, s) for n, s in zip(d_before, d, strict=True))
             return d_before, (dz, dz_h)
 
-        d_initial, (dz, dz_h) = jax.lax.scan(
-            step, d_last, (kept, before, d_outputs, inside), reverse=not reverse, unroll=UNROLL_BACK
+        d_initial, (dz, dz_h) = over_time(
+            step, d_last, (kept, before, states, d_outputs, inside), reverse=not reverse, unroll=1
         )
         rows = dz.reshape(-1, dz.shape[-1])
         rows_h = rows if dz_h is None else dz_h.reshape(-1, dz.shape[-1])
