@@ -14,7 +14,7 @@ import fbp
 from benchmarks.data import numbers, tokens
 from fbp import layers, losses, models
 
-BUDGET, MOST = 0.4, 20  # a point is measured for so many seconds, at least once and at most so often
+BUDGET, MOST = 2.0, 30  # a size is measured for so many seconds, at least once and at most so often
 
 
 class Sweep(NamedTuple):
@@ -64,8 +64,8 @@ SWEEPS = (
 )
 
 
-def measure(sweep: Sweep, size: int, by_hand: bool) -> tuple[float, float, float]:
-    """``(seconds of a step of SGD, bytes of scratch memory, seconds to compile)``, fbp's backward pass or jax.grad's."""
+def prepare(sweep: Sweep, size: int, by_hand: bool) -> tuple[Callable[[], float], float, float]:
+    """``(take a step of SGD: its seconds, bytes of scratch memory, seconds to compile)``, by fbp's gradient or jax.grad's."""
     model, loss, x, y = sweep.make(size)
     params = jax.jit(lambda key: model.init(key, x.shape[1:])[0])(jax.random.key(0))
     x, y = jnp.asarray(x), jnp.asarray(y)
@@ -83,13 +83,25 @@ def measure(sweep: Sweep, size: int, by_hand: bool) -> tuple[float, float, float
     began = time.perf_counter()
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - began
-    params, _ = jax.block_until_ready(compiled(params, x, y))
-    times: list[float] = []
-    while not times or (len(times) < MOST and sum(times) < BUDGET):
+
+    def take() -> float:
+        nonlocal params
         began = time.perf_counter()
         params, _ = jax.block_until_ready(compiled(params, x, y))
-        times.append(time.perf_counter() - began)
-    return statistics.median(times), compiled.memory_analysis().temp_size_in_bytes, compile_seconds
+        return time.perf_counter() - began
+
+    take()
+    return take, compiled.memory_analysis().temp_size_in_bytes, compile_seconds
+
+
+def measure(sweep: Sweep, size: int) -> dict[str, tuple[float, float, float]]:
+    """``(seconds of a step, bytes of scratch memory, seconds to compile)`` of each contestant, their steps taken in turn."""
+    ready = {"fbp": prepare(sweep, size, True), "jax.grad": prepare(sweep, size, False)}
+    times: dict[str, list[float]] = {name: [] for name in ready}
+    while not times["fbp"] or (len(times["fbp"]) < MOST and sum(map(sum, times.values())) < BUDGET):
+        for name, (take, _, _) in ready.items():
+            times[name].append(take())
+    return {name: (statistics.median(times[name]), *costs) for name, (_, *costs) in ready.items()}
 
 
 def slope(sizes: Any, values: Any) -> float:
@@ -106,11 +118,8 @@ def main(folder: Path) -> None:
     )
     print("|---|---|---|---|---|---|---|---|")
     for sweep in SWEEPS:
-        columns: dict[str, list[Any]] = {"fbp": [], "jax.grad": []}
-        for size in sweep.sizes:
-            for name in columns:  # in turn, so that a drifting machine hurts both
-                columns[name].append(measure(sweep, size, name == "fbp"))
-        found[sweep.axis] = {name: np.array(rows) for name, rows in columns.items()}
+        points = [measure(sweep, size) for size in sweep.sizes]
+        found[sweep.axis] = {name: np.array([point[name] for point in points]) for name in points[0]}
         for name, rows in found[sweep.axis].items():
             slopes = [slope(sweep.sizes, rows[:, i]) for i in range(3)]
             print(
@@ -129,8 +138,10 @@ def draw(found: dict[str, dict[str, np.ndarray]], file: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     file.parent.mkdir(parents=True, exist_ok=True)
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
     quantities = [("time of a step, ms", 1e3), ("scratch memory, MB", 1e-6), ("compile time, s", 1.0)]
     figure, grid = plt.subplots(3, len(found), figsize=(3.1 * len(found), 7.5), layout="constrained", sharex="col")
     for column, (sweep, rows) in zip(grid.T, ((s, found[s.axis]) for s in SWEEPS if s.axis in found), strict=True):
@@ -142,6 +153,8 @@ def draw(found: dict[str, dict[str, np.ndarray]], file: Path) -> None:
                             label=f"{name}, slope {exponent:.2f}")  # fmt: skip
             axes.legend(fontsize=7, frameon=False)
             axes.grid(alpha=0.3)
+            axes.yaxis.set_major_formatter(plain)
+            axes.yaxis.set_minor_formatter(plain if axes.get_ylim()[1] < 10 * axes.get_ylim()[0] else NullFormatter())
             if axes in grid[:, 0]:
                 axes.set_ylabel(label)
         kind, _, what = sweep.axis.partition(": ")

@@ -14,7 +14,8 @@ from fbp.augmentation import Augmentation
 from fbp.datasets import Dataset, Examples, Prepared
 from fbp.errors import InputError, ShapeError
 from fbp.experiment.catalogue import find, suggest
-from fbp.experiment.config import Config, arguments
+from fbp.experiment.config import arguments
+from fbp.experiment.sections import Config
 from fbp.gradient import backpropagate
 from fbp.layer import Array, Layer, Loss, Optimizer, Shape
 from fbp.optimizers.base import Schedule

@@ -18,8 +18,8 @@ import jax
 
 import fbp
 from fbp.errors import InputError
-from fbp.experiment.config import Config
 from fbp.experiment.credentials import public
+from fbp.experiment.sections import Config
 
 _FLAGS = ("enable_x64", "default_prng_impl", "threefry_partitionable", "default_matmul_precision")
 _GPU_FLAGS = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")

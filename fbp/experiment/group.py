@@ -8,11 +8,11 @@ from typing import Any
 from fbp.errors import InputError
 from fbp.experiment import journal, store
 from fbp.experiment.build import build
-from fbp.experiment.config import Config
 from fbp.experiment.journal import Journal
 from fbp.experiment.loop import Reporter
 from fbp.experiment.record import Record
 from fbp.experiment.run import Origin, Outcome, begin_journal, run
+from fbp.experiment.sections import Config
 
 
 def run_group(

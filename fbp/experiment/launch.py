@@ -9,11 +9,11 @@ from typing import NamedTuple
 from fbp.errors import InputError
 from fbp.experiment import config as configuration
 from fbp.experiment import environment, journal, locks, shipper, store
-from fbp.experiment.config import Config
 from fbp.experiment.group import run_group
 from fbp.experiment.loading import find_folder, local_runs
 from fbp.experiment.loop import Reporter
 from fbp.experiment.run import Origin, Outcome, run
+from fbp.experiment.sections import Config
 
 _LONGEST_LABEL = 80
 

@@ -16,10 +16,10 @@ from fbp.experiment import config as configuration
 from fbp.experiment.arrays import digest_of, params_digest
 from fbp.experiment.build import Experiment, build
 from fbp.experiment.checkpoint import Checkpoint, Checkpoints
-from fbp.experiment.config import Config
 from fbp.experiment.journal import Journal, history, metrics_digest, nonfinite
 from fbp.experiment.loop import Diverged, Interrupted, Loop, Position, Reporter, begin, restored
 from fbp.experiment.record import Record
+from fbp.experiment.sections import Config
 from fbp.layer import Params
 
 _FINGERPRINT = "fbp.data_fingerprint"  # the tag

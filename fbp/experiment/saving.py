@@ -15,7 +15,7 @@ from fbp.errors import InputError
 from fbp.experiment import config as configuration
 from fbp.experiment.arrays import DAMAGE, by_path, from_paths, read_arrays, write_arrays, write_text
 from fbp.experiment.build import build_model, reading
-from fbp.experiment.config import Config
+from fbp.experiment.sections import Config
 from fbp.gradient import count_parameters
 from fbp.layer import Array, Layer, Params, Shape
 

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from fbp.experiment.config import Selection
+from fbp.experiment.sections import Selection
 from fbp.layer import Params
 
 _HIGHER_IS_BETTER = ("accuracy", "r2", "examples_per_second")

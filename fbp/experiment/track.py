@@ -17,11 +17,11 @@ from fbp.experiment import checkpoint, environment, journal, locks, shipper, sto
 from fbp.experiment import config as configuration
 from fbp.experiment.arrays import copied, from_paths
 from fbp.experiment.checkpoint import Checkpoints
-from fbp.experiment.config import Config
 from fbp.experiment.credentials import public
 from fbp.experiment.journal import Journal, history, metrics_digest, nonfinite
 from fbp.experiment.loading import find_folder
 from fbp.experiment.record import Record
+from fbp.experiment.sections import Config
 from fbp.layer import Params
 
 _KEY = re.compile(r"(?!\.)[A-Za-z0-9_.\-]([A-Za-z0-9_.\- /]*[A-Za-z0-9_.\-])?")

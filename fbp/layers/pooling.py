@@ -35,10 +35,10 @@ def max_pool(
             largest, winner = jnp.where(better, place, largest), jnp.where(better, k, winner).astype(winner.dtype)
         return largest, winner
 
-    def to_place(winner: Any, delta: Array, k: Any) -> Array:
-        return jnp.where(winner == k, delta, 0)
+    def backward(moving: Window, winner: Any, delta: Array, shape: Shape) -> Array:
+        return spread(moving, [jnp.where(winner == k, delta, 0) for k in range(math.prod(moving.size))], shape)
 
-    return _pool("max_pool", window, stride, padding, forward, to_place)
+    return _pool("max_pool", window, stride, padding, forward, backward)
 
 
 def avg_pool(
@@ -59,14 +59,17 @@ def avg_pool(
         mean = total / inside
         return mean.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else mean, inside
 
-    def to_place(inside: Any, delta: Array, k: Any) -> Array:
-        return (delta / inside).astype(delta.dtype)
+    def backward(moving: Window, inside: Any, delta: Array, shape: Shape) -> Array:
+        share = (delta / inside).astype(delta.dtype)
+        if moving.tiles(shape[1:-1]):
+            return spread_tiles(moving, share, shape)
+        return spread(moving, [share] * math.prod(moving.size), shape)
 
-    return _pool("avg_pool", window, stride, padding, forward, to_place)
+    return _pool("avg_pool", window, stride, padding, forward, backward)
 
 
-def _pool(kind: str, size: Any, stride: Any, padding: Padding, pool: Any, to_place: Any) -> Layer:
-    """A pooling layer from ``pool(window, x) -> (y, kept)`` and the delta that goes back to each place of a window."""
+def _pool(kind: str, size: Any, stride: Any, padding: Padding, pool: Any, back: Any) -> Layer:
+    """A pooling layer from ``pool(window, x) -> (y, kept)`` and ``back(window, kept, delta, shape of x) -> input delta``."""
 
     def window_for(shape: Shape) -> Window:
         rank = len(shape) - 1
@@ -84,11 +87,7 @@ def _pool(kind: str, size: Any, stride: Any, padding: Padding, pool: Any, to_pla
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
         token, kept = cache
         shape = token_shape(token)
-        moving = window_for(shape)
-        if moving.tiles(shape[:-1]):
-            return spread_tiles(moving, to_place, kept, delta, shape), ()
-        parts = [to_place(kept, delta, k) for k in range(math.prod(moving.size))]
-        return spread(moving, parts, (delta.shape[0], *shape)), ()
+        return back(window_for(shape), kept, delta, (delta.shape[0], *shape)), ()
 
     text = size if isinstance(size, int) else "x".join(map(str, size))
     return Layer(init, forward, backward, name=f"{kind}({text})")
@@ -111,20 +110,16 @@ def spread(window: Window, parts: Sequence[Array], shape: Shape) -> Array:
     return total
 
 
-def spread_tiles(window: Window, to_place: Any, kept: Array, delta: Array, shape: Shape) -> Array:
-    """:func:`spread` for windows that lie side by side: each place is in one window only, so nothing is added up."""
+def spread_tiles(window: Window, part: Array, shape: Shape) -> Array:
+    """:func:`spread` of the same part for every place, where windows lie side by side: written once, nothing is added up."""
     rank = len(window.size)
-    between = [2 * axis + 2 for axis in range(rank)]  # (B, H', kh, W', kw, C): the axes of a window's places
-    tiled = [n for pair in zip(delta.shape[1:-1], window.size, strict=True) for n in pair]
-    place = jnp.arange(math.prod(window.size), dtype=jnp.uint8 if math.prod(window.size) <= 256 else jnp.int32)
-    place = place.reshape([n if axis % 2 else 1 for axis, n in enumerate(tiled)])[None, ..., None]
-    parts = to_place(jnp.expand_dims(kept, between), jnp.expand_dims(delta, between), place)
-    whole = jnp.broadcast_to(parts, (delta.shape[0], *tiled, shape[-1]))
-    whole = whole.reshape(
-        delta.shape[0], *(n * k for n, k in zip(delta.shape[1:-1], window.size, strict=True)), shape[-1]
+    tiled = [n for pair in zip(part.shape[1:-1], window.size, strict=True) for n in pair]  # (B, H', kh, W', kw, C)
+    whole = jnp.broadcast_to(
+        jnp.expand_dims(part, [2 * axis + 2 for axis in range(rank)]), (shape[0], *tiled, shape[-1])
     )
-    left = [(0, n - m) for n, m in zip(shape[:-1], whole.shape[1:-1], strict=True)]
-    return jnp.pad(whole, [(0, 0), *left, (0, 0)])
+    covered = [n * k for n, k in zip(part.shape[1:-1], window.size, strict=True)]
+    left = [(0, n - m) for n, m in zip(shape[1:-1], covered, strict=True)]
+    return jnp.pad(whole.reshape(shape[0], *covered, shape[-1]), [(0, 0), *left, (0, 0)])
 
 
 def global_avg_pool() -> Layer:
