@@ -221,7 +221,7 @@ COSTS_MORE = {  # layers whose compiled FLOPs, bytes or scratch memory are not a
     "conv_transpose2d": _CONVOLUTION,
     "residual_block": _CONVOLUTION,
     "weight_norm": "around a convolution",
-    "max_pool": "comparisons in place of select-and-scatter, which is slower: benchmarks, layers",
+    "max_pool": "comparisons in place of select-and-scatter, which is no faster: benchmarks, layers",
     "rms_norm": "one division a row, and its normalized input kept once: benchmarks, layers",
     "rnn": "at 5 positions copies of unrolled loops show; at real sizes see test_recurrent_layers_cost_less",
     "gru": "as rnn",
