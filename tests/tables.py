@@ -223,7 +223,7 @@ COSTS_MORE = {  # layers whose compiled FLOPs, bytes or scratch memory are not a
     "weight_norm": "around a convolution",
     "max_pool": "comparisons in place of select-and-scatter, which is no faster: benchmarks, layers",
     "rms_norm": "one division a row, and its normalized input kept once: benchmarks, layers",
-    "rnn": "at 5 positions copies of unrolled loops show; at real sizes see test_recurrent_layers_cost_less",
+    "rnn": "XLA counts the body of a loop once, and autodiff has its weight gradients there: test_recurrent_layers_cost_less",
     "gru": "as rnn",
     "recompute": _RECOMPUTED,
     "repeat": "one random key per copy is counted; bytes and scratch see TestRepeat",
