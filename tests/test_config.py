@@ -113,6 +113,8 @@ def test_overrides(minimal):
         ("training.batch_size=fill", "training.batch_size: expected an integer or 'full', got 'fill'"),
         ("training.epochs=1.5", "training.epochs: expected an integer, got 1.5"),
         ("seed=-1", "seed: expected a number greater than or equal to 0, got -1"),
+        ("tracking.experiment=''", "tracking.experiment: expected a text of at least 1 character, got ''"),
+        ("augmentation=[1]", "augmentation: expected a table of keys and values, got [1]"),
         ("schedule.name=cosin", "schedule.name: unknown schedule 'cosin'; did you mean 'cosine' or 'cosine_restarts'?"),
     ],
 )  # fmt: skip
@@ -312,6 +314,26 @@ def test_variants_override_and_are_checked(minimal):
     minimal.write_text(MINIMAL + '[[variant]]\nname = "a"\nset = { "model.hiden" = [3] }\n')
     with pytest.raises(InputError, match=r"variant 'a': model.hiden: unknown key; did you mean 'hidden'"):
         config.variants(config.read(minimal), "x")
+
+
+def test_a_variants_table_is_put_into_the_section(minimal):
+    """As TOML reads a dotted key without quotes; a table with a name takes the section's place."""
+    text = MINIMAL + '[training]\nbatch_size = 7\n[[variant]]\nname = "a"\nset = { training.epochs = 1 }\n'
+    minimal.write_text(text + '[[variant]]\nname = "b"\nset = { data.name = "iris" }\n')
+    found = config.variants(config.read(minimal), "x")
+    assert (found["a"].training.epochs, found["a"].training.batch_size) == (1, 7)
+    assert found["b"].data.name == "iris"
+
+
+def test_every_variant_that_is_wrong_is_told(minimal):
+    wrong = '[[variant]]\nname = "{}"\nset = {{ "training.{}" = {} }}\n'
+    minimal.write_text(MINIMAL + wrong.format("a", "epochs", "'x'") + wrong.format("b", "epoch", 1))
+    with pytest.raises(InputError) as raised:
+        config.variants(config.read(minimal), "x")
+    assert str(raised.value).splitlines() == [
+        "x, variant 'a': training.epochs: expected an integer, got 'x'",
+        "x, variant 'b': training.epoch: unknown key; did you mean 'epochs'?",
+    ]
 
 
 def test_models_named_in_records_must_be_installed_or_given(project, monkeypatch):

@@ -159,7 +159,8 @@ def test_recurrent_layers_cost_less(make, monkeypatch):
         {figure: one[figure] + (length - 1) * (two[figure] - one[figure]) for figure in ("flops", "bytes")}
         for one, two in zip(costs(1), costs(2), strict=True)
     )
-    assert ours["flops"] <= autodiff["flops"] and ours["bytes"] <= 0.9 * autodiff["bytes"], (ours, autodiff)
+    assert ours["flops"] <= autodiff["flops"], (ours, autodiff)
+    assert ours["bytes"] <= 0.9 * autodiff["bytes"], (ours, autodiff)
     monkeypatch.undo()
     ours, autodiff = layer_costs(layer, params, numbers(32, length, 32), numbers(32, *shape, seed=2))
     assert ours["scratch"] <= 0.9 * autodiff["scratch"], (ours, autodiff)

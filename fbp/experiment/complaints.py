@@ -41,6 +41,9 @@ def lines(
 def _expectation(message: str) -> str:
     """What pydantic expected, without its "Input should be"."""
     text = message.removeprefix("Input should be ").replace("a valid ", "a ").replace("a integer", "an integer")
+    text = text.replace("String should have at ", "a text of at ")
+    if "dictionary or instance of" in text:
+        text = "a table of keys and values"
     return f"a number {text}" if text.startswith(("greater", "less")) else text
 
 

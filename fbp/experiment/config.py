@@ -73,9 +73,10 @@ def _assigned(table: dict[str, Any], path: list[str], value: Any, where: str) ->
     first, *rest = path
     if not first:
         raise InputError(f"{where}: expected section.key, got an empty name")
-    if not rest:
-        return {**table, first: value}
     inner = table.get(first, {})
+    if not rest:  # a table that names something takes the place of what is there, another one is put into it
+        added = isinstance(value, dict) and value and "name" not in value and isinstance(inner, dict)
+        return {**table, first: {**inner, **value} if added else value}
     if isinstance(inner, str):  # "relu" is short for {name = "relu"}
         inner = {"name": inner}
     if not isinstance(inner, dict):
@@ -134,17 +135,25 @@ def variants(config: Config, where: str) -> dict[str, Config]:
     if len({variant.name for variant in config.variant}) != len(config.variant):
         raise InputError(f"{where}: variant: expected different names, got {[v.name for v in config.variant]}")
     base = {key: value for key, value in config._given.items() if key != "variant"}
-    found = {}
+    found: dict[str, Config] = {}
+    problems: list[str] = []
     for variant in config.variant:
+        at = f"{where}, variant {variant.name!r}"
         table = base
-        for key, value in variant.set.items():
-            table = _assigned(table, key.split("."), value, f"{where}, variant {variant.name!r}: {key}")
-        found[variant.name] = parse(table, f"{where}, variant {variant.name!r}")
-        for key in ("strict", "deterministic"):  # one process runs all variants
-            if getattr(found[variant.name].training, key) != getattr(config.training, key):
-                raise InputError(
-                    f"{where}, variant {variant.name!r}: training.{key}: set it for all variants, not for one"
-                )
+        try:
+            for key, value in variant.set.items():
+                table = _assigned(table, key.split("."), value, f"{at}: {key}")
+            found[variant.name] = parse(table, at)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        problems += [
+            f"{at}: training.{key}: set it for all variants, not for one"
+            for key in ("strict", "deterministic")  # one process runs all variants
+            if getattr(found[variant.name].training, key) != getattr(config.training, key)
+        ]
+    if problems:
+        raise InputError("\n".join(problems))
     return found
 
 
