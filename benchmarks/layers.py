@@ -100,9 +100,8 @@ def exceptions() -> None:
         def scanned(one: Callable[..., Any], params: Any = params, x: Any = x, delta: Any = delta) -> Callable[[], Any]:
             def turn(params: Any, at: Any) -> Any:
                 input_delta, grads = one(params, *at)
-                return jax.tree.map(
-                    lambda p, g: p - 1e-6 * g, params, grads
-                ), input_delta  # written, as for a layer before
+                stepped = jax.tree.map(lambda p, g: p - 1e-6 * g, params, grads)
+                return stepped, input_delta  # written, as for a layer before
 
             run = jax.jit(lambda params, x, delta: jax.lax.scan(turn, params, (x, delta)))
             return lambda: jax.block_until_ready(run(params, x, delta))
