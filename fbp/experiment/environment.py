@@ -83,7 +83,7 @@ def _keep_programs() -> None:
     except OSError:  # a home that cannot be written: compile anew each time
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # what is kept does not depend on the clock
     jax.config.update("jax_compilation_cache_max_size", 2**30)  # bytes; what was not used for longest goes first
 
 
