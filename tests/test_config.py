@@ -112,6 +112,7 @@ def test_overrides(minimal):
         ("training.batch_size=0", "training.batch_size: expected a number greater than or equal to 1 or 'full', got 0"),
         ("training.batch_size=fill", "training.batch_size: expected an integer or 'full', got 'fill'"),
         ("training.epochs=1.5", "training.epochs: expected an integer, got 1.5"),
+        ("training.epochs=1979-05-27", "training.epochs: expected an integer, got 1979-05-27"),
         ("seed=-1", "seed: expected a number greater than or equal to 0, got -1"),
         ("tracking.experiment=''", "tracking.experiment: expected a text of at least 1 character, got ''"),
         ("augmentation=[1]", "augmentation: expected a table of keys and values, got [1]"),

@@ -317,7 +317,7 @@ def _check_selection(
 ) -> None:
     """See that the metric by which the best evaluation is chosen will be there; nothing is computed."""
     names = [f"{part}_{name}" for part in ("validation", "train") for name in ("loss", *observed)]
-    names += ["loss", "gradient_norm", "examples_per_second", "epoch"]
+    names += ["loss", "gradient_norm", "learning_rate", "examples_per_second", "epoch"]
     wanted = config.selection.metric
     if "/" in wanted:
 

@@ -1,6 +1,7 @@
 """What pydantic found wrong, as one line for each key: its path, what was expected, what came."""
 
 from collections.abc import Mapping
+from datetime import date, time
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -30,7 +31,7 @@ def lines(
         elif problem["type"] == "value_error":
             text = str(problem["ctx"]["error"])
         else:
-            text, given[path] = _expectation(problem["msg"]), f", got {problem['input']!r}"
+            text, given[path] = _expectation(problem["msg"]), f", got {_as_written(problem['input'])}"
         expected.setdefault(path, []).append(text)
     return [
         f"{path}: {'expected ' if path in given else ''}{' or '.join(texts)}{given.get(path, '')}"
@@ -45,6 +46,10 @@ def _expectation(message: str) -> str:
     if "dictionary or instance of" in text:
         text = "a table of keys and values"
     return f"a number {text}" if text.startswith(("greater", "less")) else text
+
+
+def _as_written(value: Any) -> str:
+    return value.isoformat() if isinstance(value, date | time) else repr(value)
 
 
 def _is_branch(part: Any) -> bool:

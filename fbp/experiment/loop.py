@@ -223,6 +223,7 @@ class Loop:
         shown |= self.record.metrics(at, self._norms(state))
         assert columns.gradient_norm is not None
         shown |= {"loss": float(columns.cost[-1]), "gradient_norm": float(columns.gradient_norm[-1])}
+        shown |= {"learning_rate": float(self._rates(at - 1)[0])}
         best = selection.updated(experiment.config.selection, best, at, shown, params)
         self.position = Position(state, at, best=best)
         self.reporter.advance(at, self._epoch(), self.record.latest)
