@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fbp.experiment.checkpoint import Checkpoints, files, read
+from fbp.experiment.journal import Journal
 
 GIGABYTE = 2**30
 ROUNDS = 3
@@ -34,7 +35,7 @@ def main() -> None:
         return time.perf_counter() - began
 
     with tempfile.TemporaryDirectory() as name:
-        states = Checkpoints(Path(name), 1, lambda: None)
+        states = Checkpoints(Path(name), 1, Journal(Path(name)))
         for i in range(ROUNDS):
             began = time.perf_counter()
             jax.tree.map(lambda leaf: np.array(leaf, copy=True), params)

@@ -188,7 +188,7 @@ def test_journals_with_changed_bytes(tmp_path_factory, places, bytes_):
     assert journal.start_of(folder) is None or journal.start_of(folder)["params"] == {"p": "1"}
     assert journal.end_of(folder) is None or journal.end_of(folder)["status"] == "FINISHED"
     assert journal.checkpoints(folder).keys() <= {5}
-    (folder / shipper.STATE).write_bytes(changed(b'{"uri": "embedded", "run_id": "a", "offsets": {}}', places, bytes_))
+    (folder / shipper.STATE).write_bytes(changed(b'{"uri": "embedded", "run_id": "a", "sent": {}}', places, bytes_))
     assert shipper.shipped(folder) == {} or "uri" in shipper.shipped(folder)
     shutil.rmtree(folder)
 

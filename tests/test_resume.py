@@ -88,7 +88,9 @@ class TestCheckpointFile:
     def test_a_damaged_one_is_passed_over_with_a_warning(self, tmp_path):
         (tmp_path / "checkpoints").mkdir()
         for step in (1, 2, 3):
-            checkpoint.write(tmp_path / "checkpoints" / f"step-{step:012d}.npz", Checkpoint(step, {}, {}))
+            checkpoint.write(
+                tmp_path / "checkpoints" / f"step-{step:012d}.npz", Checkpoint(step, {}, {"journal": [0, 0]})
+            )
         newest, middle, _ = checkpoint.files(tmp_path)
         newest.write_bytes(b"")
         middle.write_bytes(middle.read_bytes()[:-30])
@@ -99,7 +101,7 @@ class TestCheckpointFile:
     def test_the_newest_are_kept_and_leftovers_removed(self, tmp_path):
         (tmp_path / "checkpoints").mkdir()
         (tmp_path / "checkpoints" / ".step-9.npz.partial").write_text("half")
-        states = checkpoint.Checkpoints(tmp_path, 2, lambda: None)
+        states = checkpoint.Checkpoints(tmp_path, 2, Journal(tmp_path))
         for step in range(4):
             states.save(step, {"tree": TREE}, TREE, {})
             assert states.take().digest == params_digest(TREE)
@@ -110,7 +112,7 @@ class TestCheckpointFile:
         ]
 
     def test_a_full_disk_leaves_the_ones_before(self, tmp_path, monkeypatch):
-        states = checkpoint.Checkpoints(tmp_path, 2, lambda: None)
+        states = checkpoint.Checkpoints(tmp_path, 2, Journal(tmp_path))
         states.save(1, {}, {}, {})
         states.take()
         monkeypatch.setattr(np, "savez", lambda *a, **k: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
@@ -296,24 +298,43 @@ def test_a_second_signal_in_an_evaluation_loses_nothing(project, monkeypatch, at
     assert result(folder) == result(alone.folder)
 
 
-def test_a_damaged_journal_is_filled_again(project):
+def flipped(content, kind):
+    place = content.index(b'"%s", ' % kind, len(content) // 3) + 30
+    return content[:place] + b"#" + content[place + 1 :]
+
+
+def without_a_line(content):
+    lines = content.splitlines(keepends=True)
+    place = next(i for i, line in enumerate(lines) if i > len(lines) // 3 and b'"steps", ' in line[:20])
+    return b"".join(lines[:place] + lines[place + 1 :])
+
+
+DAMAGES = {
+    "a flipped byte in steps": lambda content: flipped(content, b"steps"),
+    "a flipped byte in metrics": lambda content: flipped(content, b"metrics"),
+    "a line is gone": without_a_line,
+    "the end is gone": lambda content: content[: -len(content) // 4],
+    "half of it is gone": lambda content: content[: len(content) // 2],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_journal_is_filled_again(project, damage):
     (project / "one.toml").write_text(EARLY + "[checkpoint]\nevery_steps = 4\n")
     wanted = config.read(project / "one.toml")
     reporter = Snapshots(project, [20])
     expected = result(run(wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), reporter).folder)
-    for kind in (b'"steps", ', b'"metrics", '):
-        copy = project / f"damaged-{kind.decode()[1:5]}"
-        shutil.copytree(reporter.copies[0], copy)
-        content = (copy / journal.NAME).read_bytes()
-        place = content.index(kind, len(content) // 3) + 30
-        (copy / journal.NAME).write_bytes(content[:place] + b"#" + content[place + 1 :])
-        assert journal.is_damaged(copy)
-        run(wanted, origin(project), copy, Silent())
-        assert result(copy) == expected
+    (copy,) = reporter.copies
+    (copy / journal.NAME).write_bytes(damage((copy / journal.NAME).read_bytes()))
+    again = Silent()
+    again.note = (said := []).append
+    run(wanted, origin(project), copy, again)
+    assert result(copy) == expected
+    assert "damaged before step" in "".join(said)
 
 
 def test_damaged_checkpoints_do_not_push_out_good_ones(tmp_path):
-    states = checkpoint.Checkpoints(tmp_path, 1, lambda: None)
+    states = checkpoint.Checkpoints(tmp_path, 1, Journal(tmp_path))
     for path in ("step-000000000008.npz", "step-000000000009.npz"):
         (tmp_path / "checkpoints" / path).write_text("damaged")
     assert checkpoint.latest(tmp_path, lambda text: None) is None

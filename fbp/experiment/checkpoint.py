@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fbp.errors import InputError
+from fbp.experiment import journal
 from fbp.experiment.arrays import DAMAGE, by_path, digest_of, read_arrays, write_arrays
+from fbp.experiment.journal import Journal, Mark
 
 FOLDER = "checkpoints"
 _MANIFEST, _DIGEST = "manifest", "sha256"
@@ -71,12 +73,18 @@ def files(folder: Path) -> list[Path]:
 
 
 def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is undamaged, None where there is none; ``warn`` is told of each damaged one."""
+    """The newest checkpoint that is undamaged, and whose journal is; None where there is none. ``warn`` is told of others."""
     for path in files(folder):
         try:
-            return read(path)
+            found = read(path)
         except InputError as error:
             warn(f"{error}; using the one before it")
+            continue
+        if journal.begins_with(folder, Mark(*found.facts["journal"])):
+            return found
+        warn(
+            f"{folder / journal.NAME}: damaged before step {found.step}; what it lacks is taken again from before that"
+        )
     return None
 
 
@@ -97,11 +105,11 @@ class Checkpoints:
     Args:
         folder: the run's.
         keep: how many of the newest stay.
-        before: called when a checkpoint is on the disk, before it counts: to make sure that all it relies on is there, too.
+        writer: the run's journal; it is on the disk before a checkpoint counts.
     """
 
-    def __init__(self, folder: Path, keep: int, before: Callable[[], None]):
-        self.folder, self.keep, self.before = folder, keep, before
+    def __init__(self, folder: Path, keep: int, writer: Journal):
+        self.folder, self.keep, self.journal = folder, keep, writer
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[Written] | None = None
         (folder / FOLDER).mkdir(exist_ok=True)
@@ -120,16 +128,17 @@ class Checkpoints:
             step: after how many steps.
             tree: what is saved, a pytree.
             params: the parameters of which digests are taken, a pytree.
-            facts: of JSON's types.
+            facts: of JSON's types; the mark of the journal is added, so that one never goes on from where the journal is not.
         """
         assert self._pending is None, "take the result of the one before first"
+        facts = {**facts, "journal": self.journal.mark}
         self._pending = self._thread.submit(self._write, step, tree, params, facts)
 
     def _write(self, step: int, tree: Mapping[str, Any], params: Any, facts: dict[str, Any]) -> Written:
         tensors = by_path(params)
         digests = {name: digest_of({name: array})[:16] for name, array in tensors.items()}
         written = Written(step, digest_of(tensors), digests)
-        write(self.folder / FOLDER / _name(step), Checkpoint(step, by_path(tree), facts), self.before)
+        write(self.folder / FOLDER / _name(step), Checkpoint(step, by_path(tree), facts), self.journal.sync)
         for path in files(self.folder)[self.keep :]:
             path.unlink(missing_ok=True)
         return written

@@ -44,20 +44,32 @@ def now() -> int:
     return time.time_ns() // 1_000_000
 
 
+class Mark(NamedTuple):
+    """The beginning of a journal: how many bytes, and their CRC-32. Who kept one can tell whether they are still there."""
+
+    length: int = 0
+    crc32: int = 0
+
+
+_NOTHING = Mark()
+
+
 class Journal:
     """Appends to a run's journal; every line is handed to the operating system before the call returns.
 
     A line that a death or a full disk cut in two is removed: by the next Journal on that folder, or at once.
+
+    Attributes:
+        mark: of all that it holds.
     """
 
     def __init__(self, folder: Path, name: str = NAME):
         self.folder = folder
         self._file = os.open(folder / name, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._last_time = now()
-        self._cut_torn_line()
-
-    def _cut_torn_line(self) -> None:
-        os.ftruncate(self._file, _end_of_lines(self._file))
+        end = _end_of_lines(self._file)
+        os.ftruncate(self._file, end)
+        self.mark = mark(folder, end, name)
 
     def write(self, kind: str, **fields: Any) -> None:
         """Append one line.
@@ -72,6 +84,7 @@ class Journal:
             written = 0
             while written < len(line):
                 written += os.write(self._file, line[written:])
+            self.mark = Mark(before + len(line), zlib.crc32(line, self.mark.crc32))
         except BaseException as error:  # a full disk, or a second Ctrl-C
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, before)
@@ -186,13 +199,27 @@ def lines(
                 yield offset, json.loads(body)
 
 
-def is_damaged(folder: Path) -> bool:
-    """Whether a whole line is not as it was written."""
-    path = folder / NAME
-    if not path.exists():
-        return False
-    with open(path, "rb") as file:
-        return any(raw.endswith(b"\n") and _with_checksum(raw.rpartition(_CHECKSUM)[0] + b"}") != raw for raw in file)
+def mark(folder: Path, length: int, name: str = NAME, after: Mark = _NOTHING) -> Mark:
+    """The mark of a journal's first bytes, ``length`` of them or as many as there are.
+
+    Args:
+        folder: the run's.
+        length: how many bytes.
+        name: the journal's file.
+        after: a mark of fewer bytes, from which to go on.
+    """
+    path, (at, crc32) = folder / name, after
+    if path.exists():
+        with open(path, "rb") as file:
+            file.seek(at)
+            while part := file.read(min(length - at, 2**20)):
+                at, crc32 = at + len(part), zlib.crc32(part, crc32)
+    return Mark(at, crc32)
+
+
+def begins_with(folder: Path, kept: Mark, name: str = NAME) -> bool:
+    """Whether a journal still begins with what ``kept`` is the mark of: nothing in it was changed, and nothing is missing."""
+    return mark(folder, kept.length, name) == kept
 
 
 class Series(NamedTuple):

@@ -138,6 +138,12 @@ def resume(
     """
     root = store.root().resolve()
     folder = Path(name).resolve() if journal.start_of(Path(name)) else find_folder(root, name)
+    damaged = store.inside(root / "runs", Path(name).name)
+    if folder is None and damaged and (damaged / journal.NAME).exists():
+        raise InputError(
+            f"{damaged.name}: its journal has no beginning (it is damaged, or the process died before the first step); "
+            "start it again with: fbp run"
+        )
     if folder is None:
         raise InputError(f"run {name!r}: no run of that name or id in {root}; {local_runs(root)}")
     parent = (journal.start_of(folder) or {}).get("parent")

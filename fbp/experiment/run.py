@@ -89,7 +89,7 @@ def run(
         _write_resume(folder, writer, record, found)
     else:
         _write_start(experiment, origin, writer)
-    states = Checkpoints(folder, config.checkpoint.keep, writer.sync)
+    states = Checkpoints(folder, config.checkpoint.keep, writer)
     status, message, caught = "FINISHED", "", None
     if going_on:
         reporter.note(f"going on from step {position.at} of {experiment.steps}")
@@ -134,12 +134,8 @@ def _check_data(experiment: Experiment, expected: str | None) -> None:
 
 
 def _resumed(experiment: Experiment, folder: Path, reporter: Reporter) -> tuple[Position, Checkpoint | None]:
-    """The position of the newest good checkpoint; the run's beginning where there is none."""
-    if journal.is_damaged(folder):
-        reporter.note("the journal is damaged; all steps are taken again to fill it")
-        found = None
-    else:
-        found = checkpoint.latest(folder, reporter.note)
+    """The position of the newest good checkpoint before which the journal is good; the run's beginning where there is none."""
+    found = checkpoint.latest(folder, reporter.note)
     checkpoint.set_aside(folder, found.step if found else -1)
     if found is None:
         return begin(experiment), None

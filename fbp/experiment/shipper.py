@@ -3,7 +3,8 @@
 Training must not wait for MLflow: importing it takes seconds, one logged metric milliseconds, a dead server minutes. So
 training only appends to a journal, and this process follows it. What was sent is remembered in ``shipped.json``; sending
 something twice changes nothing, because MLflow takes (key, step, time, value) as a metric's identity, and what is sent is on
-the disk before, so that no loss of power can make a resumed run send it with another time.
+the disk before, so that no loss of power can make a resumed run send it with another time. Where a journal no longer begins
+with what was sent (a damaged disk, somebody's editor), all of it is sent again but for what MLflow has.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import contextlib
 import datetime
 import json
 import logging
+import operator
 import os
 import re
 import signal
@@ -26,7 +28,7 @@ from typing import Any
 
 from fbp.experiment import journal, locks, logged, store
 from fbp.experiment.credentials import hidden
-from fbp.experiment.journal import Journal
+from fbp.experiment.journal import Journal, Mark
 from fbp.experiment.system import SYSTEM, SystemMetrics
 
 _BATCH = 1000  # metrics per request: MLflow's limit
@@ -100,15 +102,22 @@ def _one_at_a_time(uri: str, root: Path) -> contextlib.AbstractContextManager[No
 
 
 def shipped(folder: Path) -> dict[str, Any]:
-    """What a shipper remembered of a run: uri, run_id, offsets, stride, done; empty where that is absent or damaged."""
+    """What a shipper remembered of a run: uri, run_id, what was sent of each journal, stride, done.
+
+    Empty where that is absent or damaged.
+    """
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    kinds = {"uri": str, "run_id": str, "offsets": dict, "stride": int, "done": bool}
-    good = isinstance(state, dict) and all(isinstance(state.get(key), kind) for key, kind in kinds.items())
-    offsets = state["offsets"] if good else {}
-    return state if all(isinstance(offsets.get(name), int) for name in (journal.NAME, SYSTEM)) else {}
+    kinds = {"uri": str, "run_id": str, "sent": dict, "stride": int, "done": bool}
+    if not (isinstance(state, dict) and all(isinstance(state.get(key), kind) for key, kind in kinds.items())):
+        return {}
+    try:
+        marks = {name: Mark(*map(operator.index, state["sent"][name])) for name in (journal.NAME, SYSTEM)}
+    except (KeyError, TypeError):
+        return {}
+    return state | {"sent": marks}
 
 
 def destination(folder: Path) -> str | None:
@@ -121,7 +130,7 @@ def destination(folder: Path) -> str | None:
 def is_sent(folder: Path) -> bool:
     """Whether MLflow has all that the run's journal holds, and the run is closed there."""
     state = shipped(folder)
-    return bool(state.get("done")) and journal.length(folder) <= state["offsets"][journal.NAME]
+    return bool(state.get("done")) and journal.length(folder) <= state["sent"][journal.NAME].length
 
 
 class Shipment:
@@ -129,12 +138,13 @@ class Shipment:
 
     def __init__(self, folder: Path, client: Any, uri: str, root: Path):
         self.folder, self.client, self.uri, self.root = folder, client, uri, root
-        self.offsets = {journal.NAME: 0, SYSTEM: 0}
+        self.sent = {journal.NAME: Mark(), SYSTEM: Mark()}
         self.run_id, self.stride = "", 1
         self.ended: dict[str, Any] | None = None
         self._finished = False
         self.children: list[Path] = []
         self._metrics: list[Any] = []
+        self._there: set[tuple[str, int]] = set()  # what MLflow has already of a journal that is sent again
         self._beat = 0.0
         self._remembered()
 
@@ -142,11 +152,23 @@ class Shipment:
         state = shipped(self.folder)
         if state.get("uri") != store.portable(self.uri, self.root):
             return
-        self.offsets, self.run_id, self.stride = state["offsets"], state["run_id"], state["stride"]
-        self._finished, self.ended = state["done"], journal.end_of(self.folder)
+        self.sent, self.run_id, self.stride = state["sent"], state["run_id"], state["stride"]
+        for name, mark in self.sent.items():
+            if not journal.begins_with(self.folder, mark, name):
+                self._begin_again(name)
+        if self.sent[journal.NAME].length:
+            self._finished, self.ended = state["done"], journal.end_of(self.folder)
         for offset, line in journal.lines(self.folder, kinds=["child"]):
-            if offset <= self.offsets[journal.NAME]:
+            if offset <= self.sent[journal.NAME].length:
                 self._add_child(line)
+
+    def _begin_again(self, name: str) -> None:
+        """Send a journal from its beginning, without what MLflow has."""
+        self.sent[name] = Mark()
+        if self.run_id:
+            for key in self.client.get_run(self.run_id).data.metrics:
+                if key.startswith("system/") == (name == SYSTEM):
+                    self._there |= {(key, point.step) for point in self.client.get_metric_history(self.run_id, key)}
 
     def _add_child(self, line: dict[str, Any]) -> None:
         child = store.inside(self.folder.parent, line["folder"])
@@ -157,7 +179,7 @@ class Shipment:
         state = {
             "uri": store.portable(self.uri, self.root),
             "run_id": self.run_id,
-            "offsets": self.offsets,
+            "sent": self.sent,
             "stride": self.stride,
             "done": self._finished,
         }
@@ -168,7 +190,7 @@ class Shipment:
     @property
     def done(self) -> bool:
         """Whether MLflow has all of it, and the run is closed there."""
-        return self._finished and journal.length(self.folder) <= self.offsets[journal.NAME]
+        return self._finished and journal.length(self.folder) <= self.sent[journal.NAME].length
 
     def advance(self, lives: bool) -> None:
         """Send what the journals hold beyond what was sent; finish the run where the journal ends."""
@@ -184,16 +206,18 @@ class Shipment:
 
     def _advance(self, name: str) -> None:
         length = journal.length(self.folder, name)
-        if length <= self.offsets[name]:
+        if length <= self.sent[name].length:
             return
         with open(self.folder / name, "rb") as file:
             os.fsync(file.fileno())  # what was sent must not be lost here
         self._metrics.clear()  # of an attempt that failed
-        reached = self.offsets[name]
-        for reached, line in journal.lines(self.folder, self.offsets[name], name):  # noqa: B007
+        before = self.sent[name]
+        reached = before.length
+        for reached, line in journal.lines(self.folder, reached, name):  # noqa: B007, B020
             self._take(line)
         self._send()
-        self.offsets[name] = max(reached, length)  # damaged lines at the end are passed over, too
+        # damaged lines at the end are passed over, too
+        self.sent[name] = journal.mark(self.folder, max(reached, length), name, after=before)
         self._remember()
 
     def _take(self, line: dict[str, Any]) -> None:
@@ -231,8 +255,11 @@ class Shipment:
     def _add(self, key: str, value: float, when: int, step: int) -> None:
         from mlflow.entities import Metric
 
+        key = logged.key_of(key)
+        if (key, step) in self._there:
+            return
         finite = value if abs(value) != float("inf") else float("nan")  # MLflow turns infinity into 1.8e308
-        self._metrics.append(Metric(logged.key_of(key), finite, when, step))
+        self._metrics.append(Metric(key, finite, when, step))
         if len(self._metrics) >= _BATCH:
             self._send()
 
@@ -315,13 +342,14 @@ def follow(folder: Path, uri: str) -> bool:
     deadline, last_problem = None, ""
     while True:
         lives = locks.is_training(folder)
-        if not lives and not (folder / journal.NAME).exists():
+        if not lives and journal.start_of(folder) is None:
             return True  # the run never began
         try:
             if lives:
                 system.sample()
             if client is None:
                 client = connect(uri, root)
+            if not shipments:
                 shipments = [Shipment(folder, client, uri, root)]
             shipments += [Shipment(child, client, uri, root) for child in _new_children(shipments)]
             if not lives:
@@ -330,7 +358,8 @@ def follow(folder: Path, uri: str) -> bool:
                 if not shipment.done:
                     shipment.advance(lives)
                     watch.progress()
-            if not lives and all(shipment.done for shipment in shipments) and not _new_children(shipments):
+            left = [shipment for shipment in shipments if not shipment.done and journal.start_of(shipment.folder)]
+            if not lives and not left and not _new_children(shipments):
                 return (
                     True  # as long as it lives, there may come more: a run that is about to be resumed looks finished
                 )

@@ -41,7 +41,7 @@ class Tracked:
         self.name = str((journal.start_of(folder) or {}).get("name"))
         self._journal = Journal(folder)
         self._record = Record(self._journal)
-        self._checkpoints = Checkpoints(folder, keep, self._journal.sync)
+        self._checkpoints = Checkpoints(folder, keep, self._journal)
         self._digest = ""
         self._open = True
 
