@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import time
 import urllib.error
@@ -19,11 +20,12 @@ from rich.console import Console
 
 import fbp
 from fbp.cli import main
-from fbp.experiment import comparison, environment, recorded, tables
+from fbp.experiment import comparison, environment, journal, recorded, shipper, store, tables
+from fbp.experiment.arrays import read_arrays, write_arrays
 from fbp.experiment.journal import Series
 from fbp.experiment.locks import locked
 from fbp.experiment.reproduce import compare
-from tests.projects import client, command, one, write_config
+from tests.projects import client, command, fbp_run, one, the_run, write_config
 from tests.servers import free_port
 
 SEEDS = "".join(f'[[variant]]\nname = "seed-{seed}"\nset = {{ seed = {seed} }}\n' for seed in range(3))
@@ -291,6 +293,46 @@ def test_reproduce_says_where_a_changed_model_first_differs(project, warm):
     assert "parameters first differ at the checkpoint of step 10: tensor" in output
     assert "at step 0 they were the same" in output
     assert "at the end, 1/w differs by at most" in output
+
+
+@pytest.mark.slow
+def test_reproduce_a_killed_run_as_far_as_it_came(project, warm):
+    path = write_config(project, data="digits", more="[checkpoint]\nevery_steps = 100000\n")
+    process = subprocess.Popen(command("run", path, "--set", "training.epochs=3000"), stderr=subprocess.DEVNULL)
+    deadline, folder = time.monotonic() + 120, None
+    while time.monotonic() < deadline and not (folder and journal.history(folder, ["steps"])):
+        time.sleep(0.1)
+        folder = next(iter(store.run_folders(project / "mlruns")), None)
+    process.kill()
+    process.wait()
+    while time.monotonic() < deadline and not shipper.is_sent(folder):
+        time.sleep(0.1)
+    output = reproduced(project, folder.name, 0)
+    steps = len(journal.history(folder)["loss"].steps)
+    assert steps > 0
+    assert "identical to the bit" in output
+    assert "as far as the first one came (KILLED)" in output
+
+
+@pytest.mark.slow
+def test_a_changed_record_is_told_from_another_result(project, warm):
+    """Every bit is the same again, but the record says something else than it said."""
+    fbp_run(write_config(project, data="digits"))
+    found, first = client(project), the_run(project)
+    saved = project / "mlruns" / "artifacts" / "small" / first.info.run_id / "artifacts" / "model" / "params.npz"
+    assert saved.exists()
+    arrays = read_arrays(saved)
+    write_arrays(saved, {name: array + 1 for name, array in arrays.items()})
+    found.set_tag(first.info.run_id, "fbp.metrics_digest", "0" * 64)
+    with contextlib.closing(sqlite3.connect(project / "mlruns" / "mlflow.db")) as database, database:
+        database.execute("update metrics set value = 0.5 where key = 'validation_loss' and step = 88")
+    output = reproduced(project, first.info.run_name, 1)
+    assert "validation_loss at step 88 is 0.5 in MLflow, and" in output
+    assert "not what fbp.metrics_digest was taken of" in output
+    assert "not what fbp.params_digest was taken of" in output
+    assert "fbp.metrics_digest was 000000000000, is" in output
+    assert "first different metric" not in output
+    assert not (project / "mlflow.db").exists()
 
 
 @pytest.mark.slow

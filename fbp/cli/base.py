@@ -1,6 +1,7 @@
 """What all commands share: the group, how bad input ends, options, and how paths and tables are shown."""
 
 import contextlib
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,9 +48,16 @@ class _Commands(click.Group):
             where = f"{error.filename}: " if error.filename else ""
             click.echo(f"fbp: {where}{error.strerror or error}", err=True)
             sys.exit(1)
-        except (KeyboardInterrupt, click.Abort):
+        except (KeyboardInterrupt, click.Abort) as error:
             click.echo("fbp: stopped", err=True)
-            sys.exit(130)
+            number = error.args[0] if error.args and isinstance(error.args[0], signal.Signals) else signal.SIGINT
+            sys.exit(128 + number)
+        except (MemoryError, RuntimeError) as error:  # JAX's own error is a RuntimeError
+            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            first = next(iter(str(error).splitlines()), "")
+            click.echo(f"fbp: not enough memory ({first}); a smaller model, batch or data set needs less", err=True)
+            sys.exit(1)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and args[0] not in self.commands:

@@ -51,6 +51,7 @@ def reproduce_run(run_name: str, code: Path | None, tracking_uri: str | None) ->
     """Run RUN again from its MLflow record alone and compare every bit; exit status 1 if one differs."""
     from fbp.experiment.reproduce import reproduce
 
+    _note_signals()
     sys.exit(0 if reproduce(run_name, tracking_uri, click.echo, code) else 1)
 
 
@@ -60,7 +61,7 @@ def _note_signals() -> list[int]:
 
     def stop(number: int, frame: Any) -> None:
         received.append(number)  # an exception may be lost in somebody's callback; this is not
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(signal.Signals(number))
 
     def unraisable(lost: Any) -> None:
         if lost.exc_type is not KeyboardInterrupt:

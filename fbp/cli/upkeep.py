@@ -1,5 +1,6 @@
 """Commands that keep the store in order: ``fbp sync``, ``reap``, ``relocate``, ``register``."""
 
+import math
 import os
 import sys
 
@@ -49,6 +50,8 @@ def reap(minutes: float, tracking_uri: str | None) -> None:
     from fbp.experiment import recorded
     from fbp.experiment.reap import reap
 
+    if math.isnan(minutes):
+        raise InputError("--minutes: expected a number, got nan")
     with recorded.opened(tracking_uri) as runs:
         closed = reap(runs, minutes, click.echo)
     click.echo(f"{closed} runs closed")

@@ -42,7 +42,7 @@ def by_path(params: Params) -> dict[str, np.ndarray]:
 
 def _on_host(leaf: Any) -> np.ndarray:
     array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-    if array.dtype.kind in "OSUMm":
+    if array.dtype.kind in "OSUMm" or array.dtype.names:
         raise InputError(f"expected a pytree of arrays and numbers, got {type(leaf).__name__} {str(leaf)[:40]!r} in it")
     return array
 
@@ -109,7 +109,10 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], before: Callable[
     Raises:
         OSError: where the disk is full; a file of that name that was there before is left as it was.
     """
-    named = {_member(key, value): value for key, value in arrays.items()}
+    named = {
+        _member(key, value): value if _is_numpys(value) else value.view(f"V{value.dtype.itemsize}")
+        for key, value in arrays.items()
+    }
     _write(path, lambda file: np.savez(file, **named), before)  # type: ignore[arg-type]
 
 
@@ -139,7 +142,11 @@ def _write(path: Path, fill: Callable[[IO[bytes]], object], before: Callable[[],
 
 def _member(key: str, array: np.ndarray) -> str:
     """The name inside the archive; dtypes that are not numpy's own (bfloat16) are part of it."""
-    return key.replace("/", "|") + (f"@{array.dtype.name}" if array.dtype.kind == "V" else "")
+    return key.replace("/", "|") + ("" if _is_numpys(array) else f"@{array.dtype.name}")
+
+
+def _is_numpys(array: np.ndarray) -> bool:
+    return array.dtype.type.__module__ == "numpy"
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """From a configuration to the functions and arrays of a run."""
 
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -298,6 +299,11 @@ def _check_fit(config: Config, model: Layer, loss: Loss, shape: Shape, outputs: 
             first = next(iter(str(error).splitlines()), "")
             raise InputError(f"model {config.model.name!r} raised {type(error).__name__}: {first}") from None
         raise
+    size, memory = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)), _memory()
+    if size > memory:
+        raise InputError(
+            f"model: its parameters take {size / 1e9:,.0f} GB, but this machine has {memory / 1e9:,.0f} GB"
+        )
     expected, given = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (params, result.grads))
     if expected != given:
         raise InputError(f"model: its backward gives gradients of another structure than its parameters: {given}")
@@ -310,6 +316,11 @@ def _check_fit(config: Config, model: Layer, loss: Loss, shape: Shape, outputs: 
                 f"loss.name: {config.loss.name!r} expects probabilities, but the model gives values from {low:.3g} "
                 f"to {high:.3g}; set model.output_activation, or take the loss on logits"
             )
+
+
+def _memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _check_selection(

@@ -24,6 +24,7 @@ from fbp.experiment.sections import Config
 _FLAGS = ("enable_x64", "default_prng_impl", "threefry_partitionable", "default_matmul_precision")
 _GPU_FLAGS = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
 _THREADS = "PJRT_NPROC"
+_MOST_THREADS = 4096  # that a record can ask for
 _PLAIN_FLAG = re.compile(r"--xla_(?!.*(dump|dir|path|file|log))[a-z0-9_]+(=(true|false|\d+))?")
 NAME = "environment.json"
 
@@ -99,7 +100,10 @@ def recorded(artifacts: Path) -> dict[str, Any]:
         found = json.loads((artifacts / NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    sections = ("device", "jax", "variables", "packages")
+    return {key: value for key, value in found.items() if key not in sections or isinstance(value, dict)}
 
 
 def variables(record: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
@@ -109,7 +113,7 @@ def variables(record: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
     a number are taken over; none that names a file.
     """
     found, left = {}, []
-    if isinstance(record.get("threads"), int) and record["threads"] > 0:
+    if isinstance(record.get("threads"), int) and 0 < record["threads"] <= _MOST_THREADS:
         found[_THREADS] = str(record["threads"])
     settings = record.get("jax", {})
     for name in _FLAGS:

@@ -260,7 +260,8 @@ def metrics_digest(metrics: Mapping[str, Series]) -> str:
         if not is_timing(key):
             digest.update(key.encode() + b"\0")
             digest.update(metrics[key].steps.astype("<i8").data)
-            digest.update(metrics[key].values.astype("<f8").data)
+            values = metrics[key].values
+            digest.update(np.where(np.isnan(values), np.nan, values).astype("<f8").data)  # NaN has many forms
     return digest.hexdigest()
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from fbp.errors import InputError
 from fbp.experiment import config as configuration
-from fbp.experiment import journal, registry, store
+from fbp.experiment import journal, recorded, registry, store
 from fbp.experiment.catalogue import check_reference
 from fbp.experiment.credentials import hidden, public
 from fbp.experiment.saving import Trained, read
-from fbp.experiment.shipper import connect, shipped
+from fbp.experiment.shipper import shipped
 
 
 def load(run: str | os.PathLike[str], tracking_uri: str | None = None) -> Trained:
@@ -70,14 +70,11 @@ def local_runs(root: Path) -> str:
 def _from_mlflow(run: str, uri: str) -> Trained:
     from mlflow.exceptions import MlflowException
 
-    root = store.root()
-    if uri == store.default_uri(root):
-        store.check_not_moved(root)
-    with tempfile.TemporaryDirectory() as folder:
-        client = connect(uri, root)
-        run = registry.run_of(client, run) if run.startswith("models:/") else run
+    with tempfile.TemporaryDirectory() as folder, recorded.opened(uri) as runs:
+        run_id = registry.run_of(runs.client, run) if run.startswith("models:/") else runs.find(run).info.run_id
         try:
-            copied = client.download_artifacts(run, "model", folder)
+            with store.as_default(uri):
+                copied = runs.client.download_artifacts(run_id, "model", folder)
         except (MlflowException, OSError) as error:
             why = hidden(str(error).partition("\n")[0], uri)
             raise InputError(

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from fbp.experiment import journal
+from fbp.experiment import journal, store
 
 POINTS = 2500  # per metric key: what the dashboard reads at once
 
@@ -86,8 +86,7 @@ def log_model(folder: Path, run_id: str, uri: str) -> None:
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, *positions, facts["outputs"]))]),
     )
     needed = ("jax", "numpy", "pydantic", "tomli-w")
-    mlflow.set_tracking_uri(uri)
-    with mlflow.start_run(run_id=run_id):
+    with store.as_default(uri), mlflow.start_run(run_id=run_id):
         mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),

@@ -73,7 +73,7 @@ class Runs:
             return list(self.client.search_runs(list(self.experiments), condition, max_results=limit, order_by=order))
         except MlflowException as error:
             first = hidden(str(error).partition("\n")[0], self.uri).removeprefix("INVALID_PARAMETER_VALUE: ")
-            about_order = order and ("order" in first or "attribute key" in first)
+            about_order = order and ("order" in first or "attribute key" in first or not condition)
             asked = f"--sort {', '.join(order or [])}" if about_order else condition
             raise InputError(
                 f"{asked}: {first}; write metrics.NAME, params.NAME, tags.NAME or attributes.NAME, such as "
@@ -160,15 +160,18 @@ class Runs:
         target.mkdir(exist_ok=True)
         if not (folder / name).exists():
             try:
-                self.client.download_artifacts(run_id, name, str(target))
+                with store.as_default(self.uri):
+                    self.client.download_artifacts(run_id, name, str(target))
             except (MlflowException, OSError):
                 (folder / name).unlink(missing_ok=True)
 
     def series(self, recorded: Recorded) -> dict[str, Series]:
         """Every metric of a run but the machine's: from its artifacts, or, while it runs, what MLflow shows."""
-        series = from_artifacts(recorded)
-        if series:
-            return series
+        return from_artifacts(recorded) or self.points(recorded)
+
+    def points(self, recorded: Recorded) -> dict[str, Series]:
+        """Every metric of a run but the machine's, as MLflow shows it: of long runs some of the steps."""
+        series = {}
         for key in recorded.metrics:
             if not key.startswith("system/"):
                 points = self.client.get_metric_history(recorded.run_id, key)
@@ -220,9 +223,13 @@ def checkpoints(recorded: Recorded) -> dict[int, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
-        return {int(step): entry for step, entry in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (ValueError, AttributeError) as error:
+        return {int(step): _digests(entry) for step, entry in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise InputError(f"run {recorded.name}: checkpoints.json among its artifacts is damaged ({error})") from None
+
+
+def _digests(entry: dict[str, Any]) -> dict[str, Any]:
+    return {"params": str(entry["params"]), "tensors": {str(key): str(text) for key, text in entry["tensors"].items()}}
 
 
 @contextmanager

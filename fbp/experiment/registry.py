@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 from fbp.errors import InputError
-from fbp.experiment.credentials import public
+from fbp.experiment import store
+from fbp.experiment.credentials import hidden, public
 from fbp.experiment.recorded import Runs
 
 
@@ -23,21 +24,29 @@ def register(runs: Runs, run: str, name: str, alias: str | None) -> str:
         InputError: where there is no such run, or it has no model.
     """
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     for what, text in (("name", name), ("alias", alias or "a")):
-        if not re.fullmatch(r"[\w.-]+", text):
+        if not re.fullmatch(r"\w[\w.-]*", text):
             raise InputError(f"register: expected letters, digits and . - _ in the {what}, got {text!r}")
+    if re.fullmatch(r"latest|v\d+", alias or "", re.IGNORECASE):
+        raise InputError(f"register: expected an alias that MLflow does not keep for itself, got {alias!r}")
     found = runs.find(run)
     models = runs.client.search_logged_models(
         [found.info.experiment_id], f"source_run_id = '{found.info.run_id}'", max_results=1
     )
+    variants = ", ".join(str(child.info.run_name) for child in runs.children(found)) if not models else ""
+    if variants:
+        raise InputError(f"run {run!r}: it is a group and has no model of its own; name one of {variants}")
     if not models:
         raise InputError(f"run {run!r}: it has no model (it is {found.info.status}); only finished runs have one")
-    mlflow.set_tracking_uri(runs.uri)
-    with contextlib.redirect_stderr(io.StringIO()):  # MLflow's own words
-        version = mlflow.register_model(f"models:/{models[0].model_id}", name).version
-    if alias:
-        runs.client.set_registered_model_alias(name, alias, version)
+    try:
+        with store.as_default(runs.uri), contextlib.redirect_stderr(io.StringIO()):  # MLflow's own words
+            version = mlflow.register_model(f"models:/{models[0].model_id}", name).version
+        if alias:
+            runs.client.set_registered_model_alias(name, alias, version)
+    except MlflowException as error:
+        raise InputError(f"register: {hidden(str(error).partition(chr(10))[0], runs.uri)}") from None
     return f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
 
 

@@ -13,13 +13,14 @@ import numpy as np
 
 from fbp.errors import InputError
 from fbp.experiment import config as configuration
-from fbp.experiment import environment, journal, recorded, shipper
-from fbp.experiment.arrays import DAMAGE, read_arrays
+from fbp.experiment import environment, journal, logged, recorded, shipper
+from fbp.experiment.arrays import DAMAGE, digest_of, read_arrays
 from fbp.experiment.catalogue import check_reference
 from fbp.experiment.journal import Series, is_timing
 from fbp.experiment.recorded import Recorded, Runs
 
 _CHILD = "import sys; from fbp.experiment.reproduce import child; sys.exit(child())"
+_DIGESTS = ("fbp.params_digest", "fbp.metrics_digest")
 _OURS = ("XLA_FLAGS", "PJRT_NPROC", "NPROC")  # with JAX_*: what the child gets from the record, not from here
 
 
@@ -68,17 +69,24 @@ def _one(runs: Runs, first: Recorded, say: Callable[[str], None], code: Path | N
         say(f"  {line}")
     for flag in left:
         say(f"  XLA flag {flag} of the record is not taken over: it is not a plain switch")
-    steps = sorted(recorded.checkpoints(first))
-    folder = _again(first, config, variables, steps, runs.uri)
-    start = journal.start_of(folder) or {}
+    series, checkpoints = runs.series(first), recorded.checkpoints(first)
+    contradictions = _contradictions(runs, first, series)
+    stop_at = None if first.status == "FINISHED" else max([*checkpoints, *map(_last, series.values())], default=None)
+    folder = _again(first, config, variables, sorted(checkpoints), stop_at, runs.uri)
+    start, end = journal.start_of(folder) or {}, journal.end_of(folder) or {}
     data = first.tags.get("fbp.data_fingerprint", "")[:12]
     say(
         f"  run again as {start.get('name')}; {f'the data is the same ({data})' if data else 'of which data is not recorded'}"
     )
-    verdict = compare(
-        runs.series(first), journal.history(folder), recorded.checkpoints(first), journal.checkpoints(folder)
-    )
-    if not verdict.identical:
+    history = journal.history(folder)
+    if (first.status, end.get("status")) == ("FAILED", "FAILED"):  # found out at the end of a chunk, early or late
+        until = max(map(_last, history.values()), default=0)
+        series = {key: Series(*(column[points.steps <= until] for column in points)) for key, points in series.items()}
+    verdict = compare(series, history, checkpoints, journal.checkpoints(folder))
+    contradictions += _other_digests(first, folder) if first.status == "FINISHED" else []
+    if contradictions:
+        verdict = Verdict(False, verdict.compared, verdict.lines + contradictions)
+    if not verdict.identical and first.status == "FINISHED":
         verdict.lines.extend(
             _tensors(first.folder / "model" / "params.npz", folder / "artifacts" / "model" / "params.npz")
         )
@@ -88,6 +96,48 @@ def _one(runs: Runs, first: Recorded, say: Callable[[str], None], code: Path | N
     if second:
         runs.client.set_tag(second, "fbp.reproduction", "identical" if verdict.identical else verdict.lines[0])
     return verdict.identical
+
+
+def _last(points: Series) -> int:
+    return int(points.steps[-1]) if len(points.steps) else 0
+
+
+def _contradictions(runs: Runs, first: Recorded, series: Mapping[str, Series]) -> list[str]:
+    """Where a record does not agree with itself: somebody or something has changed it."""
+    lines = []
+    known = {logged.key_of(key): dict(zip(*points[:2], strict=True)) for key, points in series.items()}
+    for key, points in runs.points(first).items():
+        for step, value in zip(*points[:2], strict=True):
+            kept = known.get(key, {}).get(step)
+            if kept is None or not (
+                _same(value, kept) or (np.isnan(value) and np.isinf(kept))
+            ):  # MLflow has no infinity
+                lines.append(
+                    f"the record contradicts itself: {key} at step {step} is {value!s} in MLflow, "
+                    f"and {'missing' if kept is None else kept} in the run's history"
+                )
+                break
+    if first.status != "FINISHED":
+        return lines[:5]
+    if journal.metrics_digest(series) != first.tags.get("fbp.metrics_digest"):
+        lines.append("the record contradicts itself: the run's history is not what fbp.metrics_digest was taken of")
+    if not recorded.checkpoints(first):
+        lines.append("the record has no digests of the parameters at checkpoints")
+    arrays = _params(first.folder / "model" / "params.npz")
+    if arrays is None or digest_of(arrays) != first.tags.get("fbp.params_digest"):
+        lines.append(
+            "the record contradicts itself: the model's parameters are not what fbp.params_digest was taken of"
+        )
+    return lines[:5]
+
+
+def _other_digests(first: Recorded, folder: Path) -> list[str]:
+    """Which of a finished run's digests are others when it is run again."""
+    tags: dict[str, str] = {}
+    for _, line in journal.lines(folder, kinds=["tags"]):
+        tags |= line["values"]
+    pairs = [(name, first.tags.get(name, "")[:12], tags.get(name, "")[:12]) for name in _DIGESTS]
+    return [f"{name} was {old or 'nothing'}, is {new or 'nothing'}" for name, old, new in pairs if old != new]
 
 
 def _summary(first: Recorded, verdict: Verdict) -> list[str]:
@@ -122,8 +172,10 @@ def _surroundings(first: Recorded, record: dict[str, Any], given: set[str]) -> l
     return lines or ["the environment is the same"]
 
 
-def _again(first: Recorded, config: Path, variables: dict[str, str], steps: list[int], uri: str) -> Path:
-    """Train in a process of its own; returns the new run's folder."""
+def _again(
+    first: Recorded, config: Path, variables: dict[str, str], steps: list[int], stop_at: int | None, uri: str
+) -> Path:
+    """Train in a process of its own, which ends with this one; returns the new run's folder."""
     inherited = {key: value for key, value in os.environ.items() if key not in _OURS and not key.startswith("JAX_")}
     if environment.recorded(first.folder).get("device", {}).get("platform") == "cpu":
         inherited["JAX_PLATFORMS"] = "cpu"
@@ -137,14 +189,24 @@ def _again(first: Recorded, config: Path, variables: dict[str, str], steps: list
             "fingerprint": first.tags.get("fbp.data_fingerprint", ""),
             "tags": {"fbp.reproduces": first.run_id},
             "digest_at": steps or None,
-            "stop_at": steps[-1] if steps and first.status != "FINISHED" else None,
+            "stop_at": stop_at,
             "answer": str(answer),
         }
-        done = subprocess.run(
-            [sys.executable, "-c", _CHILD], input=json.dumps(task), text=True, env=inherited | variables, check=False
+        process = subprocess.Popen(
+            [sys.executable, "-c", _CHILD],
+            stdin=subprocess.PIPE,
+            text=True,
+            env=inherited | variables,
+            start_new_session=True,  # Ctrl-C is for this process, which ends the other
         )
+        try:
+            process.communicate(json.dumps(task))
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
         if not answer.exists():
-            raise InputError(f"run {first.name}: it could not be run again (exit status {done.returncode})")
+            raise InputError(f"run {first.name}: it could not be run again (exit status {process.returncode})")
         said = json.loads(answer.read_text(encoding="utf-8"))
     if "problem" in said:
         raise InputError(said["problem"])
@@ -224,11 +286,22 @@ def _same(one: float, other: float) -> bool:
     return np.float64(one).tobytes() == np.float64(other).tobytes() or (one != one and other != other)
 
 
+def _params(path: Path) -> dict[str, np.ndarray] | None:
+    """The parameters in a model's file, by path; None where it is absent or damaged."""
+    try:
+        return {
+            key.partition("/")[2]: array
+            for key, array in read_arrays(path).items()
+            if key.partition("/")[0] == "params"
+        }
+    except (OSError, *DAMAGE):
+        return None
+
+
 def _tensors(before: Path, now: Path) -> list[str]:
     """By how much the final parameters differ."""
-    try:
-        old, new = ({key.removeprefix("params/"): a for key, a in read_arrays(path).items()} for path in (before, now))
-    except (OSError, *DAMAGE):
+    old, new = _params(before), _params(now)
+    if old is None or new is None:
         return []
     lines = []
     for name, array in old.items():

@@ -11,11 +11,15 @@ import re
 import secrets
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fbp.errors import InputError
 from fbp.experiment.credentials import public, without_login
+
+_VARIABLE = "MLFLOW_TRACKING_URI"
 
 EMBEDDED = "embedded"  # stands for the tracking URI of the store beside a run's folder
 
@@ -41,14 +45,42 @@ def portable(uri: str, store: Path) -> str:
 
 def tracking_uri(store: Path, chosen: str | None) -> str:
     """The tracking URI: the one chosen on the command line, ``MLFLOW_TRACKING_URI``, or the embedded store's."""
-    uri = chosen or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(store)
+    uri = chosen or os.environ.get(_VARIABLE)
+    if not uri and re.search("[?%]", str(store.resolve())):
+        raise InputError(
+            f"{store.resolve()}: MLflow cannot keep a store in a folder with ? or % in its path; give the folder another "
+            "name, or name a store with --tracking-uri"
+        )
+    uri = uri or default_uri(store)
     if not re.match(r"^(sqlite|postgresql|mysql|mssql)(\+\w+)?://|^https?://", uri):
         raise InputError(
             f"tracking URI: expected sqlite:///PATH, a database or http(s)://HOST, got {public(uri)!r}; "
             "MLflow no longer keeps runs in plain folders"
         )
-    without_login(os.environ.get("MLFLOW_TRACKING_URI", ""))  # a remembered URI has no login; the variable may
+    try:
+        host, _ = urlsplit(uri).hostname, urlsplit(uri).port
+    except ValueError:
+        host = None
+    if uri.startswith("http") and not host:
+        raise InputError(f"tracking URI: expected http(s)://HOST[:PORT], got {public(uri)!r}")
+    without_login(os.environ.get(_VARIABLE, ""))  # a remembered URI has no login; the variable may
     return without_login(uri)
+
+
+@contextlib.contextmanager
+def as_default(uri: str) -> Iterator[None]:
+    """A tracking URI for all of MLflow, meanwhile: some of its calls make a client, and a store, of their own."""
+    import mlflow
+
+    given = os.environ.get(_VARIABLE)
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+        os.environ.pop(_VARIABLE, None)
+        os.environ.update({} if given is None else {_VARIABLE: given})
 
 
 def artifact_root(store: Path) -> str:

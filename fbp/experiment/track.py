@@ -207,7 +207,12 @@ def track(
     if isinstance(config, Config):
         experiment, params = config.tracking.experiment or config.name, configuration.flat(config)
     else:
-        params = {key.replace("/", "_"): text for key, text in _flat("config", config or {}, _text)}
+        params = {}
+        for key, text in _flat("config", config or {}, _text):
+            name_there = key.replace("/", "_")
+            if name_there in params:
+                raise InputError(f"config: {key!r} is called {name_there!r} in MLflow, which is there already")
+            params[name_there] = text
     if not experiment.strip():
         raise InputError("track: expected a name of an experiment, got an empty one")
     tags = dict(_flat("tags", tags or {}, _text))
