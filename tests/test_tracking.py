@@ -19,6 +19,8 @@ import fbp
 from fbp.cli import main
 from fbp.experiment import environment, journal, shipper, store, track
 from fbp.experiment.credentials import hidden, public
+from fbp.experiment.journal import Journal
+from fbp.experiment.record import Record
 from tests.projects import client, command, one, the_run, write_config
 from tests.servers import Server, postgresql
 
@@ -286,6 +288,40 @@ def counted(database, experiment="tracked"):
         "select count(*), count(distinct metrics.key || '/' || step) from metrics join runs using (run_uuid) "
         "where metrics.key not like 'system/%' group by run_uuid"
     ).fetchall()
+
+
+@pytest.mark.parametrize("damage", ["a line is gone", "a flipped byte"])
+def test_a_journal_that_was_damaged_after_it_was_sent_is_filled_and_nothing_doubled(project, warm, damage):
+    values = np.arange(1, 31, dtype=np.float32)
+    with track({}) as run:
+        for first in (1, 11, 21):
+            run._journal.steps(first, {"loss": values[first - 1 : first + 9]})
+        run.log(30, {"end": 1})
+    path = run.folder / journal.NAME
+    lines = path.read_bytes().splitlines(keepends=True)
+    place = next(i for i, line in enumerate(lines) if b'"first": 11' in line)
+    lines[place] = b"" if damage == "a line is gone" else lines[place].replace(b'"first": 11', b'"first": 12')
+    path.write_bytes(b"".join(lines))
+    with track({}, resume=run.name) as again:
+        Record(again._journal, 1).steps(1, {"loss": values})
+        again.log(31, {"end": 2})
+    assert journal.history(run.folder)["loss"].values.tolist() == values.tolist()
+    with contextlib.closing(sqlite3.connect(project / "mlruns" / "mlflow.db")) as database:
+        assert counted(database) == [(32, 32)]
+        assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
+    assert shipper.is_sent(run.folder)
+
+
+def test_a_run_that_never_began_keeps_no_shipper(project, warm):
+    folder = store.new_run_folder(project / "mlruns", "dead")
+    (folder / journal.NAME).touch()
+    group = store.new_run_folder(project / "mlruns", "group")
+    writer = Journal(group)
+    writer.start(group, label="group", experiment="e", params={}, tags={})
+    writer.write("child", folder=folder.name, variant="a")
+    for top in (folder, group):
+        assert shipper.launch(top, store.default_uri(project / "mlruns")).wait(timeout=60) == 0
+    assert journal.end_of(group)["status"] == "KILLED"
 
 
 LOOP = """
