@@ -91,6 +91,22 @@ class TestRuns:
         ("words", "problem"),
         [
             (["runs", "metrics.x >>"], "Invalid clause"),
+            (["runs", "--tracking-uri", "sqlite:////nowhere/x.db"], "sqlite:////nowhere/x.db: there is no such store"),
+            (
+                ["runs", "--tracking-uri", "postgresql://u:pass@127.0.0.1:1/x"],
+                "postgresql://127.0.0.1:1/x: the store does not",
+            ),
+            (
+                ["runs", "--tracking-uri", "http://u:pass@"],
+                "tracking URI: expected http(s)://HOST[:PORT], got 'http://'",
+            ),
+            (
+                ["register", "nothing", "name", "--alias", "v1"],
+                "expected an alias that MLflow does not keep for itself",
+            ),
+            (["register", "nothing", "."], "expected letters, digits and . - _ in the name, got '.'"),
+            (["reap", "--minutes", "nan"], "--minutes: expected a number, got nan"),
+            (["runs", "--sort", "foo.bar"], "--sort foo.bar ASC: Invalid"),
             (["runs", "--sort", "nothing"], "--sort nothing ASC: Invalid order_by clause"),
             (["runs", "metrics.acc > 0.9"], "no run has metrics.acc; expected one of best_step"),
             (["runs", "--sort", "-metrics.val_accuracy"], "did you mean 'validation_accuracy'"),
@@ -261,7 +277,7 @@ def reproduced(project, run, status, *options, **settings):
     return done.stdout + done.stderr
 
 
-def test_reproduce_a_run_from_its_record_alone(project, three):
+def test_reproduce_a_run_from_its_record_alone(project, three, monkeypatch):
     """Its folder is away, and the number of threads, which changes bits, is another here."""
     shutil.copytree(three, project / "copy")
     shutil.rmtree(project / "copy" / "mlruns" / "runs")
@@ -275,6 +291,9 @@ def test_reproduce_a_run_from_its_record_alone(project, three):
     assert [run.data.tags["fbp.reproduction"] for run in again] == ["identical"]
     assert again[0].data.tags["fbp.params_digest"] == first.data.tags["fbp.params_digest"]
     assert again[0].data.tags["fbp.metrics_digest"] == first.data.tags["fbp.metrics_digest"]
+    monkeypatch.chdir(copy)
+    assert fbp.load(first.info.run_name).config.name == "small"
+    assert not (copy / "mlflow.db").exists()  # MLflow's own default store, which some of its calls make
 
 
 @pytest.mark.slow

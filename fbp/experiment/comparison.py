@@ -16,6 +16,7 @@ from fbp.experiment.tables import Rows, differing, number
 _RESAMPLES = 10_000
 _FEW = 5  # with fewer values, resampling them cannot show how far the mean may lie
 _RESULTS = ("train_", "validation_", "test_", "best_")
+_DATA = "fbp.data_fingerprint"  # a tag
 _WITHOUT_MEANING = ("name", "description", "tracking_experiment")  # differences that change no result
 
 
@@ -68,7 +69,8 @@ def _labels(every: Sequence[Recorded]) -> list[str]:
 def _configuration(every: Sequence[Recorded], labels: list[str]) -> Rows:
     different = [name for name in differing([run.params for run in every]) if name not in _WITHOUT_MEANING]
     cells = [[name, *(run.params.get(name, "") for run in every)] for name in different]
-    for title, tag in (("git commit", "mlflow.source.git.commit"), ("device", "fbp.device"), ("jax", "fbp.jax")):
+    tags = {"git commit": "mlflow.source.git.commit", "device": "fbp.device", "jax": "fbp.jax", "data": _DATA}
+    for title, tag in tags.items():
         values = [run.tags.get(tag, "")[:12] for run in every]
         if len(set(values)) > 1:
             cells.append([title, *values])
@@ -108,6 +110,7 @@ def _over_seeds(every: Sequence[Recorded]) -> list[Rows]:
     groups: dict[tuple[tuple[str, str], ...], dict[str, Recorded]] = {}
     for run in every:
         same = {key: value for key, value in run.params.items() if key not in ("seed", *_WITHOUT_MEANING)}
+        same[_DATA] = run.tags.get(_DATA, "")
         groups.setdefault(tuple(sorted(same.items())), {}).setdefault(run.params.get("seed", ""), run)
     several = [group for group in groups.values() if len(group) > 1]
     different = [name for name in differing([next(iter(group.values())).params for group in several]) if name != "seed"]

@@ -245,6 +245,8 @@ def opened(tracking_uri: str | None) -> Iterator[Runs]:
         if not (root / "mlflow.db").exists():
             raise InputError(f"there are no runs in {root} yet; start with: fbp run digits_mlp")
         store.check_not_moved(root)
+    elif uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///").partition("?")[0]).exists():
+        raise InputError(f"{public(uri)}: there is no such store")
     try:
         client = connect(uri, root)
     except Exception as error:

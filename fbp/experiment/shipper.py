@@ -16,6 +16,7 @@ import operator
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,9 +26,10 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fbp.experiment import journal, locks, logged, store
-from fbp.experiment.credentials import hidden
+from fbp.experiment.credentials import hidden, public
 from fbp.experiment.journal import Journal, Mark
 from fbp.experiment.system import SYSTEM, SystemMetrics
 
@@ -90,10 +92,23 @@ def connect(uri: str, root: Path) -> Any:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     root.mkdir(parents=True, exist_ok=True)
+    _knock(uri)
     with _one_at_a_time(uri, root):
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
+
+
+def _knock(uri: str) -> None:
+    """See that a database's server listens: MLflow itself would try for two minutes.
+
+    Raises:
+        OSError: where it does not.
+    """
+    parts = urlsplit(public(uri))
+    usual = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}.get(parts.scheme.partition("+")[0])
+    if usual and parts.hostname:
+        socket.create_connection((parts.hostname, parts.port or usual), timeout=10).close()
 
 
 def _one_at_a_time(uri: str, root: Path) -> contextlib.AbstractContextManager[None]:
@@ -426,6 +441,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
+    sys.argv[0] = "fbp"  # MLflow shows it as where a model comes from
     uri = os.environ.pop(_URI)  # without a server's password, see credentials.py
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

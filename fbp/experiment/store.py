@@ -58,7 +58,7 @@ def tracking_uri(store: Path, chosen: str | None) -> str:
             "MLflow no longer keeps runs in plain folders"
         )
     try:
-        host, _ = urlsplit(uri).hostname, urlsplit(uri).port
+        host, _ = urlsplit(public(uri)).hostname, urlsplit(public(uri)).port
     except ValueError:
         host = None
     if uri.startswith("http") and not host:
