@@ -30,6 +30,7 @@ from tests.test_runs import PICTURES
 TREE = {
     "w": jnp.arange(6, dtype=jnp.float32).reshape(2, 3),
     "half": jnp.array([1.5, -2], jnp.bfloat16),
+    "quarter": jnp.array([1.5, -2], jnp.float8_e5m2),
     "key": jax.random.key(3),
     "step": jnp.int32(7),
     "empty": jnp.zeros((0, 4)),
@@ -192,7 +193,12 @@ class Snapshots(Silent):
         folder = store.run_folders(self.project / "mlruns")[-1]
         if len(self.copies) < len(self.at) and step >= self.at[len(self.copies)]:
             copy = self.project / f"copy{len(self.copies)}"
-            shutil.copytree(folder, copy)
+            while True:
+                try:
+                    shutil.copytree(folder, copy)
+                    break
+                except shutil.Error:  # a checkpoint got its name meanwhile, or one before it was removed
+                    shutil.rmtree(copy)
             with open(copy / journal.NAME, "a") as file:
                 file.write('{"kind": "steps", "ti')  # and it was writing a line
             self.copies.append(copy)

@@ -313,6 +313,7 @@ class TestBadInput:
                 ["run", "small.toml", "--set", "model={name='lstm'}"],
                 "layer 0 (lstm(128)): lstm expects examples of shape (T, F)",
             ),
+            (["run", "small.toml", "--set", "model.hidden=[1000000000000]"], "model: its parameters take 32,000 GB"),
             (["run", "small.toml", "--set", "model={name='gpt', features=10}"], "features must be a multiple of heads"),
             (["run", "small.toml", "--set", "data={name='text', context=100000}"], "a text of at least 20 pieces"),
             (["generate", "nothing"], "there is no such folder, and no run of that name"),

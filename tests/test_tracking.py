@@ -70,6 +70,13 @@ class TestTrack:
         assert journal.end_of(run.folder)["status"] == status
         assert "why" in journal.end_of(run.folder)["message"]
 
+    def test_two_names_that_mlflow_cannot_tell_apart(self, unsent):
+        with (
+            pytest.raises(fbp.InputError, match="'m_x' is called 'm_x' in MLflow, which is there"),
+            track({"m": {"x": 1}, "m_x": 2}),
+        ):
+            pass
+
     def test_a_resumed_run_goes_on_where_its_checkpoint_is(self, unsent):
         tree = {"w": jnp.zeros(3), "key": jax.random.key(1)}
         with contextlib.suppress(RuntimeError), track({"a": 1}) as run:
@@ -93,6 +100,7 @@ class TestTrack:
             (lambda run: run.log(1, {"x": "abc"}), "x: expected a number, got 'abc'"),
             (lambda run: run.log(1, {"x": jnp.zeros(2)}), "x: expected a number"),
             (lambda run: run.log(1, {"x": None}), "x: expected a number, got 'None'"),
+            (lambda run: run.checkpoint(1, np.zeros(2, [("a", "f4")])), "expected a pytree of arrays and numbers"),
             (lambda run: run.log(1, {"x[0]": 1}), "expected names of letters, digits"),
             (lambda run: run.log(1, {"../x": 1}), "expected names of letters, digits"),
             (lambda run: run.log(1, {"a/./b": 1}), "expected names of letters, digits"),
