@@ -104,7 +104,9 @@ def _last(points: Series) -> int:
 
 def _contradictions(runs: Runs, first: Recorded, series: Mapping[str, Series]) -> list[str]:
     """Where a record does not agree with itself: somebody or something has changed it."""
-    lines = []
+    lines: list[str] = []
+    if first.status == "RUNNING":
+        return lines
     known = {logged.key_of(key): dict(zip(*points[:2], strict=True)) for key, points in series.items()}
     for key, points in runs.points(first).items():
         for step, value in zip(*points[:2], strict=True):
