@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import time
@@ -14,6 +15,7 @@ import urllib.error
 import urllib.request
 
 import numpy as np
+import psutil
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
@@ -331,6 +333,25 @@ def test_reproduce_a_killed_run_as_far_as_it_came(project, warm):
     assert steps > 0
     assert "identical to the bit" in output
     assert "as far as the first one came (KILLED)" in output
+
+
+@pytest.mark.slow
+def test_a_reproduction_that_is_stopped_leaves_no_process(inside):
+    _, (first, *_) = runs_of(inside)
+    with subprocess.Popen(
+        command("reproduce", first.info.run_name), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        deadline, children = time.monotonic() + 60, []
+        while time.monotonic() < deadline and not children:
+            time.sleep(0.05)
+            every = psutil.Process(process.pid).children()
+            children = [child for child in every if "reproduce import child" in " ".join(child.cmdline())]
+        process.terminate()
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+        assert not children[0].is_running()
+        output = process.stdout.read().decode()
+    assert "stopped" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.slow

@@ -50,8 +50,8 @@ class _Commands(click.Group):
             sys.exit(1)
         except (KeyboardInterrupt, click.Abort) as error:
             click.echo("fbp: stopped", err=True)
-            number = error.args[0] if error.args and isinstance(error.args[0], signal.Signals) else signal.SIGINT
-            sys.exit(128 + number)
+            found = (error.__cause__ or error).args  # click makes an Abort of a KeyboardInterrupt
+            sys.exit(128 + next((number for number in found if isinstance(number, signal.Signals)), signal.SIGINT))
         except (MemoryError, RuntimeError) as error:  # JAX's own error is a RuntimeError
             if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
