@@ -13,6 +13,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -133,6 +134,19 @@ class TestRuns:
             console = Console(width=width, record=True, file=io.StringIO())
             console.print(rows.rich())
             assert len(console.export_text().splitlines()) == 4 + len(children)
+
+    def test_long_names_leave_room_for_results(self, inside):
+        _, children = runs_of(inside)
+        info = children[0].info
+        long = SimpleNamespace(
+            **{key: getattr(info, key) for key in ("run_id", "experiment_id", "status", "start_time", "end_time")}
+        )
+        long.run_name = f"{'small,hidden=_8_,learning_rate=0.001,' * 2}seed=0-ab12"
+        rows = tables.list_of_runs([SimpleNamespace(info=long, data=children[0].data)], {}, [], 80)
+        assert {"status", "test_accuracy"} <= set(rows.columns)
+        assert rows.cells[0][0].endswith("…-ab12")
+        whole = tables.list_of_runs([SimpleNamespace(info=long, data=children[0].data)], {}, [], None)
+        assert whole.cells[0][0] == long.run_name
 
     def test_the_beginning_of_an_id_and_the_end_of_a_name_are_enough(self, inside):
         _, (first, *_) = runs_of(inside)

@@ -88,7 +88,8 @@ def list_of_runs(
         runs: MLflow's.
         experiments: their names by id.
         asked: what must be shown, see :func:`asked_for`.
-        width: of the terminal, in characters: what matters least is left out, so that nothing is broken over lines.
+        width: of the terminal, in characters: what matters least is left out, so that nothing is broken over lines, and long
+            names are shortened.
     """
     there = {name for run in runs for name in run.data.metrics if not name.startswith("system/")}
     usual = [name for name in _METRICS if name in there]
@@ -96,9 +97,9 @@ def list_of_runs(
     others = [name for name in differing([run.data.params for run in runs]) if name not in ("name", "description")]
     others.sort(key=lambda name: (_PARAMS.index(name) if name in _PARAMS else len(_PARAMS), name))
     params = [name for kind, name in asked if kind == "params"] + others[:_MOST_PARAMS]
-    names = {run.info.run_id: run.info.run_name or "" for run in runs}
+    names = {run.info.run_id: _shortened(run.info.run_name or "", width) for run in runs}
     columns: dict[str, list[str]] = {
-        "run": [run.info.run_name or "" for run in runs],
+        "run": [names[run.info.run_id] for run in runs],
         "id": [run.info.run_id[:8] for run in runs],
         "part of": [names.get(parent, parent[:8]) for parent in (run.data.tags.get(_PARENT, "") for run in runs)],
         "experiment": [experiments.get(run.info.experiment_id, "") for run in runs],
@@ -126,6 +127,12 @@ def list_of_runs(
             break
         columns.pop(name, None)
     return Rows("", list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
+
+
+def _shortened(name: str, width: int | None) -> str:
+    """A name in at most a third of the width; its last four letters, by which a run is found, stay."""
+    most = max(20, (width or 0) // 3)
+    return name if width is None or len(name) <= most else f"{name[: most - 6]}…{name[-5:]}"
 
 
 def of_run(runs: Runs, found: Any, recorded: Recorded) -> list[Rows]:
