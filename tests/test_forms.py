@@ -1,5 +1,7 @@
 """Whatever form computes a product, the deltas are the same: each form forced, against vjp and finite differences."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,3 +91,19 @@ def test_constants_are_read_where_they_are_used():
     """So that the tests above force what they say."""
     assert convolution.CHANNELS_FROM == forms.CHANNELS_FROM
     assert recurrent.UNROLL == forms.UNROLL
+
+
+def test_gradients_after_all_are_the_same_and_weights_are_not_copied_in_the_loop():
+    odd = {"a": jnp.array([1.5, -0.0, jnp.nan, jnp.inf]), "b": jnp.zeros((0, 2)), "c": jnp.bfloat16(2)}
+    for given in (odd, {}, {"a": jnp.array([jnp.nan, 1.0])}):
+        for one, other in zip(jax.tree.leaves(given), jax.tree.leaves(jax.jit(forms.after_all)(given)), strict=True):
+            assert one.dtype == other.dtype
+            assert one.tobytes() == other.tobytes()
+    model = fbp.models.mlp(4, (64, 96))
+    params, _ = model.init(jax.random.key(0), (8,))
+    optimizer = fbp.optimizers.sgd(0.1)
+    state = fbp.training.TrainState(params, optimizer.init(params), jnp.int32(0), jax.random.key(0))
+    steps = fbp.training.take_steps(model, fbp.losses.softmax_cross_entropy, optimizer, batch_size=8, capacity=9)
+    program = jax.jit(steps, donate_argnums=0).lower(state, jnp.ones((80, 8)), jnp.zeros(80, jnp.int32), 9).compile()
+    assert "f32[64,96]" in program.as_text()
+    assert not re.search(r"f32\[64,96\]\S* copy\(", program.as_text())
