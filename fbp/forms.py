@@ -27,16 +27,16 @@ def by_platform(cpu: Callable[..., Any], other: Callable[..., Any], *arguments: 
     return lax.platform_dependent(*arguments, cpu=cpu, default=other)
 
 
-def after_all(grads: Params) -> Params:
-    """The same gradients, of which none can be used before all of them are there.
+def after_first(grads: Params) -> Params:
+    """The same gradients, of which none can be used before the first is there: the last that a chain's backward pass computes.
 
     In a loop, XLA copies every weight that an update may replace while the backward pass may still read it. On a CPU each
-    gradient is therefore multiplied by a 1 that takes a number of each to compute.
+    gradient is therefore multiplied by a 1 that takes a number of the first one to compute.
     """
 
     def tied(grads: Params) -> Params:
-        met = sum(leaf.ravel()[0].astype(jnp.float32) for leaf in jax.tree.leaves(grads) if leaf.size)
-        one = 1 + 0.0 * jnp.isnan(jnp.float32(met)).astype(jnp.float32)
+        first = next((leaf.ravel()[0] for leaf in jax.tree.leaves(grads) if leaf.size), jnp.float32(0))
+        one = 1 + 0.0 * jnp.isnan(first).astype(jnp.float32)
         return jax.tree.map(lambda leaf: leaf * one.astype(leaf.dtype), grads)
 
     return by_platform(tied, lambda grads: grads, grads)

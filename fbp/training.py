@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from fbp.augmentation import Augmentation
 from fbp.errors import InputError
-from fbp.forms import after_all
+from fbp.forms import after_first
 from fbp.gradient import backpropagate, path_of
 from fbp.layer import STATISTICS, Array, Cache, Grads, Key, Layer, Loss, Optimizer, Params, Shape, map_layers
 from fbp.layers.normalization import statistics
@@ -93,7 +93,7 @@ def take_step(
     def step(state: TrainState, x: Any, y: Array) -> tuple[TrainState, StepInfo]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, _LAYERS), state.step)
         result = run(state.params, x, y, key)
-        updates, opt_state = optimizer.update(after_all(result.grads), state.opt_state, state.params)
+        updates, opt_state = optimizer.update(after_first(result.grads), state.opt_state, state.params)
         params = apply_updates(state.params, updates)
         means = {name: metric(result.output, y).mean() for name, metric in (metrics or {}).items()}
         info = StepInfo(result.cost, global_norm(result.grads) if gradient_norm else None, means)
