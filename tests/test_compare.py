@@ -23,10 +23,11 @@ from rich.console import Console
 
 import fbp
 from fbp.cli import main
-from fbp.experiment import comparison, environment, journal, recorded, shipper, store, tables
+from fbp.experiment import comparison, environment, journal, logged, recorded, reproduce, shipper, store, tables
 from fbp.experiment.arrays import read_arrays, write_arrays
-from fbp.experiment.journal import Series
+from fbp.experiment.journal import Journal, Series
 from fbp.experiment.locks import locked
+from fbp.experiment.recorded import Recorded, Runs
 from fbp.experiment.reproduce import compare
 from tests.projects import client, command, fbp_run, one, the_run, write_config
 from tests.servers import free_port
@@ -270,6 +271,65 @@ def test_only_plain_switches_are_taken_from_a_record():
         "XLA_FLAGS": "--xla_gpu_deterministic_ops=true --xla_x=3",
     }
     assert left == ["--xla_dump_to=/tmp/x", "--xla_cpu_max_isa=AVX2"]
+    assert environment.variables({"threads": True}) == ({}, [])
+
+
+def a_record(folder, status="KILLED"):
+    return Recorded("id", "name", "experiment", status, 0, 0, {}, {}, {}, folder)
+
+
+def test_names_with_commas_and_quotes_come_back_from_the_history(tmp_path):
+    (tmp_path / "artifacts").mkdir()
+    values = {'delta_norm/a,b "c"': 1.5, "loss": float("nan")}
+    Journal(tmp_path).write("metrics", step=3, values=values)
+    logged.write_history(tmp_path)
+    found = recorded.from_artifacts(a_record(tmp_path / "artifacts"))
+    assert {key: points.steps.tolist() for key, points in found.items()} == {key: [3] for key in values}
+    assert found['delta_norm/a,b "c"'].values.tolist() == [1.5]
+
+
+def test_what_a_store_cannot_hold_and_an_old_history_are_no_contradictions(tmp_path, monkeypatch):
+    shown = SimpleNamespace(points=lambda first: series(a=[0.0, float("nan"), 3.0], b=[1.0, 2.0]))
+    kept = series(a=[-0.0, float("inf"), 3.0], b=[1.0])
+    assert reproduce._contradictions(shown, a_record(tmp_path), kept) == []
+    lines = reproduce._contradictions(shown, a_record(tmp_path, "FINISHED"), kept)
+    assert "b at step 2 is 2.0 in MLflow, and missing" in lines[0]
+    (line,) = reproduce._contradictions(shown, a_record(tmp_path), series(a=[0.5]))
+    assert "a at step 1 is 0.0 in MLflow, and 0.5 in" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        ("reproduce", "list_artifacts"),
+        ("reproduce", "download_artifacts"),
+        ("reproduce", "get_metric_history"),
+        ("show", "search_runs"),
+        ("register", "search_logged_models"),
+    ],
+)
+def test_a_store_that_fails_later_is_called_that(inside, monkeypatch, words, call):
+    """Not another result, a damaged record, a wrong filter; and no traceback."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    def fail(*_, **__):
+        raise MlflowException("API request failed with error code 500")
+
+    _, (first, *_) = runs_of(inside)
+    monkeypatch.setattr(MlflowClient, call, fail)
+    output = said(words, first.info.run_name, *(["m"] if words == "register" else []), status=2)
+    assert "the store does not answer (MlflowException: API request failed with error code 500)" in output
+    assert len(output.strip().splitlines()) <= 3
+
+
+def test_a_run_that_recorded_nothing_is_not_run_again(inside, monkeypatch):
+    read = Runs.read
+    monkeypatch.setattr(Runs, "read", lambda *given, **more: read(*given, **more)._replace(status="KILLED"))
+    monkeypatch.setattr(Runs, "series", lambda *_: {})
+    monkeypatch.setattr(recorded, "checkpoints", lambda _: {})
+    _, (first, *_) = runs_of(inside)
+    assert "neither metrics nor checkpoints" in said("reproduce", first.info.run_name, status=2)
 
 
 MODEL = """
@@ -346,11 +406,12 @@ def test_reproduce_a_killed_run_as_far_as_it_came(project, warm):
     steps = len(journal.history(folder)["loss"].steps)
     assert steps > 0
     assert "identical to the bit" in output
-    assert "as far as the first one came (KILLED)" in output
+    assert "as far as the first one's history goes (KILLED)" in output
 
 
 @pytest.mark.slow
-def test_a_reproduction_that_is_stopped_leaves_no_process(inside):
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
+def test_a_reproduction_that_is_stopped_leaves_no_process(inside, sent):
     _, (first, *_) = runs_of(inside)
     with subprocess.Popen(
         command("reproduce", first.info.run_name), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -360,11 +421,11 @@ def test_a_reproduction_that_is_stopped_leaves_no_process(inside):
             time.sleep(0.05)
             every = psutil.Process(process.pid).children()
             children = [child for child in every if "reproduce import child" in " ".join(child.cmdline())]
-        process.terminate()
-        assert process.wait(timeout=60) == 128 + signal.SIGTERM
-        assert not children[0].is_running()
+        process.send_signal(sent)
+        assert process.wait(timeout=60) == (128 + sent if sent == signal.SIGTERM else -sent)
+        children[0].wait(timeout=60)
         output = process.stdout.read().decode()
-    assert "stopped" in output
+    assert sent != signal.SIGTERM or "stopped" in output
     assert "Traceback" not in output
 
 

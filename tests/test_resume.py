@@ -156,6 +156,26 @@ class TestJournal:
             writer.write("metrics", step=2, values={"a": 2})
         assert (tmp_path / journal.NAME).read_bytes() == whole
 
+    def test_what_could_not_be_removed_of_a_line_is_before_the_next(self, tmp_path, monkeypatch):
+        def full(*_):
+            raise OSError(errno.EIO, "Input/output error")
+
+        def half(file, data, real=os.write):
+            real(file, data[: len(data) // 2])
+            full()
+
+        writer = Journal(tmp_path)
+        writer.write("metrics", step=1, values={"a": 1})
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", half)
+            patched.setattr(os, "ftruncate", full)
+            with pytest.raises(OSError, match="Input/output"):
+                writer.write("metrics", step=2, values={"a": 2})
+        writer.write("metrics", step=3, values={"a": 3})
+        assert journal.history(tmp_path)["a"].steps.tolist() == [1, 3]
+        assert journal.begins_with(tmp_path, writer.mark)
+        assert writer.mark.length == (tmp_path / journal.NAME).stat().st_size
+
 
 def test_a_record_fills_the_gaps_of_a_damaged_journal_and_repeats_nothing(tmp_path):
     values = np.arange(1, 11, dtype=np.float32)

@@ -1,6 +1,7 @@
 """Tracking that cannot hurt: loops of one's own, servers that die, many processes on one store, runs that nobody ends."""
 
 import contextlib
+import io
 import math
 import os
 import shutil
@@ -213,6 +214,25 @@ def test_a_refused_uri_does_not_show_its_password(project):
     refused = CliRunner().invoke(main, ["runs", "--tracking-uri", "file://someone:hidden-word@host/x"])
     assert refused.exit_code == 2
     assert "hidden-word" not in refused.output
+
+
+@pytest.mark.parametrize(
+    ("uri", "knocks"),
+    [
+        ("postgresql://u:p@db.example/runs", [("db.example", 5432)]),
+        ("mysql+pymysql://root@db.example:7/runs", [("db.example", 7)]),
+        ("mysql+pymysql://root@localhost/runs?unix_socket=/tmp/x.sock", []),
+        ("postgresql://u@localhost/runs?host=/var/run/postgresql", []),
+        ("mssql+pyodbc://u:p@a_source", []),
+        ("http://db.example", []),
+        ("sqlite:///x.db", []),
+    ],
+)
+def test_only_a_database_at_a_port_that_is_certain_is_tried_first(monkeypatch, uri, knocks):
+    asked = []
+    monkeypatch.setattr("socket.create_connection", lambda at, timeout: asked.append(at) or io.BytesIO())
+    shipper._knock(uri)
+    assert asked == knocks
 
 
 def test_names_in_records_do_not_leave_their_folder(project):

@@ -80,7 +80,7 @@ def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
         except InputError as error:
             warn(f"{error}; using the one before it")
             continue
-        if journal.begins_with(folder, Mark(*found.facts["journal"])):
+        if "journal" in found.facts and journal.begins_with(folder, Mark(*found.facts["journal"])):
             return found
         warn(
             f"{folder / journal.NAME}: damaged before step {found.step}; what it lacks is taken again from before that"

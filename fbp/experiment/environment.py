@@ -52,8 +52,8 @@ def prepare(config: Config, record: dict[str, Any] | None = None) -> None:
     before = threads()
     if config.training.strict:
         os.environ[_THREADS] = "1"
-    elif record and _THREADS not in os.environ and isinstance(record.get("threads"), int):
-        os.environ[_THREADS] = str(record["threads"])
+    elif record and _THREADS not in os.environ:
+        os.environ |= _threads_of(record)
     if threads() != before and config.training.strict and _has_started():
         raise InputError(
             f"training.strict: JAX has started already with {before} threads; start the process with {_THREADS}=1"
@@ -112,9 +112,7 @@ def variables(record: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
     A record may come from anybody: only numbers of threads, JAX's switches for numbers, and XLA flags that are true, false or
     a number are taken over; none that names a file.
     """
-    found, left = {}, []
-    if isinstance(record.get("threads"), int) and 0 < record["threads"] <= _MOST_THREADS:
-        found[_THREADS] = str(record["threads"])
+    found, left = _threads_of(record), []
     settings = record.get("jax", {})
     for name in _FLAGS:
         value = str(settings.get(name))
@@ -126,6 +124,12 @@ def variables(record: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
     if good:
         found["XLA_FLAGS"] = " ".join(good)
     return found, left
+
+
+def _threads_of(record: dict[str, Any]) -> dict[str, str]:
+    """The variable that sets as many threads as a record names, where that is a number of threads."""
+    count = record.get("threads")
+    return {_THREADS: str(count)} if type(count) is int and 0 < count <= _MOST_THREADS else {}
 
 
 def code_digest() -> str:

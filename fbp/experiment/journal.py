@@ -79,8 +79,10 @@ class Journal:
         """
         self._last_time = now()
         line = _with_checksum(json.dumps({"kind": kind, "time": self._last_time, **fields}).encode())
-        before = os.fstat(self._file).st_size
+        before = self.mark.length
         try:
+            if os.fstat(self._file).st_size > before:  # a part of a line that could not be removed
+                os.ftruncate(self._file, before)
             written = 0
             while written < len(line):
                 written += os.write(self._file, line[written:])

@@ -1,5 +1,6 @@
 """What a run looks like in MLflow: names, data sets, the history among its artifacts, and the model."""
 
+import csv
 import importlib.util
 import json
 import re
@@ -60,11 +61,12 @@ def write_history(folder: Path) -> None:
         table = np.column_stack([first.steps, *(points.values for points in per_step.values())])
         header = ",".join(["step", *per_step])
         np.savetxt(target / "steps.csv", table, "%.9g", ",", header=header, comments="")
-    with open(target / "metrics.csv", "w", encoding="utf-8") as file:
-        file.write("key,step,time,value\n")
+    with open(target / "metrics.csv", "w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(("key", "step", "time", "value"))
         for key in sorted(series):
             for step, value, when in zip(*series[key], strict=True):
-                file.write(f"{key},{step},{when},{float(value)!r}\n")
+                rows.writerow((key, step, when, repr(float(value))))
 
 
 def log_model(folder: Path, run_id: str, uri: str) -> None:

@@ -72,6 +72,8 @@ class Runs:
         try:
             return list(self.client.search_runs(list(self.experiments), condition, max_results=limit, order_by=order))
         except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise  # the store's fault; see opened
             first = hidden(str(error).partition("\n")[0], self.uri).removeprefix("INVALID_PARAMETER_VALUE: ")
             about_order = order and ("order" in first or "attribute key" in first or not condition)
             asked = f"--sort {', '.join(order or [])}" if about_order else condition
@@ -137,8 +139,7 @@ class Runs:
             raise InputError(f"run {info.run_id!r}: expected an id of letters and digits")
         folder = self._folder / info.run_id
         folder.mkdir(exist_ok=True)
-        for name in (*_FILES, *(_MODEL if model else ())):
-            self._copy(info.run_id, name, folder)
+        self._copy(info.run_id, (*_FILES, *(_MODEL if model else ())), folder)
         return Recorded(
             info.run_id,
             info.run_name or info.run_id,
@@ -152,18 +153,16 @@ class Runs:
             folder,
         )
 
-    def _copy(self, run_id: str, name: str, folder: Path) -> None:
-        """One artifact, by a name that is ours and not the server's; absent where the run has none such."""
-        from mlflow.exceptions import MlflowException
-
-        target = (folder / name).parent
-        target.mkdir(exist_ok=True)
-        if not (folder / name).exists():
-            try:
-                with store.as_default(self.uri):
+    def _copy(self, run_id: str, names: Sequence[str], folder: Path) -> None:
+        """Artifacts, by names that are ours and not the server's; absent are those that the run does not have."""
+        with store.as_default(self.uri):
+            above = sorted({name.rpartition("/")[0] for name in names})
+            there = {entry.path for path in above for entry in self.client.list_artifacts(run_id, path or None)}
+            for name in names:
+                target = (folder / name).parent
+                target.mkdir(exist_ok=True)
+                if name in there and not (folder / name).exists():
                     self.client.download_artifacts(run_id, name, str(target))
-            except (MlflowException, OSError):
-                (folder / name).unlink(missing_ok=True)
 
     def series(self, recorded: Recorded) -> dict[str, Series]:
         """Every metric of a run but the machine's: from its artifacts, or, while it runs, what MLflow shows."""
@@ -237,8 +236,10 @@ def opened(tracking_uri: str | None) -> Iterator[Runs]:
     """The runs of a store: that of the URI, of ``MLFLOW_TRACKING_URI``, or the embedded one.
 
     Raises:
-        InputError: where there is no store, or it does not answer.
+        InputError: where there is no store, or it does not answer, now or later.
     """
+    from mlflow.exceptions import MlflowException
+
     root = store.root()
     uri = store.tracking_uri(root, tracking_uri)
     if uri == store.default_uri(root):
@@ -247,10 +248,17 @@ def opened(tracking_uri: str | None) -> Iterator[Runs]:
         store.check_not_moved(root)
     elif uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///").partition("?")[0]).exists():
         raise InputError(f"{public(uri)}: there is no such store")
+
+    def unanswered(error: Exception) -> InputError:
+        first = hidden(str(error).partition("\n")[0], uri)[:200]
+        return InputError(f"{public(uri)}: the store does not answer ({type(error).__name__}: {first})")
+
     try:
         client = connect(uri, root)
     except Exception as error:
-        first = hidden(str(error).partition("\n")[0], uri)[:200]
-        raise InputError(f"{public(uri)}: the store does not answer ({type(error).__name__}: {first})") from None
+        raise unanswered(error) from None
     with tempfile.TemporaryDirectory() as folder:
-        yield Runs(client, uri, Path(folder))
+        try:
+            yield Runs(client, uri, Path(folder))
+        except MlflowException as error:
+            raise unanswered(error) from None

@@ -1,10 +1,13 @@
 """Run a recorded experiment again, from its record in MLflow alone, and compare bit for bit: what ``fbp reproduce`` does."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +61,8 @@ def reproduce(name: str, tracking_uri: str | None, say: Callable[[str], None], c
 
 
 def _one(runs: Runs, first: Recorded, say: Callable[[str], None], code: Path | None) -> bool:
+    from mlflow.exceptions import MlflowException
+
     config = first.folder / "config.toml"
     if not config.exists():
         raise InputError(f"run {first.name}: its record has no config.toml; only runs made by fbp can be run again")
@@ -70,6 +75,10 @@ def _one(runs: Runs, first: Recorded, say: Callable[[str], None], code: Path | N
     for flag in left:
         say(f"  XLA flag {flag} of the record is not taken over: it is not a plain switch")
     series, checkpoints = runs.series(first), recorded.checkpoints(first)
+    if first.status != "FINISHED" and not series and not checkpoints:
+        raise InputError(
+            f"run {first.name}: its record has neither metrics nor checkpoints; there is nothing to compare"
+        )
     contradictions = _contradictions(runs, first, series)
     stop_at = None if first.status == "FINISHED" else max([*checkpoints, *map(_last, series.values())], default=None)
     folder = _again(first, config, variables, sorted(checkpoints), stop_at, runs.uri)
@@ -94,7 +103,10 @@ def _one(runs: Runs, first: Recorded, say: Callable[[str], None], code: Path | N
         say(f"  {line}")
     second = shipper.shipped(folder).get("run_id")
     if second:
-        runs.client.set_tag(second, "fbp.reproduction", "identical" if verdict.identical else verdict.lines[0])
+        try:
+            runs.client.set_tag(second, "fbp.reproduction", "identical" if verdict.identical else verdict.lines[0])
+        except MlflowException:
+            say(f"  the store does not answer: run {start.get('name')} there does not show how it compares")
     return verdict.identical
 
 
@@ -111,9 +123,11 @@ def _contradictions(runs: Runs, first: Recorded, series: Mapping[str, Series]) -
     for key, points in runs.points(first).items():
         for step, value in zip(*points[:2], strict=True):
             kept = known.get(key, {}).get(step)
-            if kept is None or not (
-                _same(value, kept) or (np.isnan(value) and np.isinf(kept))
-            ):  # MLflow has no infinity
+            if kept is None:
+                agrees = first.status != "FINISHED"  # of a run that died, the history may be from an earlier end
+            else:  # MLflow has no infinity, and some stores no -0
+                agrees = _same(value, kept) or value == kept or (np.isnan(value) and np.isinf(kept))
+            if not agrees:
                 lines.append(
                     f"the record contradicts itself: {key} at step {step} is {value!s} in MLflow, "
                     f"and {'missing' if kept is None else kept} in the run's history"
@@ -145,7 +159,7 @@ def _other_digests(first: Recorded, folder: Path) -> list[str]:
 def _summary(first: Recorded, verdict: Verdict) -> list[str]:
     values, checkpoints = verdict.compared
     if verdict.identical:
-        until = "" if first.status == "FINISHED" else f", as far as the first one came ({first.status})"
+        until = "" if first.status == "FINISHED" else f", as far as the first one's history goes ({first.status})"
         return [
             f"identical to the bit: {values:,} values of metrics and the parameters at {checkpoints} checkpoints{until}"
         ]
@@ -202,7 +216,11 @@ def _again(
             start_new_session=True,  # Ctrl-C is for this process, which ends the other
         )
         try:
-            process.communicate(json.dumps(task))
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it stays open: the child sees by its end that this one is gone
+                process.stdin.write(json.dumps(task) + "\n")
+                process.stdin.flush()
+            process.wait()
         except BaseException:
             process.terminate()
             process.wait()
@@ -221,7 +239,8 @@ def child() -> int:
     from fbp.experiment.progress import Bar
     from fbp.experiment.run import Origin
 
-    task = json.load(sys.stdin)
+    task = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     origin = Origin(Path(task["source"]), task["label"], tags=task["tags"], fingerprint=task["fingerprint"])
     try:
         plan = {key: task[key] for key in ("digest_at", "stop_at")}
@@ -231,6 +250,13 @@ def child() -> int:
         answer = {"problem": str(error)}
     Path(task["answer"]).write_text(json.dumps(answer), encoding="utf-8")
     return 0
+
+
+def _end_with_parent() -> None:
+    """Wait until nobody can write to the standard input any more, then stop training as a SIGTERM does."""
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def compare(

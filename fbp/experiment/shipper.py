@@ -26,10 +26,9 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from fbp.experiment import journal, locks, logged, store
-from fbp.experiment.credentials import hidden, public
+from fbp.experiment.credentials import hidden
 from fbp.experiment.journal import Journal, Mark
 from fbp.experiment.system import SYSTEM, SystemMetrics
 
@@ -100,15 +99,18 @@ def connect(uri: str, root: Path) -> Any:
 
 
 def _knock(uri: str) -> None:
-    """See that a database's server listens: MLflow itself would try for two minutes.
+    """See that a database's server listens, where it is plain at which port: MLflow itself would try for two minutes.
 
     Raises:
         OSError: where it does not.
     """
-    parts = urlsplit(public(uri))
-    usual = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}.get(parts.scheme.partition("+")[0])
-    if usual and parts.hostname:
-        socket.create_connection((parts.hostname, parts.port or usual), timeout=10).close()
+    usual = {"postgresql": 5432, "mysql": 3306}.get(re.split(r"[:+]", uri, maxsplit=1)[0])
+    if usual:
+        from sqlalchemy.engine import make_url
+
+        url = make_url(uri)
+        if url.host and not url.query:  # a query may name another host, or a socket
+            socket.create_connection((url.host, url.port or usual), timeout=10).close()
 
 
 def _one_at_a_time(uri: str, root: Path) -> contextlib.AbstractContextManager[None]:
