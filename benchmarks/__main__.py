@@ -15,7 +15,12 @@ def other(name: str, folder: Path) -> None:
     """An item that is no contest."""
     from benchmarks import growth, layers, logging_cost, roofline, saving, startup
 
-    items = {"roofline": roofline.main, "startup": startup.main, "logging": logging_cost.main, "saving": saving.main}
+    items = {
+        "roofline": roofline.main,
+        "startup": startup.main,
+        "logging": logging_cost.main,
+        "saving": saving.main,
+    }
     items |= layers.ITEMS
     main = (lambda: growth.main(folder)) if name == "growth" else items[name]
     text = growth.main.__doc__ if name == "growth" else main.__doc__
@@ -29,19 +34,32 @@ def chosen(kind: str, given: str | None, known: list[str]) -> list[str]:
     names = given.split(",") if given else known
     for name in names:
         if name not in known:
-            print(f"benchmarks: unknown {kind} {name!r}; expected one of {', '.join(known)}", file=sys.stderr)
+            print(
+                f"benchmarks: unknown {kind} {name!r}; expected one of {', '.join(known)}",
+                file=sys.stderr,
+            )
             raise SystemExit(2)
     return names
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", help=f"comma-separated items from: {', '.join([*WORKS, *OTHERS])}")
     parser.add_argument(
-        "--contestants", help=f"comma-separated, the first is what others are divided by: {', '.join(ENTRIES)}"
+        "--only", help=f"comma-separated items from: {', '.join([*WORKS, *OTHERS])}"
     )
-    parser.add_argument("--rounds", type=int, default=7, help="how often each contestant takes its turn (7)")
-    parser.add_argument("--output", type=Path, default=LATEST, help="folder for contest.md, .json, .png and growth.png")
+    parser.add_argument(
+        "--contestants",
+        help=f"comma-separated, the first is what others are divided by: {', '.join(ENTRIES)}",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="how often each contestant takes its turn (7)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=LATEST,
+        help="folder for contest.md, .json, .png and growth.png",
+    )
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {options.rounds}")

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 from benchmarks.contestants import ENTRIES
 from benchmarks.works import WORKS
 
-TOLERANCE = 0.02  # of the first cost: what other orders of summation may grow to over the steps of a work
+TOLERANCE = (
+    0.02  # of the first cost: what other orders of summation may grow to over the steps of a work
+)
 FIRST = 1e-4  # of the first cost, before any step was taken
 
 
@@ -55,7 +57,12 @@ class _Process:
         root = Path(__file__).parent.parent
         words = [sys.executable, "-m", "benchmarks.worker", work, contestant]
         self.process = subprocess.Popen(
-            words, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            words,
+            cwd=root,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def answer(self) -> dict[str, Any]:
@@ -85,7 +92,9 @@ def agree(costs: Sequence[float], with_those: Sequence[float]) -> str | None:
         return f"costs disagree before the first update: {costs[0]:.6g}, not {with_those[0]:.6g}"
     worst = max(range(len(apart)), key=lambda i: apart[i] if apart[i] == apart[i] else float("inf"))
     if not apart[worst] <= TOLERANCE * scale:
-        return f"costs disagree at step {worst + 1}: {costs[worst]:.6g}, not {with_those[worst]:.6g}"
+        return (
+            f"costs disagree at step {worst + 1}: {costs[worst]:.6g}, not {with_those[worst]:.6g}"
+        )
     return None
 
 
@@ -111,7 +120,9 @@ def contest(work: str, contestants: Sequence[str], rounds: int) -> list[Result]:
                 said = {"costs": [], "first": 0.0, "packages": {}}
                 errors[name] = str(stopped)
             if "left out" in said:
-                print(f"{ENTRIES[name].label} left out of {work}: {said['left out']}", file=sys.stderr)
+                print(
+                    f"{ENTRIES[name].label} left out of {work}: {said['left out']}", file=sys.stderr
+                )
                 processes.pop(name).close()
                 continue
             ready[name] = said
@@ -132,7 +143,15 @@ def contest(work: str, contestants: Sequence[str], rounds: int) -> list[Result]:
     for name, said in ready.items():
         first = said["first"] - (statistics.median(seconds[name]) if seconds[name] else 0.0)
         results.append(
-            Result(name, seconds[name], first, memory.get(name, 0), said["costs"], said["packages"], errors.get(name))
+            Result(
+                name,
+                seconds[name],
+                first,
+                memory.get(name, 0),
+                said["costs"],
+                said["packages"],
+                errors.get(name),
+            )
         )
     return results
 

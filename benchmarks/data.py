@@ -15,7 +15,9 @@ def pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
         x, y = datasets.mnist(str(folder)).train
         return x[:count].reshape(count, 784), y[:count]
     random = np.random.default_rng(0)
-    return random.uniform(size=(count, 784)).astype(np.float32), random.integers(0, 10, count).astype(np.int32)
+    return random.uniform(size=(count, 784)).astype(np.float32), random.integers(
+        0, 10, count
+    ).astype(np.int32)
 
 
 def numbers(*shape: int, seed: int = 0) -> np.ndarray:

@@ -30,13 +30,20 @@ def _powers(first: int, last: int) -> tuple[int, ...]:
 
 
 def _dense(width: int, batch: int, depth: int) -> tuple[fbp.Layer, fbp.Loss, Any, Any]:
-    model = fbp.chain(*[layer for _ in range(depth) for layer in (layers.dense(width), layers.relu())])
+    model = fbp.chain(
+        *[layer for _ in range(depth) for layer in (layers.dense(width), layers.relu())]
+    )
     return model, losses.mean_squared_error, numbers(batch, width), numbers(batch, width, seed=1)
 
 
 def _repeated(depth: int) -> tuple[fbp.Layer, fbp.Loss, Any, Any]:
     block = fbp.residual(layers.dense(256), layers.relu())
-    return fbp.repeat(block, depth), losses.mean_squared_error, numbers(128, 256), numbers(128, 256, seed=1)
+    return (
+        fbp.repeat(block, depth),
+        losses.mean_squared_error,
+        numbers(128, 256),
+        numbers(128, 256, seed=1),
+    )
 
 
 def _lstm(length: int) -> tuple[fbp.Layer, fbp.Loss, Any, Any]:
@@ -51,7 +58,12 @@ def _attention(length: int) -> tuple[fbp.Layer, fbp.Loss, Any, Any]:
 
 def _chained(depth: int) -> tuple[fbp.Layer, fbp.Loss, Any, Any]:
     blocks = [fbp.residual(layers.dense(256), layers.relu()) for _ in range(depth)]
-    return fbp.chain(*blocks), losses.mean_squared_error, numbers(128, 256), numbers(128, 256, seed=1)
+    return (
+        fbp.chain(*blocks),
+        losses.mean_squared_error,
+        numbers(128, 256),
+        numbers(128, 256, seed=1),
+    )
 
 
 SWEEPS = (
@@ -119,7 +131,9 @@ def main(folder: Path) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for sweep in SWEEPS:
         points = [measure(sweep, size) for size in sweep.sizes]
-        found[sweep.axis] = {name: np.array([point[name] for point in points]) for name in points[0]}
+        found[sweep.axis] = {
+            name: np.array([point[name] for point in points]) for name in points[0]
+        }
         for name, rows in found[sweep.axis].items():
             slopes = [slope(sweep.sizes, rows[:, i]) for i in range(3)]
             print(
@@ -142,9 +156,17 @@ def draw(found: dict[str, dict[str, np.ndarray]], file: Path) -> None:
 
     file.parent.mkdir(parents=True, exist_ok=True)
     plain = FuncFormatter(lambda value, _: f"{value:g}")
-    quantities = [("time of a step, ms", 1e3), ("scratch memory, MB", 1e-6), ("compile time, s", 1.0)]
-    figure, grid = plt.subplots(3, len(found), figsize=(3.1 * len(found), 7.5), layout="constrained", sharex="col")
-    for column, (sweep, rows) in zip(grid.T, ((s, found[s.axis]) for s in SWEEPS if s.axis in found), strict=True):
+    quantities = [
+        ("time of a step, ms", 1e3),
+        ("scratch memory, MB", 1e-6),
+        ("compile time, s", 1.0),
+    ]
+    figure, grid = plt.subplots(
+        3, len(found), figsize=(3.1 * len(found), 7.5), layout="constrained", sharex="col"
+    )
+    for column, (sweep, rows) in zip(
+        grid.T, ((s, found[s.axis]) for s in SWEEPS if s.axis in found), strict=True
+    ):
         for i, (axes, (label, factor)) in enumerate(zip(column, quantities, strict=True)):
             for name, style in (("jax.grad", "s--"), ("fbp", "o-")):
                 values = rows[name][:, i] * factor
@@ -154,7 +176,9 @@ def draw(found: dict[str, dict[str, np.ndarray]], file: Path) -> None:
             axes.legend(fontsize=7, frameon=False)
             axes.grid(alpha=0.3)
             axes.yaxis.set_major_formatter(plain)
-            axes.yaxis.set_minor_formatter(plain if axes.get_ylim()[1] < 10 * axes.get_ylim()[0] else NullFormatter())
+            axes.yaxis.set_minor_formatter(
+                plain if axes.get_ylim()[1] < 10 * axes.get_ylim()[0] else NullFormatter()
+            )
             if axes in grid[:, 0]:
                 axes.set_ylabel(label)
         kind, _, what = sweep.axis.partition(": ")

@@ -48,20 +48,30 @@ def repeat() -> None:
     for name, (block, shape, batch) in cases.items():
         x, y = _numbers(batch, *shape), _numbers(batch, *shape, seed=1)
 
-        def compiled(model: fbp.Layer, by_hand: bool = True, x: Any = x, y: Any = y) -> tuple[float, float, float]:
+        def compiled(
+            model: fbp.Layer, by_hand: bool = True, x: Any = x, y: Any = y
+        ) -> tuple[float, float, float]:
             def cost(params: Any, x: Any, y: Any) -> Any:
                 return losses.quadratic.value(model.forward(params, x)[0], y).mean()
 
             params, _ = model.init(jax.random.key(0), x.shape[1:])
-            gradient = fbp.value_and_grad(model, losses.quadratic) if by_hand else jax.value_and_grad(cost)
+            gradient = (
+                fbp.value_and_grad(model, losses.quadratic) if by_hand else jax.value_and_grad(cost)
+            )
             began = time.perf_counter()
             done = jax.jit(gradient).lower(params, x, y).compile()
             seconds = time.perf_counter() - began
-            return done.cost_analysis()["bytes accessed"], done.memory_analysis().temp_size_in_bytes, seconds
+            return (
+                done.cost_analysis()["bytes accessed"],
+                done.memory_analysis().temp_size_in_bytes,
+                seconds,
+            )
 
         plain, frugal = fbp.repeat(block, 32), fbp.repeat(fbp.recompute(block), 32)
         ours, recomputed, theirs = compiled(plain), compiled(frugal), compiled(plain, by_hand=False)
-        few, many = (statistics.median(compiled(fbp.repeat(block, n))[2] for _ in range(5)) for n in (2, 64))
+        few, many = (
+            statistics.median(compiled(fbp.repeat(block, n))[2] for _ in range(5)) for n in (2, 64)
+        )
         print(
             f"| {name} | {ours[0] / theirs[0]:.2f} | {ours[1] / theirs[1]:.2f} | {recomputed[1] / theirs[1]:.2f} | "
             f"{many / few:.2f} |"
@@ -97,7 +107,9 @@ def exceptions() -> None:
             grads, input_delta = jax.vjp(lambda p, x: layer.forward(p, x)[0], params, x)[1](delta)
             return input_delta, grads
 
-        def scanned(one: Callable[..., Any], params: Any = params, x: Any = x, delta: Any = delta) -> Callable[[], Any]:
+        def scanned(
+            one: Callable[..., Any], params: Any = params, x: Any = x, delta: Any = delta
+        ) -> Callable[[], Any]:
             def turn(params: Any, at: Any) -> Any:
                 input_delta, grads = one(params, *at)
                 stepped = jax.tree.map(lambda p, g: p - 1e-6 * g, params, grads)

@@ -20,11 +20,13 @@ from unittest import mock
 
 import numpy as np
 
-import fbp.experiment.run
 from benchmarks.data import pictures
-from fbp.experiment import config, journal, locks, shipper, store
-from fbp.experiment.build import Experiment
-from fbp.experiment.run import Origin
+from fbp.experiment.config import reading
+from fbp.experiment.rundir import journal, locks
+from fbp.experiment.runner import run as run_module
+from fbp.experiment.runner.build import Experiment
+from fbp.experiment.runner.run import RunIdentity
+from fbp.experiment.tracking import shipper, store
 from tests.servers import Server
 
 EPOCHS, ROUNDS = 30, 6
@@ -54,7 +56,7 @@ class _Watch:
         pass
 
 
-class _Forgetful(fbp.experiment.run.Journal):
+class _Forgetful(fbp.experiment.runner.run.Journal):
     """A journal that writes only how the run begins and ends."""
 
     def write(self, kind: str, **fields: object) -> None:
@@ -65,7 +67,7 @@ class _Forgetful(fbp.experiment.run.Journal):
         pass
 
 
-class _Timed(fbp.experiment.run.Journal):
+class _Timed(fbp.experiment.runner.run.Journal):
     """A journal that adds up the time spent in it."""
 
     seconds = 0.0
@@ -84,12 +86,12 @@ class _Timed(fbp.experiment.run.Journal):
 
 def _train(project: Path, folder: str, how: str, server: Server) -> float:
     overrides = [f"training.epochs={EPOCHS}", f"data.folder={folder}"]
-    experiment = config.read(EXPERIMENT, overrides)
+    experiment = reading.read(EXPERIMENT, overrides)
     run_folder = store.new_run_folder(project / "mlruns", how)
-    watch, origin = _Watch(), Origin(EXPERIMENT, how)
+    watch, origin = _Watch(), RunIdentity(EXPERIMENT, how)
     if how == "none":
-        with mock.patch.object(fbp.experiment.run, "Journal", _Forgetful):
-            fbp.experiment.run.run(experiment, origin, run_folder, watch)
+        with mock.patch.object(run_module, "Journal", _Forgetful):
+            run_module.run(experiment, origin, run_folder, watch)
         return watch.last - watch.first
     uri = store.default_uri(project / "mlruns")
     if how == "killed":
@@ -99,8 +101,8 @@ def _train(project: Path, folder: str, how: str, server: Server) -> float:
         (run_folder / shipper.DESTINATION).write_text(uri)
     with locks.training(run_folder):
         process = shipper.launch(run_folder, uri)
-        with mock.patch.object(fbp.experiment.run, "Journal", _Timed):
-            fbp.experiment.run.run(experiment, origin, run_folder, watch)
+        with mock.patch.object(run_module, "Journal", _Timed):
+            run_module.run(experiment, origin, run_folder, watch)
     if how == "killed":  # the rest is sent in the end
         process.kill()
     process.wait()
@@ -117,7 +119,9 @@ def _records(project: Path, server: Server) -> tuple[int, int]:
         every = journal.history(folder, ["metrics"])
         steps = journal.history(folder, ["steps"])
         expected += sum(len(points.steps) for points in every.values())
-        expected += sum(int(((p.steps % stride == 0) | (p.steps == 1)).sum()) for p in steps.values())
+        expected += sum(
+            int(((p.steps % stride == 0) | (p.steps == 1)).sum()) for p in steps.values()
+        )
     with contextlib.closing(sqlite3.connect(project / "server.db")) as database:
         query = "select count(*) from metrics where key not like 'system/%'"
         return expected, database.execute(query).fetchone()[0]
@@ -132,7 +136,10 @@ def _data_folder(project: Path) -> str:
     folder.mkdir()
     pixels = (x * 255).astype(np.uint8).reshape(-1, 28, 28)
     for part, rows in (("train", slice(0, 60_000)), ("t10k", slice(60_000, None))):
-        for name, array in (("images-idx3", pixels[rows]), ("labels-idx1", y[rows].astype(np.uint8))):
+        for name, array in (
+            ("images-idx3", pixels[rows]),
+            ("labels-idx1", y[rows].astype(np.uint8)),
+        ):
             sizes = b"".join(n.to_bytes(4, "big") for n in array.shape)
             content = b"\x00\x00\x08" + bytes([array.ndim]) + sizes + array.tobytes()
             (folder / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(content, 1))
@@ -173,14 +180,24 @@ def main() -> None:
         single = _log_metric_seconds(project)
     print("| | value |")
     print("|---|---|")
-    print(f"| training {steps:,} steps without logging, seconds (median) | {statistics.median(without):.2f} |")
+    print(
+        f"| training {steps:,} steps without logging, seconds (median) | {statistics.median(without):.2f} |"
+    )
     print(f"| the same with every step logged | {statistics.median(with_log):.2f} |")
     print(f"| ratio (median of {ROUNDS} pairs) | {ratio:.3f} |")
     print(f"| spread of the ratio | {min(a / b for a, b in zip(with_log, without, strict=True)):.3f}-"
           f"{max(a / b for a, b in zip(with_log, without, strict=True)):.3f} |")  # fmt: skip
     print(f"| ratio with a server that is killed at half (median, spread) | {statistics.median(dead):.3f}, "
           f"{min(dead):.3f}-{max(dead):.3f} |")  # fmt: skip
-    print(f"| records of these runs in the server's store in the end, of those expected | {found:,} of {expected:,} |")
-    print(f"| time inside the journal, share of training time | {inside / statistics.median(with_log):.4f} |")
-    print(f"| time inside the journal for a step's three metrics, microseconds | {inside / steps * 1e6:.2f} |")
-    print(f"| cost of three mlflow.log_metric on the same store, microseconds | {3 * single * 1e6:.0f} |")
+    print(
+        f"| records of these runs in the server's store in the end, of those expected | {found:,} of {expected:,} |"
+    )
+    print(
+        f"| time inside the journal, share of training time | {inside / statistics.median(with_log):.4f} |"
+    )
+    print(
+        f"| time inside the journal for a step's three metrics, microseconds | {inside / steps * 1e6:.2f} |"
+    )
+    print(
+        f"| cost of three mlflow.log_metric on the same store, microseconds | {3 * single * 1e6:.0f} |"
+    )

@@ -36,7 +36,10 @@ def table(work: str, results: Sequence[Result]) -> str:
 def summary(found: Mapping[str, Sequence[Result]]) -> str:
     """One row for each work: every contestant's time divided by that of the first."""
     names = list(dict.fromkeys(r.contestant for results in found.values() for r in results))
-    lines = ["| work | " + " | ".join(ENTRIES[n].label for n in names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines = [
+        "| work | " + " | ".join(ENTRIES[n].label for n in names) + " |",
+        "|---" * (len(names) + 1) + "|",
+    ]
     for work, results in found.items():
         times = {r.contestant: r.median for r in results if r.seconds}
         base = times.get(names[0])
@@ -51,10 +54,17 @@ def machine() -> dict[str, Any]:
     described = Path("/proc/cpuinfo")
     if described.exists():
         names = [
-            line.split(":")[1].strip() for line in described.read_text().splitlines() if line.startswith("model name")
+            line.split(":")[1].strip()
+            for line in described.read_text().splitlines()
+            if line.startswith("model name")
         ]
         model = names[0] if names else model
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()}
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
 
 
 def write(found: Mapping[str, Sequence[Result]], folder: Path) -> list[Path]:
@@ -73,7 +83,11 @@ def write(found: Mapping[str, Sequence[Result]], folder: Path) -> list[Path]:
         "machine": here,
         "packages": packages,
         "works": {
-            work: {"about": WORKS[work].about, "steps": steps_of(work), "results": [r._asdict() for r in results]}
+            work: {
+                "about": WORKS[work].about,
+                "steps": steps_of(work),
+                "results": [r._asdict() for r in results],
+            }
             for work, results in found.items()
         },
     }
@@ -90,7 +104,9 @@ def draw(found: Mapping[str, Sequence[Result]], file: Path) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.ticker import FuncFormatter
 
-    names = list(dict.fromkeys(r.contestant for results in found.values() for r in results if r.seconds))
+    names = list(
+        dict.fromkeys(r.contestant for results in found.values() for r in results if r.seconds)
+    )
     figure, axes = plt.subplots(figsize=(max(6.0, 1.5 * len(found) + 1), 4.2), layout="constrained")
     width = 0.85 / max(len(names) - 1, 1)
     for i, name in enumerate(names[1:], start=1):  # the first is the line at 1

@@ -31,7 +31,8 @@ def gemm_rate() -> dict[str, float]:
         a = jax.random.normal(jax.random.key(0), (n, n))
         rates[f"{n} x {n} x {n}"] = 2 * n**3 / _seconds(jax.jit(jnp.dot), a, a)
     x, w, delta = (
-        jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(256, 4096), (4096, 4096), (256, 4096)])
+        jax.random.normal(jax.random.key(i), s)
+        for i, s in enumerate([(256, 4096), (4096, 4096), (256, 4096)])
     )
     products = {"x w": (lambda x, w: x @ w, x, w), "delta w^T": (lambda d, w: d @ w.T, delta, w),
                 "x^T delta": (lambda x, d: x.T @ d, x, delta)}  # fmt: skip
@@ -48,7 +49,9 @@ def gemm_rate() -> dict[str, float]:
             out = jnp.zeros(jax.eval_shape(product, left, right).shape)
             return jax.lax.fori_loop(0, steps, turn, (left, out))[1]
 
-        rates[f"256 x 4096 x 4096: {name}"] = 2 * 256 * 4096**2 * steps / _seconds(jax.jit(many), left, right)
+        rates[f"256 x 4096 x 4096: {name}"] = (
+            2 * 256 * 4096**2 * steps / _seconds(jax.jit(many), left, right)
+        )
     return rates
 
 

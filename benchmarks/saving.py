@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fbp.experiment.checkpoint import Checkpoints, files, read
-from fbp.experiment.journal import Journal
+from fbp.experiment.rundir.checkpoints import Checkpoints, files, read
+from fbp.experiment.rundir.journal import Journal
 
 GIGABYTE = 2**30
 ROUNDS = 3

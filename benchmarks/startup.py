@@ -26,7 +26,12 @@ def _run(project: Path, cache: Path) -> tuple[float, float]:
     ]
     began, first = time.perf_counter(), 0.0
     with subprocess.Popen(
-        words, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        words,
+        cwd=project,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as process:
         for line in process.stdout:  # type: ignore[union-attr]
             if not first and re.search(r"epoch \d+/\d+", line):

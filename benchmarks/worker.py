@@ -41,7 +41,10 @@ def main() -> None:
         state = contestant.start()
         began = time.perf_counter()
         contestant.train(state)
-        say(seconds=time.perf_counter() - began, memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        say(
+            seconds=time.perf_counter() - began,
+            memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        )
 
 
 if __name__ == "__main__":

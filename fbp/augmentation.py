@@ -34,7 +34,9 @@ def _moved(name: str, pixels: int, mode: str) -> Augmentation:
         _check_pictures(name, x)
         wide = jnp.pad(x, [(0, 0), (pixels, pixels), (pixels, pixels), (0, 0)], mode=mode)
         corners = jax.random.randint(key, (x.shape[0], 2), 0, 2 * pixels + 1)
-        return jax.vmap(lambda picture, at: lax.dynamic_slice(picture, (*at, 0), x.shape[1:]))(wide, corners)
+        return jax.vmap(lambda picture, at: lax.dynamic_slice(picture, (*at, 0), x.shape[1:]))(
+            wide, corners
+        )
 
     return change
 
@@ -76,7 +78,7 @@ def cutout(size: int) -> Augmentation:
     return change
 
 
-def in_order(steps: Sequence[Augmentation]) -> Augmentation:
+def compose(steps: Sequence[Augmentation]) -> Augmentation:
     """One after another, each with a key of its own."""
 
     def change(key: Key, x: Array) -> Array:

@@ -3,10 +3,21 @@
 from collections.abc import Callable
 
 from fbp import initializers
-from fbp.compose import chain, residual
+from fbp.combinators._compose import chain, residual
 from fbp.errors import InputError
 from fbp.layer import Layer
-from fbp.layers import attention, batch_norm, conv2d, dense, dropout, gelu, identity, layer_norm, relu, transpose
+from fbp.layers import (
+    attention,
+    batch_norm,
+    conv2d,
+    dense,
+    dropout,
+    gelu,
+    identity,
+    layer_norm,
+    relu,
+    transpose,
+)
 
 Activation = Callable[[], Layer]
 
@@ -39,7 +50,11 @@ def transformer_block(
     draw = initializers.small_normal(0.02)
     draw_last = initializers.small_normal(0.02 / (2 * depth) ** 0.5)
     look = attention(heads, causal=causal, rotary=rotary, weights=draw, output_weights=draw_last)
-    think = dense(hidden or 4 * features, weights=draw), activation(), dense(features, weights=draw_last)
+    think = (
+        dense(hidden or 4 * features, weights=draw),
+        activation(),
+        dense(features, weights=draw_last),
+    )
     drop = [dropout(dropout_rate)] if dropout_rate else []
     return chain(residual(layer_norm(), look, *drop), residual(layer_norm(), *think, *drop))
 
@@ -71,7 +86,15 @@ def residual_block(channels: int, *, stride: int = 1, project: bool = False) -> 
         project: lead the shortcut through a 1 x 1 convolution: needed where the stride is not 1 or the channels change.
     """
     if stride != 1 and not project:
-        raise InputError("residual_block: a stride needs project=True, so that both branches give the same shape")
-    body = conv2d(channels, 3, stride=stride), batch_norm(), relu(), conv2d(channels, 3), batch_norm()
+        raise InputError(
+            "residual_block: a stride needs project=True, so that both branches give the same shape"
+        )
+    body = (
+        conv2d(channels, 3, stride=stride),
+        batch_norm(),
+        relu(),
+        conv2d(channels, 3),
+        batch_norm(),
+    )
     shortcut = chain(conv2d(channels, 1, stride=stride), batch_norm()) if project else identity()
     return chain(residual(*body, shortcut=shortcut), relu())

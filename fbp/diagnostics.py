@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fbp.gradient import backpropagate, path_of, tap, untap, value_and_grad
+from fbp._backprop import backpropagate, path_of, tap, untap, value_and_grad
 from fbp.layer import Array, Cache, Key, Layer, Loss, Optimizer, Params, map_layers
 
 
-class Diagnosis(NamedTuple):
+class LayerNorms(NamedTuple):
     """Euclidean norms at one step, by path.
 
     Attributes:
@@ -31,35 +31,45 @@ def norm(tensor: Array) -> Array:
     return jnp.sqrt(jnp.vdot(tensor, tensor).real)
 
 
-def diagnose(model: Layer, loss: Loss, optimizer: Optimizer) -> Callable[..., Diagnosis]:
+def layer_norms(model: Layer, loss: Loss, optimizer: Optimizer) -> Callable[..., LayerNorms]:
     """The norms by layer at one point of training, without taking the step.
 
     Returns:
-        A function ``(params, opt_state, x, y, key=None) -> Diagnosis``; jit it.
+        A function ``(params, opt_state, x, y, key=None) -> LayerNorms``; jit it.
     """
     run = backpropagate(tap(model, norm), loss)
 
-    def diagnosis(params: Params, opt_state: Any, x: Any, y: Array, key: Key | None = None) -> Diagnosis:
+    def diagnosis(
+        params: Params, opt_state: Any, x: Any, y: Array, key: Key | None = None
+    ) -> LayerNorms:
         grads, delta_norm = untap(run(params, x, y, key).grads)
         updates, _ = optimizer.update(grads, opt_state, params)
         update_norm, weight_norm = _norms(updates), _norms(params)
-        ratio = {path: update_norm[path] / jnp.maximum(weight_norm[path], 1e-30) for path in update_norm}
+        ratio = {
+            path: update_norm[path] / jnp.maximum(weight_norm[path], 1e-30) for path in update_norm
+        }
         # biases start at zero, where the ratio has no meaning
         ratio = {path: jnp.where(weight_norm[path] > 0, value, 0) for path, value in ratio.items()}
-        return Diagnosis(delta_norm, _norms(grads), update_norm, ratio)
+        return LayerNorms(delta_norm, _norms(grads), update_norm, ratio)
 
     return diagnosis
 
 
-def named(found: Diagnosis) -> dict[str, Any]:
+def as_metrics(found: LayerNorms) -> dict[str, Any]:
     """Each norm under a name of its own, ``delta_norm/PATH``; inside a ``repeat``, ``.../0`` and on, one for each copy.
 
     Of shapes, such as ``jax.eval_shape`` gives, too: then None under each name.
     """
-    values = {f"{kind}/{path}": value for kind, norms in found._asdict().items() for path, value in norms.items()}
+    values = {
+        f"{kind}/{path}": value
+        for kind, norms in found._asdict().items()
+        for path, value in norms.items()
+    }
     for path in [path for path, value in values.items() if value.ndim]:
         value = values.pop(path)
-        copies = [None] * value.size if isinstance(value, jax.ShapeDtypeStruct) else list(value.ravel())
+        copies = (
+            [None] * value.size if isinstance(value, jax.ShapeDtypeStruct) else list(value.ravel())
+        )
         values |= {f"{path}/{i}": copy for i, copy in enumerate(copies)}
     return values
 

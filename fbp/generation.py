@@ -64,15 +64,22 @@ def _streaming(model: Layer, shape: Shape, batch: int) -> Streaming:
 
     def start() -> Any:
         drawn, _ = stateful.init(jax.random.key(0), shape)  # of which only the states are kept
-        return tuple(node.state for node in jax.tree.leaves(drawn, is_leaf=is_state) if is_state(node))
+        return tuple(
+            node.state for node in jax.tree.leaves(drawn, is_leaf=is_state) if is_state(node)
+        )
 
     def step(params: Params, x: Array, state: Any) -> tuple[Array, Any]:
         states = iter(state)
         given = structure.flatten_up_to(params)  # type: ignore[attr-defined]
-        joined = [_With(p, next(states)) if is_state(node) else p for p, node in zip(given, nodes, strict=True)]
+        joined = [
+            _With(p, next(states)) if is_state(node) else p
+            for p, node in zip(given, nodes, strict=True)
+        ]
         y, cache = stateful.forward(jax.tree.unflatten(structure, joined), x)
         is_carried = lambda node: isinstance(node, _Carried)
-        return y, tuple(node.state for node in jax.tree.leaves(cache, is_leaf=is_carried) if is_carried(node))
+        return y, tuple(
+            node.state for node in jax.tree.leaves(cache, is_leaf=is_carried) if is_carried(node)
+        )
 
     return Streaming(start, step)
 
@@ -130,7 +137,9 @@ def _try_out(model: Layer, streamed: Streaming, shape: Shape, batch: int) -> Non
         )
 
 
-def sample(model: Layer, shape: Shape, *, count: int, temperature: float = 1.0) -> Callable[..., Array]:
+def sample(
+    model: Layer, shape: Shape, *, count: int, temperature: float = 1.0
+) -> Callable[..., Array]:
     """Draw tokens one after another from what the model says comes next.
 
     Args:
@@ -196,7 +205,9 @@ def _check_params(model: Layer, shape: Shape, params: Params) -> None:
     expected = jax.eval_shape(lambda key: model.init(key, shape)[0], jax.random.key(0))
     shapes = [[jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (params, expected)]
     if shapes[0] != shapes[1]:
-        raise ShapeError(f"sample: the parameters are not those of this model for a context of {shape[0]}")
+        raise ShapeError(
+            f"sample: the parameters are not those of this model for a context of {shape[0]}"
+        )
 
 
 def _is_limited(model: Layer) -> bool:
@@ -212,5 +223,7 @@ def _is_limited(model: Layer) -> bool:
 
 def _draw(key: Key, logits: Array, temperature: float) -> Array:
     """A token, -1 where the logits are not numbers."""
-    chosen = logits.argmax() if temperature == 0 else jax.random.categorical(key, logits / temperature)
+    chosen = (
+        logits.argmax() if temperature == 0 else jax.random.categorical(key, logits / temperature)
+    )
     return jnp.where(jnp.isnan(logits).any(), -1, chosen).astype(jnp.int32)

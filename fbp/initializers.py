@@ -78,7 +78,9 @@ def scaled_normal() -> Initializer:
 
 def scaled(initializer: Initializer, factor: float) -> Initializer:
     """What ``initializer`` draws, times ``factor``."""
-    return lambda key, shape, dtype=jnp.float32: initializer(key, shape, dtype) * jnp.asarray(factor, dtype)
+    return lambda key, shape, dtype=jnp.float32: (
+        initializer(key, shape, dtype) * jnp.asarray(factor, dtype)
+    )
 
 
 def orthogonal(scale: float = 1.0) -> Initializer:

@@ -69,12 +69,12 @@ class Wiring(NamedTuple):
     Attributes:
         edges: pairs (from, to) of the parts' keys; ``IN`` and ``OUT`` are the composite's own input and output.
         join: what becomes of several edges that meet in OUT.
-        times: how often the parts follow each other.
+        repeats: number of times the parts follow each other.
     """
 
     edges: tuple[tuple[str, str], ...]
     join: str = "+"
-    times: int = 1
+    repeats: int = 1
 
 
 IN, OUT = "<in>", "<out>"
@@ -173,7 +173,10 @@ def map_layers(f: Callable[[str, Layer], Layer], layer: Layer, path: str = "") -
     if layer.rebuild is None:
         return f(path or "model", layer)
     return layer.rebuild(
-        {name: map_layers(f, part, "/".join(filter(None, (path, name)))) for name, part in layer.parts.items()}
+        {
+            name: map_layers(f, part, "/".join(filter(None, (path, name))))
+            for name, part in layer.parts.items()
+        }
     )
 
 
@@ -181,11 +184,11 @@ STATISTICS = ("mean", "variance")
 """Names of parameters that are filled from data and not learned: constants to every derivative (see ``batch_norm``)."""
 
 
-def shape_token(shape: Shape) -> Array:
+def shape_to_array(shape: Shape) -> Array:
     """An array with no elements whose shape carries ``shape`` through a cache (caches hold arrays only)."""
     return jnp.zeros((0, *shape), jnp.bool_)
 
 
-def token_shape(token: Array) -> Shape:
-    """The shape that :func:`shape_token` put away."""
+def array_to_shape(token: Array) -> Shape:
+    """The shape that :func:`shape_to_array` put away."""
     return token.shape[1:]

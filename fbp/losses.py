@@ -25,7 +25,9 @@ from fbp.layer import Array, Loss
 
 def _same_shape(name: str, output: Array, target: Array) -> Array:
     if output.shape != target.shape:
-        raise ShapeError(f"{name} expects a target of the output's shape {output.shape}, got {target.shape}")
+        raise ShapeError(
+            f"{name} expects a target of the output's shape {output.shape}, got {target.shape}"
+        )
     return target.astype(output.dtype)
 
 
@@ -43,7 +45,11 @@ def _positions(values: Array) -> int:
 
 def _per_labelled_example(values: Array, output: Array, target: Array) -> Array:
     """As :func:`_per_example`, the mean over those positions that have a target."""
-    return (values.sum(axis=-1) * _share(output, target)[..., 0]).reshape(values.shape[0], -1).sum(axis=1)
+    return (
+        (values.sum(axis=-1) * _share(output, target)[..., 0])
+        .reshape(values.shape[0], -1)
+        .sum(axis=1)
+    )
 
 
 def _share(output: Array, target: Array) -> Array:
@@ -96,11 +102,17 @@ def weighted(*parts: tuple[Loss, float]) -> Loss:
     """
 
     def value(output: Array, target: Array) -> Array:
-        costs = [weight * loss.value(a, y) for (loss, weight), a, y in zip(parts, output, target, strict=True)]
+        costs = [
+            weight * loss.value(a, y)
+            for (loss, weight), a, y in zip(parts, output, target, strict=True)
+        ]
         return functools.reduce(jnp.add, costs)
 
     def delta(output: Array, target: Array) -> Any:
-        return tuple(weight * loss.delta(a, y) for (loss, weight), a, y in zip(parts, output, target, strict=True))
+        return tuple(
+            weight * loss.delta(a, y)
+            for (loss, weight), a, y in zip(parts, output, target, strict=True)
+        )
 
     return Loss(value, delta)
 
@@ -127,7 +139,9 @@ def _quadratic_value(output: Array, target: Array) -> Array:
     return 0.5 * (error * error).reshape(error.shape[0], -1).sum(axis=1)
 
 
-quadratic = Loss(_quadratic_value, lambda output, target: output - _same_shape("quadratic", output, target))
+quadratic = Loss(
+    _quadratic_value, lambda output, target: output - _same_shape("quadratic", output, target)
+)
 """The textbook's quadratic cost ``C = 1/2 sum_k (a_k - y_k)^2``; delta = a - y. Nielsen (2015), chapter 1."""
 
 
@@ -182,7 +196,9 @@ log_cosh = Loss(_log_cosh_value, _log_cosh_delta)
 
 def _softmax_value(output: Array, target: Array) -> Array:
     y = _class_targets("softmax_cross_entropy", output, target)
-    return _per_labelled_example(_times_log(-y, jax.nn.log_softmax(output, axis=-1)), output, target)
+    return _per_labelled_example(
+        _times_log(-y, jax.nn.log_softmax(output, axis=-1)), output, target
+    )
 
 
 def _times_log(y: Array, log: Array) -> Array:

@@ -11,7 +11,11 @@ def accuracy(output: Array, target: Array) -> Array:
     Positions of a sequence ``(B, T, K)`` are averaged, those with a negative label left out. A single output neuron ``(B, 1)``
     counts as the logit of class 1.
     """
-    labels = target if jnp.issubdtype(target.dtype, jnp.integer) and target.ndim == output.ndim - 1 else None
+    labels = (
+        target
+        if jnp.issubdtype(target.dtype, jnp.integer) and target.ndim == output.ndim - 1
+        else None
+    )
     if output.shape[-1] == 1:
         hits = (output[..., 0] > 0) == ((target[..., 0] if labels is None else labels) > 0.5)
     else:

@@ -6,10 +6,10 @@ from typing import Literal
 
 from fbp import initializers, layers
 from fbp.blocks import Activation, residual_block, transformer_block
-from fbp.compose import bidirectional as both_directions
-from fbp.compose import chain, residual, shared
+from fbp.combinators._compose import bidirectional as both_directions
+from fbp.combinators._compose import chain, residual, shared
+from fbp.combinators._graph import graph
 from fbp.errors import InputError
-from fbp.graph import graph
 from fbp.layer import Initializer, Layer
 from fbp.layers import (
     avg_pool,
@@ -61,13 +61,20 @@ def mlp(
         InputError: where a width is less than 1.
     """
     if any(width < 1 for width in (*hidden, outputs)):
-        raise InputError(f"mlp: widths must be at least 1, got hidden {list(hidden)} and outputs {outputs}")
+        raise InputError(
+            f"mlp: widths must be at least 1, got hidden {list(hidden)} and outputs {outputs}"
+        )
     draw = weights or initializers.for_activation(activation().name.split("(")[0])
-    within = [residual_blocks and width == before for before, width in itertools.pairwise((0, *hidden))]
+    within = [
+        residual_blocks and width == before for before, width in itertools.pairwise((0, *hidden))
+    ]
     draw_within = initializers.scaled(draw, 1 / max(sum(within), 1))
     parts = [flatten()]
     for features, is_block in zip(hidden, within, strict=True):
-        block = [dense(features, weights=draw_within if is_block else draw, bias=bias), activation()]
+        block = [
+            dense(features, weights=draw_within if is_block else draw, bias=bias),
+            activation(),
+        ]
         parts += [residual(*block)] if is_block else block
     parts.append(dense(outputs, weights=draw if output_activation else weights, bias=bias))
     if output_activation:
@@ -111,7 +118,12 @@ def cnn(
     draw = initializers.for_activation(activation().name.split("(")[0])
     parts: list[Layer] = []
     for count in channels:
-        parts += [conv2d(count, window, weights=draw), *[batch_norm()] * norm, activation(), max_pool(2)]
+        parts += [
+            conv2d(count, window, weights=draw),
+            *[batch_norm()] * norm,
+            activation(),
+            max_pool(2),
+        ]
     drop = [dropout(dropout_rate)] if dropout_rate else []
     parts.append(flatten())
     for width in hidden:
@@ -224,7 +236,16 @@ def rnn(
         vocabulary: how many tokens there are; 0 where the input is numbers (B, T, F).
         sequence: an output for each position (B, T, outputs), not only for the last (B, outputs).
     """
-    return _recurrent(layers.rnn, outputs, hidden, embedding_width, bidirectional, dropout_rate, vocabulary, sequence)
+    return _recurrent(
+        layers.rnn,
+        outputs,
+        hidden,
+        embedding_width,
+        bidirectional,
+        dropout_rate,
+        vocabulary,
+        sequence,
+    )
 
 
 def gru(
@@ -237,7 +258,16 @@ def gru(
     sequence: bool = False,
 ) -> Layer:
     """Gated recurrent units over a sequence, then a dense layer; see :func:`rnn` for the arguments."""
-    return _recurrent(layers.gru, outputs, hidden, embedding_width, bidirectional, dropout_rate, vocabulary, sequence)
+    return _recurrent(
+        layers.gru,
+        outputs,
+        hidden,
+        embedding_width,
+        bidirectional,
+        dropout_rate,
+        vocabulary,
+        sequence,
+    )
 
 
 def lstm(
@@ -250,7 +280,16 @@ def lstm(
     sequence: bool = False,
 ) -> Layer:
     """Long short-term memory over a sequence, then a dense layer; see :func:`rnn` for the arguments."""
-    return _recurrent(layers.lstm, outputs, hidden, embedding_width, bidirectional, dropout_rate, vocabulary, sequence)
+    return _recurrent(
+        layers.lstm,
+        outputs,
+        hidden,
+        embedding_width,
+        bidirectional,
+        dropout_rate,
+        vocabulary,
+        sequence,
+    )
 
 
 def _recurrent(
@@ -268,7 +307,11 @@ def _recurrent(
     parts = [embedding(vocabulary, embedding_width)] if vocabulary else []
     for i, width in enumerate(hidden):
         output = "sequence" if sequence or i < len(hidden) - 1 else "last"
-        parts.append(both_directions(make, width, output=output) if bidirectional else make(width, output=output))
+        parts.append(
+            both_directions(make, width, output=output)
+            if bidirectional
+            else make(width, output=output)
+        )
         parts += [dropout(dropout_rate)] if dropout_rate else []
     return chain(*parts, dense(outputs))
 
@@ -296,28 +339,52 @@ def gpt(
         vocabulary: how many tokens there are in the input, ``outputs`` by default.
     """
     if positions not in ("learned", "rotary", "sinusoidal"):
-        raise InputError(f"gpt: positions must be 'learned', 'rotary' or 'sinusoidal', got {positions!r}")
+        raise InputError(
+            f"gpt: positions must be 'learned', 'rotary' or 'sinusoidal', got {positions!r}"
+        )
     if vocabulary and tied and vocabulary != outputs:
         raise InputError(
             f"gpt: tied expects as many outputs as tokens, got {outputs} and {vocabulary}; set tied to false"
         )
     if min(depth, heads, features) < 1:
-        raise InputError(f"gpt: depth, heads and features must be at least 1, got {depth}, {heads} and {features}")
+        raise InputError(
+            f"gpt: depth, heads and features must be at least 1, got {depth}, {heads} and {features}"
+        )
     if features % heads:
         raise InputError(f"gpt: features must be a multiple of heads, got {features} and {heads}")
-    place = {"learned": [learned_positions()], "sinusoidal": [sinusoidal_positions()], "rotary": []}[positions]
+    place = {
+        "learned": [learned_positions()],
+        "sinusoidal": [sinusoidal_positions()],
+        "rotary": [],
+    }[positions]
     block = transformer_block(
-        features, heads, causal=True, rotary=positions == "rotary", dropout_rate=dropout_rate, depth=depth
+        features,
+        heads,
+        causal=True,
+        rotary=positions == "rotary",
+        dropout_rate=dropout_rate,
+        depth=depth,
     )
     drop = [dropout(dropout_rate)] if dropout_rate else []
-    body = [embedding(vocabulary or outputs, features), *place, *drop, *[block] * depth, layer_norm()]
+    body = [
+        embedding(vocabulary or outputs, features),
+        *place,
+        *drop,
+        *[block] * depth,
+        layer_norm(),
+    ]
     if not tied:
         return chain(*body, dense(outputs, weights=initializers.small_normal(0.02)))
     return shared(chain(*body, unembedding(outputs)), {str(len(body)): "0"})
 
 
 def vit(
-    outputs: int, patch: int = 4, depth: int = 4, heads: int = 4, features: int = 64, dropout_rate: float = 0.0
+    outputs: int,
+    patch: int = 4,
+    depth: int = 4,
+    heads: int = 4,
+    features: int = 64,
+    dropout_rate: float = 0.0,
 ) -> Layer:
     """A small vision transformer on images (B, H, W, C): patches as a sequence, the mean over positions at the end.
 
@@ -339,4 +406,11 @@ def vit(
         raise InputError(f"vit: features must be a multiple of heads, got {features} and {heads}")
     block = transformer_block(features, heads, dropout_rate=dropout_rate, depth=depth)
     patches = conv2d(features, patch, stride=patch, padding="VALID"), reshape((-1, features))
-    return chain(*patches, learned_positions(), *[block] * depth, layer_norm(), global_avg_pool(), dense(outputs))
+    return chain(
+        *patches,
+        learned_positions(),
+        *[block] * depth,
+        layer_norm(),
+        global_avg_pool(),
+        dense(outputs),
+    )

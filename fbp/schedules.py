@@ -26,7 +26,9 @@ def constant(value: float | Array) -> Schedule:
 
 def step_decay(value: float | Array, every: int, factor: float | Array = 0.1) -> Schedule:
     """``value factor^floor(step / every)``: a drop by ``factor`` after each ``every`` steps."""
-    return lambda step: value * jnp.asarray(factor, jnp.result_type(float)) ** (jnp.asarray(step) // every)
+    return lambda step: (
+        value * jnp.asarray(factor, jnp.result_type(float)) ** (jnp.asarray(step) // every)
+    )
 
 
 def piecewise(values: Sequence[float], boundaries: Sequence[int]) -> Schedule:
@@ -37,15 +39,21 @@ def piecewise(values: Sequence[float], boundaries: Sequence[int]) -> Schedule:
         )
     if list(boundaries) != sorted(set(boundaries)):
         raise InputError(f"piecewise: expected boundaries that grow, got {list(boundaries)}")
-    return lambda step: jnp.asarray(values)[jnp.searchsorted(jnp.asarray(boundaries), jnp.asarray(step), side="right")]
+    return lambda step: jnp.asarray(values)[
+        jnp.searchsorted(jnp.asarray(boundaries), jnp.asarray(step), side="right")
+    ]
 
 
 def exponential(value: float | Array, steps: int, factor: float | Array) -> Schedule:
     """``value factor^(step / steps)``: a smooth fall by ``factor`` over each ``steps`` steps."""
-    return lambda step: value * jnp.asarray(factor, jnp.result_type(float)) ** (jnp.asarray(step) / steps)
+    return lambda step: (
+        value * jnp.asarray(factor, jnp.result_type(float)) ** (jnp.asarray(step) / steps)
+    )
 
 
-def polynomial(value: float | Array, steps: int, end: float | Array = 0.0, power: float | Array = 1.0) -> Schedule:
+def polynomial(
+    value: float | Array, steps: int, end: float | Array = 0.0, power: float | Array = 1.0
+) -> Schedule:
     """``end + (value - end) (1 - step/steps)^power``, then ``end``; linear by default."""
     return lambda step: end + (value - end) * (1 - _progress(step, steps)) ** power
 
@@ -60,7 +68,9 @@ def cosine(value: float | Array, steps: int, end: float | Array = 0.0) -> Schedu
     return lambda step: end + (value - end) * 0.5 * (1 + jnp.cos(math.pi * _progress(step, steps)))
 
 
-def cosine_restarts(value: float | Array, steps: int, end: float | Array = 0.0, growth: int = 1) -> Schedule:
+def cosine_restarts(
+    value: float | Array, steps: int, end: float | Array = 0.0, growth: int = 1
+) -> Schedule:
     """Cosine decay that starts again after ``steps``, each period ``growth`` times the one before: SGDR, the same paper."""
     if growth < 1 or steps < 1:
         raise InputError(
@@ -97,11 +107,17 @@ def warmup(schedule: Schedule, steps: int, start: float | Array = 0.0) -> Schedu
 
 
 def one_cycle(
-    value: float | Array, steps: int, rise: float = 0.3, divide: float | Array = 25.0, final_divide: float | Array = 1e4
+    value: float | Array,
+    steps: int,
+    rise: float = 0.3,
+    divide: float | Array = 25.0,
+    final_divide: float | Array = 1e4,
 ) -> Schedule:
     """Cosine up from ``value/divide`` to ``value`` in the first ``rise`` share of ``steps``, then down to
     ``value/divide/final_divide``. Smith and Topin (2018)."""
     low, peak = value / divide, max(round(rise * steps), 1)
     up = cosine(low, peak, end=value)
     down = cosine(value, max(steps - peak, 1), end=low / final_divide)
-    return lambda step: jnp.where(jnp.asarray(step) < peak, up(step), down(jnp.asarray(step) - peak))
+    return lambda step: jnp.where(
+        jnp.asarray(step) < peak, up(step), down(jnp.asarray(step) - peak)
+    )

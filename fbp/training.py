@@ -10,11 +10,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fbp._backprop import backpropagate, path_of
+from fbp._kernels import delay_until_backward_done
 from fbp.augmentation import Augmentation
 from fbp.errors import InputError
-from fbp.forms import after_first
-from fbp.gradient import backpropagate, path_of
-from fbp.layer import STATISTICS, Array, Cache, Grads, Key, Layer, Loss, Optimizer, Params, Shape, map_layers
+from fbp.layer import (
+    STATISTICS,
+    Array,
+    Cache,
+    Grads,
+    Key,
+    Layer,
+    Loss,
+    Optimizer,
+    Params,
+    Shape,
+    map_layers,
+)
 from fbp.layers.normalization import statistics
 from fbp.optimizers import apply_updates, global_norm
 
@@ -54,7 +66,7 @@ class StepInfo(NamedTuple):
     metrics: dict[str, Array]
 
 
-def start(model: Layer, optimizer: Optimizer, key: Key, shape: Shape) -> TrainState:
+def initial_state(model: Layer, optimizer: Optimizer, key: Key, shape: Shape) -> TrainState:
     """The state before the first step: parameters drawn from ``key`` for examples of ``shape``."""
     init_key, train_key = jax.random.split(key)
     params, _ = model.init(init_key, shape)
@@ -71,7 +83,7 @@ def _rows(examples: Any, chosen: Any) -> Any:
     return jax.tree.map(lambda a: a[chosen], examples)
 
 
-def take_step(
+def make_step(
     model: Layer,
     loss: Loss,
     optimizer: Optimizer,
@@ -93,7 +105,9 @@ def take_step(
     def step(state: TrainState, x: Any, y: Array) -> tuple[TrainState, StepInfo]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, _LAYERS), state.step)
         result = run(state.params, x, y, key)
-        updates, opt_state = optimizer.update(after_first(result.grads), state.opt_state, state.params)
+        updates, opt_state = optimizer.update(
+            delay_until_backward_done(result.grads), state.opt_state, state.params
+        )
         params = apply_updates(state.params, updates)
         means = {name: metric(result.output, y).mean() for name, metric in (metrics or {}).items()}
         info = StepInfo(result.cost, global_norm(result.grads) if gradient_norm else None, means)
@@ -104,16 +118,18 @@ def take_step(
 
 def example_order(key: Key, epoch: Array | int, examples: int) -> Array:
     """The order of the examples in an epoch, a permutation of ``arange(examples)``; ``key`` is the state's."""
-    return jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch), examples)
+    return jax.random.permutation(
+        jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch), examples
+    )
 
 
-def take_steps(
+def make_steps(
     model: Layer,
     loss: Loss,
     optimizer: Optimizer,
     *,
     batch_size: int,
-    capacity: int,
+    max_steps: int,
     shuffle: bool = True,
     metrics: Mapping[str, Metric] | None = None,
     augment: Augmentation | None = None,
@@ -126,15 +142,15 @@ def take_steps(
 
     Args:
         batch_size: examples per step.
-        capacity: the most steps one call may take: the length of the returned history.
+        max_steps: the most steps one call may take: the length of the returned history.
         shuffle: draw a new order for each epoch, or take the examples as they lie.
         metrics: more to observe, by name.
         augment: ``(key, x (B, ...)) -> x``, what changes the examples of each step; see :mod:`fbp.augmentation`.
-        gradient_norm: observe it, see :func:`take_step`.
+        gradient_norm: observe it, see :func:`make_step`.
 
     Returns:
-        A pure function ``(state, x (N, ...), y (N, ...), count) -> (state, history, taken)``. ``count`` (at most ``capacity``)
-        may be traced: one compiled program serves any number of steps. ``history`` is a StepInfo of arrays ``(capacity,)``,
+        A pure function ``(state, x (N, ...), y (N, ...), count) -> (state, history, taken)``. ``count`` (at most ``max_steps``)
+        may be traced: one compiled program serves any number of steps. ``history`` is a StepInfo of arrays ``(max_steps,)``,
         of which the first ``taken`` are filled. It stops early, ``taken < count``, after a step whose cost is not finite.
         jit it with ``donate_argnums=0``; then the state that is given (its key too) is used up, so keep copies of what you
         need of it.
@@ -142,14 +158,18 @@ def take_steps(
     Raises:
         InputError: where there are fewer examples than ``batch_size``.
     """
-    one = take_step(model, loss, optimizer, metrics, gradient_norm=gradient_norm)
+    one = make_step(model, loss, optimizer, metrics, gradient_norm=gradient_norm)
 
-    def steps(state: TrainState, x: Any, y: Array, count: Any) -> tuple[TrainState, StepInfo, Array]:
+    def steps(
+        state: TrainState, x: Any, y: Array, count: Any
+    ) -> tuple[TrainState, StepInfo, Array]:
         x, y = jax.tree.map(jnp.asarray, (x, y))
-        count = jnp.minimum(count, capacity)
+        count = jnp.minimum(count, max_steps)
         examples = _count(x)
         if not 1 <= batch_size <= examples:
-            raise InputError(f"batch_size must lie between 1 and the {examples} training examples, got {batch_size}")
+            raise InputError(
+                f"batch_size must lie between 1 and the {examples} training examples, got {batch_size}"
+            )
         per_epoch = examples // batch_size
 
         def epoch(carry: Any) -> Any:
@@ -163,31 +183,41 @@ def take_steps(
 
             return jax.lax.while_loop(proceed, lambda carry: next_step(order, *carry), carry)
 
-        def next_step(order: Array | None, state: TrainState, history: StepInfo, taken: Array, _: Array) -> Any:
+        def next_step(
+            order: Array | None, state: TrainState, history: StepInfo, taken: Array, _: Array
+        ) -> Any:
             first = state.step % per_epoch * batch_size
             if order is None:
-                batch, targets = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, batch_size), (x, y))
+                batch, targets = jax.tree.map(
+                    lambda a: jax.lax.dynamic_slice_in_dim(a, first, batch_size), (x, y)
+                )
             else:
-                batch, targets = _rows((x, y), jax.lax.dynamic_slice_in_dim(order, first, batch_size))
+                batch, targets = _rows(
+                    (x, y), jax.lax.dynamic_slice_in_dim(order, first, batch_size)
+                )
             if augment:
                 key = jax.random.fold_in(jax.random.fold_in(state.key, _CHANGES), state.step)
                 batch = augment(key, batch)
             state, info = one(state, batch, targets)
             history = jax.tree.map(
-                lambda column, value: jax.lax.dynamic_update_index_in_dim(column, value, taken, 0), history, info
+                lambda column, value: jax.lax.dynamic_update_index_in_dim(column, value, taken, 0),
+                history,
+                info,
             )
             return state, history, taken + 1, jnp.isfinite(info.cost)
 
         shapes = jax.eval_shape(one, state, *(_rows(part, slice(batch_size)) for part in (x, y)))[1]
-        history = jax.tree.map(lambda leaf: jnp.zeros((capacity,), leaf.dtype), shapes)
+        history = jax.tree.map(lambda leaf: jnp.zeros((max_steps,), leaf.dtype), shapes)
         carry = (state, history, jnp.zeros((), jnp.int32), jnp.array(True))
-        state, history, taken, _ = jax.lax.while_loop(lambda carry: (carry[2] < count) & carry[3], epoch, carry)
+        state, history, taken, _ = jax.lax.while_loop(
+            lambda carry: (carry[2] < count) & carry[3], epoch, carry
+        )
         return state, history, taken
 
     return steps
 
 
-def evaluate(
+def make_evaluate(
     model: Layer, loss: Loss, *, batch_size: int, metrics: Mapping[str, Metric] | None = None
 ) -> Callable[[Params, Any, Array], dict[str, Array]]:
     """The mean cost and metrics over a whole data set, batch by batch, every example counting the same.
@@ -227,7 +257,7 @@ def _mapped_in_batches(
     return jax.tree.map(lambda *parts: sum(parts) / examples, *totals)
 
 
-def predict(model: Layer, *, batch_size: int) -> Callable[[Params, Any], Array]:
+def make_predict(model: Layer, *, batch_size: int) -> Callable[[Params, Any], Array]:
     """``(params, x (N, ...)) -> output (N, ...)``, batch by batch, the last one at its own size; jit it."""
 
     def run(params: Params, x: Any) -> Array:
@@ -250,10 +280,13 @@ def predict(model: Layer, *, batch_size: int) -> Callable[[Params, Any], Array]:
 def has_statistics(model: Layer, shape: Shape) -> bool:
     """Whether some of the model's parameters are statistics of data (see ``batch_norm``)."""
     params = jax.eval_shape(lambda key: model.init(key, shape)[0], jax.random.key(0))
-    return any(path_of(keys).split("/")[-1] in STATISTICS for keys, _ in jax.tree_util.tree_leaves_with_path(params))
+    return any(
+        path_of(keys).split("/")[-1] in STATISTICS
+        for keys, _ in jax.tree_util.tree_leaves_with_path(params)
+    )
 
 
-def with_statistics(model: Layer, *, batch_size: int) -> Callable[[Params, Any, Key], Params]:
+def make_fill_statistics(model: Layer, *, batch_size: int) -> Callable[[Params, Any, Key], Params]:
     """Fill the population statistics of every ``batch_norm`` from data; do so before evaluating such a model.
 
     Each batch passes through the model as in training, and each normalization's input is measured. The population's
@@ -279,7 +312,10 @@ def with_statistics(model: Layer, *, batch_size: int) -> Callable[[Params, Any, 
         def backward(params: Params, cache: Cache, delta: Array) -> tuple[Any, Grads]:
             layer_cache, (mean, variance) = cache
             input_delta, grads = layer.backward(params, layer_cache, delta)
-            return input_delta, grads | {"mean": mean, "variance": variance}  # where they stand among the parameters
+            return input_delta, grads | {
+                "mean": mean,
+                "variance": variance,
+            }  # where they stand among the parameters
 
         return layer._replace(forward=forward, backward=backward)
 
@@ -292,22 +328,30 @@ def with_statistics(model: Layer, *, batch_size: int) -> Callable[[Params, Any, 
     def filled(params: Params, x: Any, key: Key) -> Params:
         batches = _count(x) // batch_size
         if not batches:
-            raise InputError(f"with_statistics: expected at least batch_size = {batch_size} examples, got {_count(x)}")
-        rows = jax.tree.map(lambda a: a[: batches * batch_size].reshape(batches, batch_size, *a.shape[1:]), x)
+            raise InputError(
+                f"make_fill_statistics: expected at least batch_size = {batch_size} examples, got {_count(x)}"
+            )
+        rows = jax.tree.map(
+            lambda a: a[: batches * batch_size].reshape(batches, batch_size, *a.shape[1:]), x
+        )
         keys = jax.random.split(key, batches)
         found = jax.lax.map(lambda batch: of_batch(params, *batch), (rows, keys))
-        by_path = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(found)}
+        flatten_by_path = {
+            path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(found)
+        }
 
         def new(keys: Any, old: Array) -> Array:
             path = path_of(keys)
             layer, _, name = path.rpartition("/")
             if name in STATISTICS and layer not in reached:
-                raise InputError(f"with_statistics: {path!r} stands in a layer whose parts cannot be reached")
+                raise InputError(
+                    f"make_fill_statistics: {path!r} stands in a layer whose parts cannot be reached"
+                )
             if name == "mean":
-                return by_path[path].mean(axis=0).astype(old.dtype)
+                return flatten_by_path[path].mean(axis=0).astype(old.dtype)
             if name == "variance":
-                means = by_path[f"{layer}/mean" if layer else "mean"]
-                return (by_path[path].mean(axis=0) + means.var(axis=0)).astype(old.dtype)
+                means = flatten_by_path[f"{layer}/mean" if layer else "mean"]
+                return (flatten_by_path[path].mean(axis=0) + means.var(axis=0)).astype(old.dtype)
             return old
 
         return jax.tree_util.tree_map_with_path(new, params)

@@ -45,7 +45,11 @@ def command(*arguments: object) -> list[str]:
 
 def newest(project: Path) -> Path | None:
     """The folder of the newest run that has begun."""
-    begun = [path.parent for path in project.glob("mlruns/runs/*/journal.jsonl") if b"\n" in path.read_bytes()]
+    begun = [
+        path.parent
+        for path in project.glob("mlruns/runs/*/journal.jsonl")
+        if b"\n" in path.read_bytes()
+    ]
     return max(begun, key=lambda folder: folder.name) if begun else None
 
 
@@ -54,14 +58,19 @@ def shipper_of(folder: Path) -> int | None:
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (entry / "cmdline").read_bytes().split(b"\0")
-            if any(b"fbp.experiment.shipper" in word for word in words) and str(folder).encode() in words:
+            if (
+                any(b"fbp.experiment.tracking.shipper" in word for word in words)
+                and str(folder).encode() in words
+            ):
                 return int(entry.name)
     return None
 
 
 def facts(project: Path, folder: Path) -> dict[str, object]:
     """What must be the same: digests, status, and the records of every metric in MLflow."""
-    with contextlib.closing(sqlite3.connect(project / "mlruns" / "mlflow.db", timeout=20)) as database:
+    with contextlib.closing(
+        sqlite3.connect(project / "mlruns" / "mlflow.db", timeout=20)
+    ) as database:
         ((run, status),) = database.execute(
             "select runs.run_uuid, status from runs join tags using (run_uuid) where key = 'fbp.folder' and value = ?",
             (folder.name,),
@@ -71,7 +80,9 @@ def facts(project: Path, folder: Path) -> dict[str, object]:
             "select key, step, count(*) from metrics where run_uuid = ? and key not like 'system/%' group by key, step",
             (run,),
         ).fetchall()
-        models = database.execute("select count(*) from logged_models where source_run_id = ?", (run,)).fetchone()
+        models = database.execute(
+            "select count(*) from logged_models where source_run_id = ?", (run,)
+        ).fetchone()
     assert "fbp.resume_differs" not in tags, tags["fbp.resume_differs"]
     return {
         "status": status,
@@ -93,14 +104,20 @@ def unbroken(project: Path) -> tuple[dict[str, object], float]:
     return facts(project, folder), time.monotonic() - began
 
 
-def trial(project: Path, seconds: float, chance: random.Random) -> tuple[dict[str, object], list[float]]:
+def trial(
+    project: Path, seconds: float, chance: random.Random
+) -> tuple[dict[str, object], list[float]]:
     """Break a run off once or twice; returns what it gives in the end, and after how many seconds it was killed."""
     (project / "broken.toml").write_text(CONFIG)
     before, kills = newest(project), []
     for _ in range(chance.choice([1, 1, 2])):
         begun = newest(project)
         again = begun != before and chance.random() < 0.5
-        words = ("resume", begun.name) if again and begun else ("run", "broken.toml", "--resume", "auto")
+        words = (
+            ("resume", begun.name)
+            if again and begun
+            else ("run", "broken.toml", "--resume", "auto")
+        )
         with subprocess.Popen(
             command(*words), cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
@@ -114,7 +131,10 @@ def trial(project: Path, seconds: float, chance: random.Random) -> tuple[dict[st
             with contextlib.suppress(ProcessLookupError):
                 os.kill(shipper, signal.SIGKILL)
     done = subprocess.run(
-        command("run", "broken.toml", "--resume", "auto"), cwd=project, capture_output=True, text=True
+        command("run", "broken.toml", "--resume", "auto"),
+        cwd=project,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     folder = newest(project)
@@ -123,7 +143,9 @@ def trial(project: Path, seconds: float, chance: random.Random) -> tuple[dict[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -10,14 +10,16 @@ import hypothesis
 import jax
 import pytest
 
-from fbp.experiment.locks import locked
+from fbp.experiment.rundir.locks import locked
 from tests.projects import command, empty_store, write_config
 
 REPOSITORY = Path(__file__).parent.parent
 DATA = Path(os.environ.get("FBP_DATA", REPOSITORY.parent / "shared" / "data"))
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # nothing from earlier runs, nothing left for later ones
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = (
+    "false"  # nothing from earlier runs, nothing left for later ones
+)
 jax.config.update("jax_enable_compilation_cache", False)
 
 _COMMON = {
@@ -27,7 +29,9 @@ _COMMON = {
     "derandomize": True,
 }
 hypothesis.settings.register_profile("usual", max_examples=200, **_COMMON)
-hypothesis.settings.register_profile("thorough", max_examples=10_000, **(_COMMON | {"derandomize": False}))
+hypothesis.settings.register_profile(
+    "thorough", max_examples=10_000, **(_COMMON | {"derandomize": False})
+)
 hypothesis.settings.load_profile("usual")
 
 
@@ -46,7 +50,9 @@ def x64():
 def mnist_folder():
     folder = DATA / "mnist"
     if not folder.is_dir():
-        pytest.skip(f"the original MNIST files are not in {folder}; set FBP_DATA to a folder that holds mnist/")
+        pytest.skip(
+            f"the original MNIST files are not in {folder}; set FBP_DATA to a folder that holds mnist/"
+        )
     return str(folder)
 
 
@@ -69,7 +75,11 @@ def finished(tmp_path_factory, worker_id):
             (project / "mlruns").mkdir(parents=True)
             write_config(project, data="digits")
             done = subprocess.run(
-                command("run", "small.toml"), cwd=project, capture_output=True, text=True, timeout=240
+                command("run", "small.toml"),
+                cwd=project,
+                capture_output=True,
+                text=True,
+                timeout=240,
             )
             assert done.returncode == 0, done.stderr
             (project / "said.json").write_text(json.dumps([done.stdout, done.stderr]))

@@ -23,7 +23,9 @@ epochs = 3
 """
 
 
-def write_config(project: Path, name="small", data="iris", loss="softmax_cross_entropy", more="") -> Path:
+def write_config(
+    project: Path, name="small", data="iris", loss="softmax_cross_entropy", more=""
+) -> Path:
     path = project / f"{name}.toml"
     path.write_text(CONFIG.format(data=data, loss=loss) + more)
     return path
@@ -96,7 +98,12 @@ def empty_store(full: Path, empty: Path) -> None:
         "runs",
     ):
         database.execute(f"delete from {table}")
-    for table in ("logged_model_metrics", "logged_model_params", "logged_model_tags", "logged_models"):
+    for table in (
+        "logged_model_metrics",
+        "logged_model_params",
+        "logged_model_tags",
+        "logged_models",
+    ):
         database.execute(f"delete from {table}")
     database.execute("delete from experiments where experiment_id != 0")
     database.commit()

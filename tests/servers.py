@@ -31,8 +31,16 @@ class Server:
         self.process: subprocess.Popen | None = None
 
     def start(self, seconds: float = 180) -> None:
-        settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        words = ["--backend-store-uri", self.store, "--artifacts-destination", str(self.folder / "artifacts")]
+        settings = {
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }
+        words = [
+            "--backend-store-uri",
+            self.store,
+            "--artifacts-destination",
+            str(self.folder / "artifacts"),
+        ]
         with open(self.folder / "server.log", "ab") as log:
             words += ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
             self.process = subprocess.Popen(
@@ -73,12 +81,36 @@ def postgresql(folder: Path) -> Iterator[str | None]:
     if user:
         shutil.chown(data, user)
     try:
-        options = {"user": user, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "cwd": "/", "text": True}
-        words = ["--pgdata", str(data / "data"), "--username", "fbp", "--auth", "trust", "--no-sync"]
+        options = {
+            "user": user,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            "cwd": "/",
+            "text": True,
+        }
+        words = [
+            "--pgdata",
+            str(data / "data"),
+            "--username",
+            "fbp",
+            "--auth",
+            "trust",
+            "--no-sync",
+        ]
         made = subprocess.run([tools / "initdb", *words], **options, check=False)
         assert made.returncode == 0, made.stdout
         server = subprocess.Popen(
-            [tools / "postgres", "-D", str(data / "data"), "-p", str(port), "-h", "127.0.0.1", "-k", str(data)],
+            [
+                tools / "postgres",
+                "-D",
+                str(data / "data"),
+                "-p",
+                str(port),
+                "-h",
+                "127.0.0.1",
+                "-k",
+                str(data),
+            ],
             **options,
         )
         try:

@@ -13,7 +13,9 @@ import fbp
 from fbp import blocks, layers, losses, models
 from fbp.layer import Layer, Loss
 
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiled to run once
+quick_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)  # compiled to run once
 
 
 def draw(layer: Layer, shape, seed: int = 0):
@@ -57,12 +59,21 @@ class LayerCase(NamedTuple):
 
     def input(self, *batch: int):
         if self.tokens:
-            return np.random.default_rng(1).integers(0, self.tokens, (*batch, *self.shape)).astype(np.int32)
+            return (
+                np.random.default_rng(1)
+                .integers(0, self.tokens, (*batch, *self.shape))
+                .astype(np.int32)
+            )
         several = isinstance(self.shape[0], tuple)
-        parts = [numbers(*batch, *shape, seed=1 + i) for i, shape in enumerate(self.shape if several else [self.shape])]
+        parts = [
+            numbers(*batch, *shape, seed=1 + i)
+            for i, shape in enumerate(self.shape if several else [self.shape])
+        ]
         if self.lengths:
             positions = parts[-1].shape[len(batch)]
-            parts.append(np.random.default_rng(1).integers(1, positions + 1, batch).astype(np.int32))
+            parts.append(
+                np.random.default_rng(1).integers(1, positions + 1, batch).astype(np.int32)
+            )
         return tuple(parts) if len(parts) > 1 else parts[0]
 
 
@@ -96,14 +107,24 @@ LAYERS = [
     LayerCase("maxout", lambda: layers.maxout(3)),
     LayerCase("conv1d", lambda: layers.conv1d(5, 3, stride=2, dilation=2), (11, 3)),
     LayerCase("conv2d", lambda: layers.conv2d(5, 3), (6, 5, 2)),
-    LayerCase("conv2d", lambda: layers.conv2d(5, (3, 2), stride=(2, 1), padding="VALID"), (6, 5, 3)),
-    LayerCase("conv2d", lambda: layers.conv2d(3, 3, padding=[(2, 1), (0, 3)], dilation=(1, 2), stride=2), (7, 6, 2)),
+    LayerCase(
+        "conv2d", lambda: layers.conv2d(5, (3, 2), stride=(2, 1), padding="VALID"), (6, 5, 3)
+    ),
+    LayerCase(
+        "conv2d",
+        lambda: layers.conv2d(3, 3, padding=[(2, 1), (0, 3)], dilation=(1, 2), stride=2),
+        (7, 6, 2),
+    ),
     LayerCase("conv2d", lambda: layers.conv2d(3, 3, padding=1), (4, 4, 20)),
     LayerCase("conv2d", lambda: layers.conv2d(6, 3, groups=2, stride=2), (6, 5, 4)),
     LayerCase("conv2d", lambda: layers.conv2d(8, 3, groups=4), (5, 5, 4)),  # depthwise
     LayerCase("conv_transpose1d", lambda: layers.conv_transpose1d(4, 4, stride=3), (4, 2)),
     LayerCase("conv_transpose2d", lambda: layers.conv_transpose2d(3, 3, stride=2), (3, 4, 2)),
-    LayerCase("conv_transpose2d", lambda: layers.conv_transpose2d(3, (3, 2), stride=2, padding="VALID"), (3, 4, 5)),
+    LayerCase(
+        "conv_transpose2d",
+        lambda: layers.conv_transpose2d(3, (3, 2), stride=2, padding="VALID"),
+        (3, 4, 5),
+    ),
     LayerCase("max_pool", lambda: layers.max_pool(2), (6, 4, 3)),
     LayerCase("max_pool", lambda: layers.max_pool((3, 2), stride=2, padding="SAME"), (5, 6, 3)),
     LayerCase("max_pool", lambda: layers.max_pool(3, stride=1, padding=1), (9, 2)),
@@ -121,7 +142,11 @@ LAYERS = [
     LayerCase("dropout", lambda: layers.dropout(0.4)),
     LayerCase("dropout", lambda: layers.dropout(0.4), training=True),
     LayerCase("stochastic_depth", lambda: layers.stochastic_depth(0.5)),
-    LayerCase("stochastic_depth", lambda: fbp.residual(layers.dense(6), layers.stochastic_depth(0.5)), training=True),
+    LayerCase(
+        "stochastic_depth",
+        lambda: fbp.residual(layers.dense(6), layers.stochastic_depth(0.5)),
+        training=True,
+    ),
     LayerCase("embedding", lambda: layers.embedding(7, 4), (5,), tokens=7),
     LayerCase("learned_positions", lambda: layers.learned_positions(8), (5, 4)),
     LayerCase("sinusoidal_positions", layers.sinusoidal_positions, (5, 3)),
@@ -133,14 +158,23 @@ LAYERS = [
     LayerCase("gru", lambda: layers.gru(4, output="last"), (5, 3)),
     LayerCase("bidirectional", lambda: fbp.bidirectional(layers.lstm, 3), (5, 2)),
     LayerCase("repeat", lambda: fbp.repeat(fbp.residual(layers.dense(6), layers.tanh()), 3)),
-    LayerCase("repeat", lambda: fbp.repeat(fbp.chain(layers.dropout(0.3), layers.dense(6)), 3), training=True),
+    LayerCase(
+        "repeat",
+        lambda: fbp.repeat(fbp.chain(layers.dropout(0.3), layers.dense(6)), 3),
+        training=True,
+    ),
     LayerCase(
         "recompute",
         lambda: fbp.recompute(fbp.chain(layers.dense(5), layers.gelu(), layers.dropout(0.3))),
         training=True,
     ),
-    LayerCase("recompute", lambda: fbp.repeat(fbp.recompute(fbp.residual(layers.dense(6), layers.silu())), 3)),
-    LayerCase("dot_product_attention", layers.dot_product_attention, ((4, 2, 3), (5, 2, 3), (5, 2, 3))),
+    LayerCase(
+        "recompute",
+        lambda: fbp.repeat(fbp.recompute(fbp.residual(layers.dense(6), layers.silu())), 3),
+    ),
+    LayerCase(
+        "dot_product_attention", layers.dot_product_attention, ((4, 2, 3), (5, 2, 3), (5, 2, 3))
+    ),
     LayerCase(
         "dot_product_attention",
         lambda: layers.dot_product_attention(causal=True, lengths=True),
@@ -151,7 +185,12 @@ LAYERS = [
     LayerCase("attention", lambda: layers.attention(3, causal=True, rotary=True), (5, 6)),
     LayerCase("attention", lambda: layers.attention(2, lengths=True), (5, 6), lengths=True),
     LayerCase("attention", lambda: layers.attention(2, cross=True), ((4, 6), (5, 3))),
-    LayerCase("attention", lambda: layers.attention(2, cross=True, lengths=True), ((4, 6), (5, 3)), lengths=True),
+    LayerCase(
+        "attention",
+        lambda: layers.attention(2, cross=True, lengths=True),
+        ((4, 6), (5, 3)),
+        lengths=True,
+    ),
     LayerCase("unembedding", lambda: layers.unembedding(7), (5, 4)),
     LayerCase("learned_positions", layers.learned_positions, (5, 4)),
     LayerCase("add", layers.add, ((4, 3), (4, 3))),
@@ -165,22 +204,33 @@ LAYERS = [
     LayerCase("upsample", lambda: layers.upsample(2), (2, 3, 2)),
     LayerCase("chain", lambda: fbp.chain(layers.dense(5), layers.tanh(), layers.dense(3))),
     LayerCase("residual", lambda: fbp.residual(layers.dense(6), layers.tanh())),
-    LayerCase("residual", lambda: fbp.residual(layers.dense(4), layers.tanh(), shortcut=layers.dense(4))),
-    LayerCase("parallel", lambda: fbp.parallel(layers.dense(4), fbp.chain(layers.dense(4), layers.tanh()))),
+    LayerCase(
+        "residual", lambda: fbp.residual(layers.dense(4), layers.tanh(), shortcut=layers.dense(4))
+    ),
+    LayerCase(
+        "parallel", lambda: fbp.parallel(layers.dense(4), fbp.chain(layers.dense(4), layers.tanh()))
+    ),
     LayerCase(
         "parallel",
-        lambda: fbp.parallel(layers.dense(2), fbp.chain(layers.dense(3), layers.silu()), combine="concatenate"),
+        lambda: fbp.parallel(
+            layers.dense(2), fbp.chain(layers.dense(3), layers.silu()), combine="concatenate"
+        ),
     ),
 ]
 
 
 def _tied():
-    return fbp.chain(layers.embedding(7, 4), layers.layer_norm(), layers.dense(4), layers.unembedding(7))
+    return fbp.chain(
+        layers.embedding(7, 4), layers.layer_norm(), layers.dense(4), layers.unembedding(7)
+    )
 
 
 LAYERS += [
-    LayerCase("shared", lambda: fbp.shared(_tied(), {"3": "0"}), (5,), tokens=7),
-    LayerCase("shared", lambda: fbp.shared(fbp.chain(layers.dense(6), layers.tanh(), layers.dense(6)), {"2": "0"})),
+    LayerCase("shared", lambda: fbp.tie(_tied(), {"3": "0"}), (5,), tokens=7),
+    LayerCase(
+        "shared",
+        lambda: fbp.tie(fbp.chain(layers.dense(6), layers.tanh(), layers.dense(6)), {"2": "0"}),
+    ),
     LayerCase(
         "graph",
         lambda: fbp.graph(
@@ -197,7 +247,11 @@ LAYERS += [
     LayerCase(
         "graph",
         lambda: fbp.graph(
-            {"a": (layers.dense(4), "u"), "b": (layers.dense(4), "v"), "sum": (layers.add(), "a", "b")},
+            {
+                "a": (layers.dense(4), "u"),
+                "b": (layers.dense(4), "v"),
+                "sum": (layers.add(), "a", "b"),
+            },
             inputs=("u", "v"),
         ),
         ((6,), (3,)),
@@ -206,13 +260,29 @@ LAYERS += [
 
 
 LAYERS += [
-    LayerCase("transformer_block", lambda: blocks.transformer_block(6, 2, causal=True, rotary=False), (4, 6)),
-    LayerCase("transformer_block", lambda: blocks.transformer_block(4, 2, dropout_rate=0.2), (4, 4), training=True),
+    LayerCase(
+        "transformer_block",
+        lambda: blocks.transformer_block(6, 2, causal=True, rotary=False),
+        (4, 6),
+    ),
+    LayerCase(
+        "transformer_block",
+        lambda: blocks.transformer_block(4, 2, dropout_rate=0.2),
+        (4, 4),
+        training=True,
+    ),
     LayerCase("mixer_block", lambda: blocks.mixer_block(4, 3), (4, 3)),
-    LayerCase("residual_block", lambda: blocks.residual_block(4, stride=2, project=True), (4, 4, 2), training=True),
+    LayerCase(
+        "residual_block",
+        lambda: blocks.residual_block(4, stride=2, project=True),
+        (4, 4, 2),
+        training=True,
+    ),
 ]
 
-_CONVOLUTION = "GEMMs over patches move more bytes and take a fraction of the time: benchmarks, cnn and layers"
+_CONVOLUTION = (
+    "GEMMs over patches move more bytes and take a fraction of the time: benchmarks, cnn and layers"
+)
 _RECOMPUTED = "computes a second time on purpose: it saves memory"
 COSTS_MORE = {  # layers whose compiled FLOPs, bytes or scratch memory are not at most autodiff's, and why that is right
     "conv1d": _CONVOLUTION,
@@ -234,7 +304,9 @@ class LossCase(NamedTuple):
     name: str
     loss: Loss
     target: Callable[[Any, tuple[int, ...]], Any]  # (key, output shape) -> target
-    output: Callable[[Any], Any] = lambda z: z  # from normal numbers to outputs the loss is defined on
+    output: Callable[[Any], Any] = lambda z: (
+        z
+    )  # from normal numbers to outputs the loss is defined on
 
 
 def _numbers(key, shape):
@@ -308,7 +380,9 @@ _ACTIVATIONS = [
     layers.silu, layers.gelu, lambda: layers.gelu(approximate=True), layers.softmax, layers.log_softmax,
 ]  # fmt: skip
 MODELS = _MODELS + [
-    ModelCase(f"mlp {activation().name}", models.mlp(10, (128, 128), activation), _CE, (64,), 10, True)
+    ModelCase(
+        f"mlp {activation().name}", models.mlp(10, (128, 128), activation), _CE, (64,), 10, True
+    )
     for activation in _ACTIVATIONS
 ]
 
@@ -316,14 +390,32 @@ MODELS = _MODELS + [
 _SEQUENCE = {"labels": True, "tokens": 7, "sequence": True}
 _PICTURE = {"labels": True, "costly": True}
 MODELS += [
-    ModelCase("autoencoder", models.autoencoder(64, output_activation=layers.sigmoid), _MSE, (8, 8, 1), 64, False),
+    ModelCase(
+        "autoencoder",
+        models.autoencoder(64, output_activation=layers.sigmoid),
+        _MSE,
+        (8, 8, 1),
+        64,
+        False,
+    ),
     ModelCase("rnn", models.rnn(3, (8, 8), bidirectional=True), _CE, (5, 4), 3, True, costly=True),
-    ModelCase("gru", models.gru(7, (8,), embedding_width=6, vocabulary=7, sequence=True), _CE, (5,), 7, **_SEQUENCE),
+    ModelCase(
+        "gru",
+        models.gru(7, (8,), embedding_width=6, vocabulary=7, sequence=True),
+        _CE,
+        (5,),
+        7,
+        **_SEQUENCE,
+    ),
     ModelCase("lstm", models.lstm(3, (8,)), _MSE, (5, 4), 3, False),
     ModelCase("gpt", models.gpt(7, 2, 2, 8), _CE, (5,), 7, **_SEQUENCE),
-    ModelCase("gpt", models.gpt(7, 1, 2, 8, positions="rotary", tied=False), _CE, (5,), 7, **_SEQUENCE),
+    ModelCase(
+        "gpt", models.gpt(7, 1, 2, 8, positions="rotary", tied=False), _CE, (5,), 7, **_SEQUENCE
+    ),
     ModelCase("lenet5", models.lenet5(10), _CE, (28, 28, 1), 10, **_PICTURE),
-    ModelCase("cnn", models.cnn(10, (4, 6), hidden=(8,), norm=True), _CE, (8, 8, 1), 10, **_PICTURE),
+    ModelCase(
+        "cnn", models.cnn(10, (4, 6), hidden=(8,), norm=True), _CE, (8, 8, 1), 10, **_PICTURE
+    ),
     ModelCase("resnet", models.resnet(10, 8, 4), _CE, (8, 8, 3), 10, **_PICTURE),
     ModelCase("inception", models.inception(10, 3), _CE, (8, 8, 1), 10, **_PICTURE),
     ModelCase("vit", models.vit(10, 4, 1, 2, 8), _CE, (8, 8, 1), 10, **_PICTURE),
@@ -349,4 +441,6 @@ def loss_point(case: LossCase, key, shape):
 def activations_slowly(cases):
     """The cases as pytest's parameters, mlps that only differ in their activation marked as slow."""
     marks = lambda case: [pytest.mark.slow] if " " in case.name else []
-    return [pytest.param(case, id=f"{case.name}-{i}", marks=marks(case)) for i, case in enumerate(cases)]
+    return [
+        pytest.param(case, id=f"{case.name}-{i}", marks=marks(case)) for i, case in enumerate(cases)
+    ]

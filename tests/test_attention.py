@@ -20,12 +20,15 @@ LENGTHS = jnp.array([5, 9, 1])
 @pytest.fixture
 def small_blocks(monkeypatch):
     """The blockwise form for any length, in blocks of 4."""
-    monkeypatch.setattr(attention, "BLOCKWISE_FROM", 1)
+    monkeypatch.setattr(attention, "BLOCKWISE_MIN_KEYS", 1)
     monkeypatch.setattr(attention, "BLOCK", 4)
 
 
 def parts(positions=9, keys=9, dtype=jnp.float32):
-    return tuple(jnp.asarray(numbers(3, n, 2, 4, seed=i), dtype) for i, n in enumerate((positions, keys, keys)))
+    return tuple(
+        jnp.asarray(numbers(3, n, 2, 4, seed=i), dtype)
+        for i, n in enumerate((positions, keys, keys))
+    )
 
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["all", "lengths"])
@@ -42,16 +45,20 @@ class TestBlockwise:
             return y, layer.backward((), cache, delta)[0][:3]
 
         whole = jax.jit(run)(*x[:3])
-        monkeypatch.setattr(attention, "BLOCKWISE_FROM", 1)
+        monkeypatch.setattr(attention, "BLOCKWISE_MIN_KEYS", 1)
         monkeypatch.setattr(attention, "BLOCK", 4)
         blocks = jax.jit(lambda *a: run(*a))(*x[:3])
 
         def reference(q, k, v):
-            return jax.nn.dot_product_attention(q, k, v, is_causal=causal, key_value_seq_lengths=lengths)
+            return jax.nn.dot_product_attention(
+                q, k, v, is_causal=causal, key_value_seq_lengths=lengths
+            )
 
         expected, pull_back = jax.vjp(reference, *x[:3])
         for y, deltas in (whole, blocks):
-            np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-7)  # theirs is a softmax in float32
+            np.testing.assert_allclose(
+                y, expected, rtol=1e-6, atol=1e-7
+            )  # theirs is a softmax in float32
             for ours, theirs in zip(deltas, pull_back(delta), strict=True):
                 np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
         for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(blocks), strict=True):
@@ -60,7 +67,9 @@ class TestBlockwise:
     def test_passes_the_check(self, causal, lengths, small_blocks):
         layer = layers.dot_product_attention(causal=causal, lengths=lengths is not None)
         x = parts() if lengths is None else (*parts(), lengths)
-        report = fbp.check_gradients(layer, fbp.losses.quadratic, (), x, numbers(3, 9, 2, 4, seed=8))
+        report = fbp.check_gradients(
+            layer, fbp.losses.quadratic, (), x, numbers(3, 9, 2, 4, seed=8)
+        )
         assert report.ok, str(report)
 
 
@@ -110,7 +119,9 @@ def test_long_sequences_take_the_blockwise_form_and_little_memory():
         y, pull_back = jax.vjp(lambda *x: jax.nn.dot_product_attention(*x, is_causal=True), q, k, v)
         return pull_back(y)
 
-    assert compiled_cost(ours, q, k, v)["scratch"] <= 0.3 * compiled_cost(autodiff, q, k, v)["scratch"]
+    assert (
+        compiled_cost(ours, q, k, v)["scratch"] <= 0.3 * compiled_cost(autodiff, q, k, v)["scratch"]
+    )
 
 
 def test_causal_attention_does_not_look_ahead():
@@ -143,8 +154,16 @@ def test_weights_are_float32_inside_bfloat16():
 @pytest.mark.parametrize(
     ("make", "shape", "problem"),
     [
-        (lambda: layers.attention(3), (5, 8), "attention of 3 heads expects features that are a multiple of 3, got 8"),
-        (lambda: layers.attention(2), (5, 8, 1), r"expects examples of shape \(T, F\), got \(5, 8, 1\)"),
+        (
+            lambda: layers.attention(3),
+            (5, 8),
+            "attention of 3 heads expects features that are a multiple of 3, got 8",
+        ),
+        (
+            lambda: layers.attention(2),
+            (5, 8, 1),
+            r"expects examples of shape \(T, F\), got \(5, 8, 1\)",
+        ),
         (lambda: layers.attention(4, rotary=True), (5, 4), "an even head size, got 1"),
         (lambda: layers.attention(2, cross=True), (5, 8), "the shapes of x and memory"),
         (

@@ -31,7 +31,17 @@ def here(monkeypatch):
 
 
 def test_a_contest_is_timed_and_written(here, tmp_path, capsys, monkeypatch):
-    words = ["benchmarks", "--only", "mlp", "--contestants", "fbp,jax", "--rounds", "2", "--output", str(tmp_path)]
+    words = [
+        "benchmarks",
+        "--only",
+        "mlp",
+        "--contestants",
+        "fbp,jax",
+        "--rounds",
+        "2",
+        "--output",
+        str(tmp_path),
+    ]
     monkeypatch.setattr(sys, "argv", words)
     assert main() == 0
     shown = capsys.readouterr().out
@@ -81,12 +91,20 @@ def test_who_is_not_installed_or_breaks_is_left_out(here, monkeypatch, capsys):
     process.close()
 
 
-@pytest.mark.parametrize("words", [["--only", "nothing"], ["--contestants", "fbp,nobody"], ["--rounds", "0"]])
+@pytest.mark.parametrize(
+    "words", [["--only", "nothing"], ["--contestants", "fbp,nobody"], ["--rounds", "0"]]
+)
 def test_bad_choices_are_one_clear_line(words):
-    done = subprocess.run([sys.executable, "-m", "benchmarks", *words], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *words], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith(("benchmarks: unknown", "python -m benchmarks: error"))
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .startswith(("benchmarks: unknown", "python -m benchmarks: error"))
+    )
 
 
 def test_slopes_are_exponents():

@@ -23,16 +23,20 @@ from rich.console import Console
 
 import fbp
 from fbp.cli import main
-from fbp.experiment import comparison, environment, journal, logged, recorded, reproduce, shipper, store, tables
-from fbp.experiment.arrays import read_arrays, write_arrays
-from fbp.experiment.journal import Journal, Series
-from fbp.experiment.locks import locked
-from fbp.experiment.recorded import Recorded, Runs
-from fbp.experiment.reproduce import compare
+from fbp.experiment.commands import reproduce, tables
+from fbp.experiment.commands.reproduce import compare
+from fbp.experiment.rundir import environment, journal
+from fbp.experiment.rundir.journal import Journal, Series
+from fbp.experiment.rundir.locks import locked
+from fbp.experiment.rundir.npz import read_arrays, write_arrays
+from fbp.experiment.tracking import mlflow_format, mlflow_runs, shipper, store
+from fbp.experiment.tracking.mlflow_runs import Recorded, Runs
 from tests.projects import client, command, fbp_run, one, the_run, write_config
 from tests.servers import free_port
 
-SEEDS = "".join(f'[[variant]]\nname = "seed-{seed}"\nset = {{ seed = {seed} }}\n' for seed in range(3))
+SEEDS = "".join(
+    f'[[variant]]\nname = "seed-{seed}"\nset = {{ seed = {seed} }}\n' for seed in range(3)
+)
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +50,11 @@ def three(finished, tmp_path_factory, worker_id):
             shutil.copy(finished[0] / "empty.db", project / "mlruns" / "mlflow.db")
             write_config(project, data="digits", more=SEEDS)
             done = subprocess.run(
-                command("run", "small.toml"), cwd=project, capture_output=True, text=True, timeout=240
+                command("run", "small.toml"),
+                cwd=project,
+                capture_output=True,
+                text=True,
+                timeout=240,
             )
             assert done.returncode == 0, done.stderr
     return project
@@ -68,7 +76,9 @@ def said(*words, status=0):
 
 def runs_of(project):
     found = client(project)
-    every = found.search_runs([found.get_experiment_by_name("small").experiment_id], order_by=["start_time ASC"])
+    every = found.search_runs(
+        [found.get_experiment_by_name("small").experiment_id], order_by=["start_time ASC"]
+    )
     parent = next(run for run in every if "mlflow.parentRunId" not in run.data.tags)
     children = [run for run in every if run is not parent and run.info.run_name.startswith("seed-")]
     return parent, children
@@ -95,7 +105,10 @@ class TestRuns:
         ("words", "problem"),
         [
             (["runs", "metrics.x >>"], "Invalid clause"),
-            (["runs", "--tracking-uri", "sqlite:////nowhere/x.db"], "sqlite:////nowhere/x.db: there is no such store"),
+            (
+                ["runs", "--tracking-uri", "sqlite:////nowhere/x.db"],
+                "sqlite:////nowhere/x.db: there is no such store",
+            ),
             (
                 ["runs", "--tracking-uri", "postgresql://u:pass@127.0.0.1:1/x"],
                 "postgresql://127.0.0.1:1/x: the store does not",
@@ -108,7 +121,10 @@ class TestRuns:
                 ["register", "nothing", "name", "--alias", "v1"],
                 "expected an alias that MLflow does not keep for itself",
             ),
-            (["register", "nothing", "."], "expected letters, digits and . - _ in the name, got '.'"),
+            (
+                ["register", "nothing", "."],
+                "expected letters, digits and . - _ in the name, got '.'",
+            ),
             (["reap", "--minutes", "nan"], "--minutes: expected a number, got nan"),
             (["runs", "--sort", "foo.bar"], "--sort foo.bar ASC: Invalid"),
             (["runs", "--sort", "nothing"], "--sort nothing ASC: Invalid order_by clause"),
@@ -140,13 +156,18 @@ class TestRuns:
         _, children = runs_of(inside)
         info = children[0].info
         long = SimpleNamespace(
-            **{key: getattr(info, key) for key in ("run_id", "experiment_id", "status", "start_time", "end_time")}
+            **{
+                key: getattr(info, key)
+                for key in ("run_id", "experiment_id", "status", "start_time", "end_time")
+            }
         )
         long.run_name = f"{'small,hidden=_8_,learning_rate=0.001,' * 2}seed=0-ab12"
         rows = tables.list_of_runs([SimpleNamespace(info=long, data=children[0].data)], {}, [], 80)
         assert {"status", "test_accuracy"} <= set(rows.columns)
         assert rows.cells[0][0].endswith("…-ab12")
-        whole = tables.list_of_runs([SimpleNamespace(info=long, data=children[0].data)], {}, [], None)
+        whole = tables.list_of_runs(
+            [SimpleNamespace(info=long, data=children[0].data)], {}, [], None
+        )
         assert whole.cells[0][0] == long.run_name
 
     def test_the_beginning_of_an_id_and_the_end_of_a_name_are_enough(self, inside):
@@ -181,7 +202,7 @@ class TestCompare:
         }
         values = [run.data.metrics["test_loss"] for run in children]
         mean, spread = np.mean(values), np.std(values, ddof=1)
-        low, high = comparison.bootstrap(values)
+        low, high = compare.bootstrap(values)
         assert min(values) <= low <= mean <= high <= max(values)
         for text in (output, report):
             assert f"{mean:.5g}" in text
@@ -193,11 +214,13 @@ class TestCompare:
         assert "![learning curves](learning_curves.png)" in report
 
     def test_one_run_is_not_enough(self, inside):
-        assert "expected two different runs or more" in said("compare", runs_of(inside)[1][0].info.run_id, status=2)
+        assert "expected two different runs or more" in said(
+            "compare", runs_of(inside)[1][0].info.run_id, status=2
+        )
 
     def test_the_interval_covers_as_often_as_it_says(self):
         drawn = np.random.default_rng(1).normal(size=(200, 30))
-        covered = np.mean([low < 0 < high for low, high in map(comparison.bootstrap, drawn)])
+        covered = np.mean([low < 0 < high for low, high in map(compare.bootstrap, drawn)])
         assert 0.88 < covered < 0.99
 
 
@@ -205,7 +228,9 @@ def test_a_registered_model_is_loaded_by_its_alias(inside):
     _, (first, second, _) = runs_of(inside)
     x = fbp.datasets.digits().train.x[:4]
     for run in (first, second):  # the alias moves
-        assert "fbp.load('models:/small@champion')" in said("register", run.info.run_id, "small", "--alias", "champion")
+        assert "fbp.load('models:/small@champion')" in said(
+            "register", run.info.run_id, "small", "--alias", "champion"
+        )
         loaded = fbp.load("models:/small@champion").predict(x)
         np.testing.assert_array_equal(loaded, fbp.load(run.info.run_id).predict(x))
     assert "no such registered model" in said("generate", "models:/nothing@x", status=2)
@@ -213,29 +238,42 @@ def test_a_registered_model_is_loaded_by_its_alias(inside):
 
 def series(**values):
     return {
-        key: Series(np.arange(1, len(numbers) + 1), np.array(numbers, float), np.zeros(len(numbers), int))
+        key: Series(
+            np.arange(1, len(numbers) + 1), np.array(numbers, float), np.zeros(len(numbers), int)
+        )
         for key, numbers in values.items()
     }
 
 
 class TestVerdict:
-    BEFORE = {0: {"params": "a", "tensors": {"0/w": "1"}}, 5: {"params": "b", "tensors": {"0/w": "2", "0/b": "3"}}}
+    BEFORE = {
+        0: {"params": "a", "tensors": {"0/w": "1"}},
+        5: {"params": "b", "tensors": {"0/w": "2", "0/b": "3"}},
+    }
     NOW = {
         0: {"params_digest": "a", "tensors": {"0/w": "1"}},
         5: {"params_digest": "c", "tensors": {"0/w": "2", "0/b": "9"}},
     }
 
     def test_identical(self):
-        same = {step: {"params_digest": entry["params"], "tensors": {}} for step, entry in self.BEFORE.items()}
+        same = {
+            step: {"params_digest": entry["params"], "tensors": {}}
+            for step, entry in self.BEFORE.items()
+        }
         first = series(loss=[1, float("nan"), float("inf")], examples_per_second=[1, 2])
         second = series(loss=[1, float("nan"), float("inf")], examples_per_second=[3, 4])
         assert compare(first, second, self.BEFORE, same) == (True, (3, 2), [])
 
     def test_the_first_step_and_by_how_much(self):
         other = float(np.nextafter(0.5, 1))
-        verdict = compare(series(b=[1, 0.5, 3], a=[1, 2, 3]), series(b=[1, other, 3], a=[1, 2, 4]), {}, {})
+        verdict = compare(
+            series(b=[1, 0.5, 3], a=[1, 2, 3]), series(b=[1, other, 3], a=[1, 2, 4]), {}, {}
+        )
         assert not verdict.identical
-        assert f"at step 2: b was 0.5, is {other!r} (difference 1.11e-16); 2 of 6 values differ" in verdict.lines[0]
+        assert (
+            f"at step 2: b was 0.5, is {other!r} (difference 1.11e-16); 2 of 6 values differ"
+            in verdict.lines[0]
+        )
 
     def test_minus_zero_is_not_zero(self):
         assert not compare(series(a=[0.0]), series(a=[-0.0]), {}, {}).identical
@@ -245,7 +283,9 @@ class TestVerdict:
         assert "there is nothing to compare" in compare({}, {}, {}, {}).lines[0]
 
     def test_what_is_missing_differs(self):
-        assert "a was 2.0, and is missing" in compare(series(a=[1, 2]), series(a=[1]), {}, {}).lines[0]
+        assert (
+            "a was 2.0, and is missing" in compare(series(a=[1, 2]), series(a=[1]), {}, {}).lines[0]
+        )
 
     def test_the_first_tensor(self):
         verdict = compare({}, {}, self.BEFORE, self.NOW)
@@ -258,7 +298,11 @@ class TestVerdict:
 def test_only_plain_switches_are_taken_from_a_record():
     record = {
         "threads": 3,
-        "jax": {"enable_x64": True, "threefry_partitionable": "0; rm", "default_matmul_precision": None},
+        "jax": {
+            "enable_x64": True,
+            "threefry_partitionable": "0; rm",
+            "default_matmul_precision": None,
+        },
         "variables": {
             "XLA_FLAGS": "--xla_gpu_deterministic_ops=true --xla_dump_to=/tmp/x --xla_cpu_max_isa=AVX2 --xla_x=3",
             "LD_PRELOAD": "x.so",
@@ -282,9 +326,11 @@ def test_names_with_commas_and_quotes_come_back_from_the_history(tmp_path):
     (tmp_path / "artifacts").mkdir()
     values = {'delta_norm/a,b "c"': 1.5, "loss": float("nan")}
     Journal(tmp_path).write("metrics", step=3, values=values)
-    logged.write_history(tmp_path)
-    found = recorded.from_artifacts(a_record(tmp_path / "artifacts"))
-    assert {key: points.steps.tolist() for key, points in found.items()} == {key: [3] for key in values}
+    mlflow_format.write_history(tmp_path)
+    found = mlflow_runs.from_artifacts(a_record(tmp_path / "artifacts"))
+    assert {key: points.steps.tolist() for key, points in found.items()} == {
+        key: [3] for key in values
+    }
     assert found['delta_norm/a,b "c"'].values.tolist() == [1.5]
 
 
@@ -319,15 +365,20 @@ def test_a_store_that_fails_later_is_called_that(inside, monkeypatch, words, cal
     _, (first, *_) = runs_of(inside)
     monkeypatch.setattr(MlflowClient, call, fail)
     output = said(words, first.info.run_name, *(["m"] if words == "register" else []), status=2)
-    assert "the store does not answer (MlflowException: API request failed with error code 500)" in output
+    assert (
+        "the store does not answer (MlflowException: API request failed with error code 500)"
+        in output
+    )
     assert len(output.strip().splitlines()) <= 3
 
 
 def test_a_run_that_recorded_nothing_is_not_run_again(inside, monkeypatch):
     read = Runs.read
-    monkeypatch.setattr(Runs, "read", lambda *given, **more: read(*given, **more)._replace(status="KILLED"))
+    monkeypatch.setattr(
+        Runs, "read", lambda *given, **more: read(*given, **more)._replace(status="KILLED")
+    )
     monkeypatch.setattr(Runs, "series", lambda *_: {})
-    monkeypatch.setattr(recorded, "checkpoints", lambda _: {})
+    monkeypatch.setattr(mlflow_runs, "checkpoints", lambda _: {})
     _, (first, *_) = runs_of(inside)
     assert "neither metrics nor checkpoints" in said("reproduce", first.info.run_name, status=2)
 
@@ -363,13 +414,17 @@ def test_reproduce_a_run_from_its_record_alone(project, three, monkeypatch):
     other = {"PJRT_NPROC": "1" if environment.threads() > 1 else "2"}
     output = reproduced(copy, first.info.run_name, 0, **other)
     assert "identical to the bit" in output
-    again = client(copy).search_runs([first.info.experiment_id], f"tags.`fbp.reproduces` = '{first.info.run_id}'")
+    again = client(copy).search_runs(
+        [first.info.experiment_id], f"tags.`fbp.reproduces` = '{first.info.run_id}'"
+    )
     assert [run.data.tags["fbp.reproduction"] for run in again] == ["identical"]
     assert again[0].data.tags["fbp.params_digest"] == first.data.tags["fbp.params_digest"]
     assert again[0].data.tags["fbp.metrics_digest"] == first.data.tags["fbp.metrics_digest"]
     monkeypatch.chdir(copy)
     assert fbp.load(first.info.run_name).config.name == "small"
-    assert not (copy / "mlflow.db").exists()  # MLflow's own default store, which some of its calls make
+    assert not (
+        copy / "mlflow.db"
+    ).exists()  # MLflow's own default store, which some of its calls make
 
 
 @pytest.mark.slow
@@ -377,7 +432,10 @@ def test_reproduce_says_where_a_changed_model_first_differs(project, warm):
     (project / "mine.py").write_text(MODEL.format("tanh"))
     path = write_config(project, data="digits")
     options = ["--set", "model={name='mine:model'}", "--set", "checkpoint.every_steps=10"]
-    assert subprocess.run(command("run", path, *options), timeout=240, capture_output=True).returncode == 0
+    assert (
+        subprocess.run(command("run", path, *options), timeout=240, capture_output=True).returncode
+        == 0
+    )
     name = one(project / "mlruns" / "runs").name
     assert "not installed; if you trust it" in reproduced(project, name, 2)
     assert "identical to the bit" in reproduced(project, name, 0, "--code", "mine.py")
@@ -393,7 +451,9 @@ def test_reproduce_says_where_a_changed_model_first_differs(project, warm):
 @pytest.mark.slow
 def test_reproduce_a_killed_run_as_far_as_it_came(project, warm):
     path = write_config(project, data="digits", more="[checkpoint]\nevery_steps = 100000\n")
-    process = subprocess.Popen(command("run", path, "--set", "training.epochs=3000"), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command("run", path, "--set", "training.epochs=3000"), stderr=subprocess.DEVNULL
+    )
     deadline, folder = time.monotonic() + 120, None
     while time.monotonic() < deadline and not (folder and journal.history(folder, ["steps"])):
         time.sleep(0.1)
@@ -420,7 +480,9 @@ def test_a_reproduction_that_is_stopped_leaves_no_process(inside, sent):
         while time.monotonic() < deadline and not children:
             time.sleep(0.05)
             every = psutil.Process(process.pid).children()
-            children = [child for child in every if "reproduce import child" in " ".join(child.cmdline())]
+            children = [
+                child for child in every if "reproduce import child" in " ".join(child.cmdline())
+            ]
         process.send_signal(sent)
         assert process.wait(timeout=60) == (128 + sent if sent == signal.SIGTERM else -sent)
         children[0].wait(timeout=60)
@@ -434,13 +496,27 @@ def test_a_changed_record_is_told_from_another_result(project, warm):
     """Every bit is the same again, but the record says something else than it said."""
     fbp_run(write_config(project, data="digits"))
     found, first = client(project), the_run(project)
-    saved = project / "mlruns" / "artifacts" / "small" / first.info.run_id / "artifacts" / "model" / "params.npz"
+    saved = (
+        project
+        / "mlruns"
+        / "artifacts"
+        / "small"
+        / first.info.run_id
+        / "artifacts"
+        / "model"
+        / "params.npz"
+    )
     assert saved.exists()
     arrays = read_arrays(saved)
     write_arrays(saved, {name: array + 1 for name, array in arrays.items()})
     found.set_tag(first.info.run_id, "fbp.metrics_digest", "0" * 64)
-    with contextlib.closing(sqlite3.connect(project / "mlruns" / "mlflow.db")) as database, database:
-        database.execute("update metrics set value = 0.5 where key = 'validation_loss' and step = 88")
+    with (
+        contextlib.closing(sqlite3.connect(project / "mlruns" / "mlflow.db")) as database,
+        database,
+    ):
+        database.execute(
+            "update metrics set value = 0.5 where key = 'validation_loss' and step = 88"
+        )
     output = reproduced(project, first.info.run_name, 1)
     assert "validation_loss at step 88 is 0.5 in MLflow, and" in output
     assert "not what fbp.metrics_digest was taken of" in output
@@ -467,12 +543,17 @@ def test_strict_runs_have_the_same_bits_with_any_number_of_threads(project, warm
 
 
 def browser():
-    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    return (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    browser() is None or shutil.which("chromedriver") is None, reason="no Chromium with its driver here"
+    browser() is None or shutil.which("chromedriver") is None,
+    reason="no Chromium with its driver here",
 )
 def test_the_dashboards_compare_view_has_the_metrics_and_parameters(inside):
     """The real dashboard, started as a user does, in a headless browser."""
@@ -480,13 +561,19 @@ def test_the_dashboards_compare_view_has_the_metrics_and_parameters(inside):
     port = free_port()
     words = command("ui", "--port", port)
     with (
-        subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as server,
+        subprocess.Popen(
+            words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        ) as server,
         Browser() as chromium,
     ):
         try:
             ids = ",".join(f'"{run.info.run_id}"' for run in children)
-            compare_view = f'/#/compare-runs?runs=[{ids}]&experiments=["{parent.info.experiment_id}"]'
-            shown = chromium.page(f"http://127.0.0.1:{port}{compare_view}", ["best_validation_loss", "data_name"])
+            compare_view = (
+                f'/#/compare-runs?runs=[{ids}]&experiments=["{parent.info.experiment_id}"]'
+            )
+            shown = chromium.page(
+                f"http://127.0.0.1:{port}{compare_view}", ["best_validation_loss", "data_name"]
+            )
             for run in children:
                 assert run.info.run_name in shown
                 assert f" {round(run.data.metrics['best_validation_loss'], 3):g} " in shown
@@ -530,7 +617,9 @@ class Browser:
             deadline = time.monotonic() + 60
             while self.session is None:
                 try:
-                    self.session = self.ask("session", {"capabilities": {"alwaysMatch": options}})["sessionId"]
+                    self.session = self.ask("session", {"capabilities": {"alwaysMatch": options}})[
+                        "sessionId"
+                    ]
                 except urllib.error.HTTPError:
                     raise  # the driver is there and says why the browser is not
                 except OSError:  # it does not listen yet
@@ -549,7 +638,9 @@ class Browser:
 
     def ask(self, what, content=None, method=None):
         body = None if content is None else json.dumps(content).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/{what}", body, method=method)
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/{what}", body, method=method
+        )
         request.add_header("Content-Type", "application/json")
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=120) as answer:
@@ -564,7 +655,9 @@ class Browser:
                 self.ask(f"session/{self.session}/url", {"url": address})
                 for _ in range(60):
                     shown = self.ask(f"session/{self.session}/source")
-                    text = html.unescape(re.sub(r"<(style|script).*?</\1>|<[^>]+>", " ", shown, flags=re.DOTALL))
+                    text = html.unescape(
+                        re.sub(r"<(style|script).*?</\1>|<[^>]+>", " ", shown, flags=re.DOTALL)
+                    )
                     if all(word in text for word in words):
                         return text
                     if "ERR_CONNECTION_REFUSED" in text or time.monotonic() > deadline:
@@ -577,5 +670,5 @@ class Browser:
 def test_a_record_that_is_not_fbps_cannot_be_run_again(project, warm):
     run = client(project).create_run("0", run_name="foreign")
     assert "has no config.toml" in said("reproduce", run.info.run_id, status=2)
-    with recorded.opened(None) as runs:
-        assert recorded.checkpoints(runs.read(run)) == {}
+    with mlflow_runs.opened(None) as runs:
+        assert mlflow_runs.checkpoints(runs.read(run)) == {}

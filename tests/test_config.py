@@ -9,8 +9,9 @@ import pytest
 
 import fbp
 from fbp.errors import InputError
-from fbp.experiment import build, config
-from fbp.experiment.catalogue import CATALOGUE, check_reference, find, summary
+from fbp.experiment.config import reading
+from fbp.experiment.config.catalogue import CATALOGUE, find, require_trusted_module, summary
+from fbp.experiment.runner import build
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.toml"))
 
@@ -36,13 +37,13 @@ def minimal(tmp_path):
 
 def problems(path, *overrides):
     with pytest.raises(InputError) as caught:
-        config.read(path, overrides)
+        reading.read(path, overrides)
     return [line.removeprefix(f"{path}: ") for line in str(caught.value).splitlines()]
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_shipped_experiments_are_valid_and_say_source_cost_and_expected_result(path):
-    read = config.read(path)
+    read = reading.read(path)
     assert read.name == path.stem
     assert read.description
     header = path.read_text().split("\n\n")[0]
@@ -52,14 +53,14 @@ def test_shipped_experiments_are_valid_and_say_source_cost_and_expected_result(p
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_the_resolved_configuration_reads_back_as_itself(path, tmp_path):
-    read = config.read(path)
+    read = reading.read(path)
     resolved = tmp_path / "resolved.toml"
-    resolved.write_text(config.to_toml(read))
-    assert config.to_table(config.read(resolved)) == config.to_table(read)
+    resolved.write_text(reading.to_toml(read))
+    assert reading.to_table(reading.read(resolved)) == reading.to_table(read)
 
 
 def test_every_default_is_filled_in(minimal):
-    flat = config.flat(config.read(minimal))
+    flat = reading.flat(reading.read(minimal))
     assert flat["optimizer_name"] == "adam"
     assert flat["optimizer_beta2"] == "0.999"
     assert flat["training_batch_size"] == "32"
@@ -67,7 +68,7 @@ def test_every_default_is_filled_in(minimal):
 
 
 def test_overrides(minimal):
-    read = config.read(
+    read = reading.read(
         minimal,
         [
             "optimizer.learning_rate=3e-4",
@@ -77,14 +78,16 @@ def test_overrides(minimal):
             "seed=3",
         ],
     )
-    flat = config.flat(read)
+    flat = reading.flat(read)
     assert flat["optimizer_learning_rate"] == "0.0003"
     assert flat["model_hidden"] == "[8, 8]"
     assert flat["model_activation"] == "tanh"
     assert flat["training_batch_size"] == "full"
     assert read.seed == 3
-    nested = config.read(minimal, ["model.activation.name=leaky_relu", "model.activation.slope=0.3"])
-    assert config.flat(nested)["model_activation_slope"] == "0.3"
+    nested = reading.read(
+        minimal, ["model.activation.name=leaky_relu", "model.activation.slope=0.3"]
+    )
+    assert reading.flat(nested)["model_activation_slope"] == "0.3"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +127,9 @@ def test_what_is_wrong_is_said_in_one_line(minimal, override, problem):
 
 
 def test_all_that_is_wrong_is_said_at_once(minimal):
-    found = problems(minimal, "optimizer.learning_rate=-1", "model.hiden=[3]", "training.epochs=0", "sed=3")
+    found = problems(
+        minimal, "optimizer.learning_rate=-1", "model.hiden=[3]", "training.epochs=0", "sed=3"
+    )
     assert len(found) == 4
 
 
@@ -141,9 +146,9 @@ def test_files_that_cannot_be_read(tmp_path):
 
 def test_bad_overrides(minimal):
     with pytest.raises(InputError, match=r"expected section.key=value"):
-        config.read(minimal, ["optimizer.learning_rate"])
+        reading.read(minimal, ["optimizer.learning_rate"])
     with pytest.raises(InputError, match="seed is not a section"):
-        config.read(minimal, ["seed=1", "seed.x=1"])
+        reading.read(minimal, ["seed=1", "seed.x=1"])
 
 
 @pytest.mark.parametrize("kind", CATALOGUE)
@@ -154,7 +159,9 @@ def test_everything_that_can_be_named_has_a_line(kind):
 
 @pytest.mark.parametrize("name", CATALOGUE["optimizer"])
 def test_every_optimizer_can_be_built_and_steps(minimal, name):
-    read = config.read(minimal, ["optimizer={}", f"optimizer.name={name}", "optimizer.learning_rate=0.1"])
+    read = reading.read(
+        minimal, ["optimizer={}", f"optimizer.name={name}", "optimizer.learning_rate=0.1"]
+    )
     optimizer = build.build_optimizer(read, build.build_schedule(read, 100))
     params = {"w": jnp.ones((2, 2))}
     updates, _ = optimizer.update(params, optimizer.init(params), params)
@@ -168,16 +175,16 @@ def test_every_schedule_can_be_built_and_falls_or_stays(minimal, name):
         "piecewise": ["schedule.values=[0.01, 0.001]", "schedule.boundaries=[50]"],
         "exponential": ["schedule.factor=0.1"],
     }
-    read = config.read(minimal, [f"schedule.name={name}", *needed.get(name, [])])
+    read = reading.read(minimal, [f"schedule.name={name}", *needed.get(name, [])])
     schedule = build.build_schedule(read, 100)
     assert 0 <= float(schedule(99)) <= 0.01 + 1e-9
     assert float(schedule(30)) > 0
 
 
 def assert_builds(minimal, *overrides):
-    model = build.build_model(config.read(minimal, ["model.hidden=[4]", *overrides]), 3)
+    model = build.build_model(reading.read(minimal, ["model.hidden=[4]", *overrides]), 3)
     params = jax.eval_shape(lambda key: model.init(key, (4,))[0], jax.random.key(0))
-    assert fbp.gradient.count_parameters(params) == 4 * 4 + 4 + 4 * 3 + 3
+    assert fbp._backprop.count_parameters(params) == 4 * 4 + 4 + 4 * 3 + 3
 
 
 @pytest.mark.parametrize("name", CATALOGUE["activation"])
@@ -194,10 +201,13 @@ def test_every_initializer_can_be_named(minimal, name):
 @pytest.mark.parametrize("name", CATALOGUE["loss"])
 def test_every_loss_fits_data_it_is_meant_for(minimal, name):
     activation = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}.get(name)
-    overrides = [f"loss.name={name}", *([f"model.output_activation={activation}"] if activation else [])]
+    overrides = [
+        f"loss.name={name}",
+        *([f"model.output_activation={activation}"] if activation else []),
+    ]
     if name == "poisson":
         overrides += ["data.name=diabetes"]
-    built = build.build(config.read(minimal, overrides))
+    built = build.build(reading.read(minimal, overrides))
     params, _ = built.model.init(jax.random.key(0), built.shape)
     x, y = (part[:8] for part in built.data.train)
     cost, _ = fbp.value_and_grad(built.model, built.loss)(params, x, y)
@@ -207,24 +217,32 @@ def test_every_loss_fits_data_it_is_meant_for(minimal, name):
 class TestFit:
     def refused(self, minimal, *overrides):
         with pytest.raises(InputError) as caught:
-            build.build(config.read(minimal, overrides))
+            build.build(reading.read(minimal, overrides))
         return str(caught.value)
 
     def test_a_batch_larger_than_the_data(self, minimal):
-        assert "at most the 120 training examples, got 500" in self.refused(minimal, "training.batch_size=500")
+        assert "at most the 120 training examples, got 500" in self.refused(
+            minimal, "training.batch_size=500"
+        )
 
     def test_a_loss_for_classes_on_numbers(self, minimal):
-        assert "expects classes, but data 'linear' has numbers" in self.refused(minimal, "data.name=linear")
+        assert "expects classes, but data 'linear' has numbers" in self.refused(
+            minimal, "data.name=linear"
+        )
 
     def test_smoothing_numbers(self, minimal):
-        found = self.refused(minimal, "data.name=linear", "loss.name=huber", "loss.label_smoothing=0.1")
+        found = self.refused(
+            minimal, "data.name=linear", "loss.name=huber", "loss.label_smoothing=0.1"
+        )
         assert "loss.label_smoothing: expected classes" in found
 
     def test_counts_for_classes(self, minimal):
         assert "expects counts" in self.refused(minimal, "loss.name=poisson")
 
     def test_standardized_classes(self, minimal):
-        assert "expected a regression, got classes" in self.refused(minimal, "data.standardize_targets=true")
+        assert "expected a regression, got classes" in self.refused(
+            minimal, "data.standardize_targets=true"
+        )
 
     def test_a_model_of_ones_own(self, minimal, tmp_path, monkeypatch):
         (tmp_path / "mine.py").write_text(
@@ -247,26 +265,41 @@ class TestFit:
         )
         monkeypatch.syspath_prepend(tmp_path)
         assert (
-            build.build(config.read(minimal, ["model.name=mine:good", "model.width=7"])).model.parts["0"].name
+            build.build(reading.read(minimal, ["model.name=mine:good", "model.width=7"]))
+            .model.parts["0"]
+            .name
             == "dense(7)"
         )
         assert problems(minimal, "model.name=mine:good", "model.widht=7") == [
             "model.widht: unknown key; did you mean 'width'?"
         ]
         found = self.refused(minimal, "model.name=mine:misfit")
-        assert "model: for examples of shape (4,), layer 1: branches of a sum must give the same shape" in found
-        assert "expected a function that returns a Layer" in self.refused(minimal, "model.name=mine:nothing")
-        assert "expected outputs of shape (B, 3), got (B, 2)" in self.refused(minimal, "model.name=mine:two")
-        assert "mine:broken' raised KeyError" in self.refused(minimal, "model.name=mine:broken")
-        assert "gradients of another structure" in self.refused(minimal, "model.name=mine:forgetful")
         assert (
-            build.build(config.read(minimal, ["model.name=mine:untyped", "model.width=3"])).model.parts["0"].name
+            "model: for examples of shape (4,), layer 1: branches of a sum must give the same shape"
+            in found
+        )
+        assert "expected a function that returns a Layer" in self.refused(
+            minimal, "model.name=mine:nothing"
+        )
+        assert "expected outputs of shape (B, 3), got (B, 2)" in self.refused(
+            minimal, "model.name=mine:two"
+        )
+        assert "mine:broken' raised KeyError" in self.refused(minimal, "model.name=mine:broken")
+        assert "gradients of another structure" in self.refused(
+            minimal, "model.name=mine:forgetful"
+        )
+        assert (
+            build.build(reading.read(minimal, ["model.name=mine:untyped", "model.width=3"]))
+            .model.parts["0"]
+            .name
             == "dense(3)"
         )
         (tmp_path / "syntax.py").write_text("def f(:\n")
         assert "cannot be imported" in problems(minimal, "model.name=syntax:f")[0]
         for name in (":", "..x:f", "json:"):
-            assert "expected package.module:function" in problems(minimal, f"model.name='{name}'")[0]
+            assert (
+                "expected package.module:function" in problems(minimal, f"model.name='{name}'")[0]
+            )
 
     @pytest.mark.parametrize("key", ["schedule.warmup", "optimizer.accumulate"])
     def test_more_than_the_runs_steps(self, minimal, key):
@@ -281,9 +314,9 @@ class TestFit:
 
 def test_a_variant_may_change_what_a_section_names(minimal):
     minimal.write_text(MINIMAL + '[[variant]]\nname = "a"\nset = { "optimizer.name" = "sgd" }\n')
-    variant = config.variants(config.read(minimal), "x")["a"]
-    assert config.flat(variant)["optimizer_name"] == "sgd"
-    assert "optimizer_beta1" not in config.flat(variant)
+    variant = reading.variants(reading.read(minimal), "x")["a"]
+    assert reading.flat(variant)["optimizer_name"] == "sgd"
+    assert "optimizer_beta1" not in reading.flat(variant)
 
 
 @pytest.mark.parametrize("name", ["", "lr=0.1", "a/b"])
@@ -296,7 +329,9 @@ def test_a_variants_name_must_be_one_that_mlflow_can_keep(minimal, name):
 
 def test_schedules_count_steps_also_with_accumulation(minimal):
     """The last of 40 steps, the tenth update of four, has the rate of the last step."""
-    read = config.read(minimal, ["optimizer={name='sgd', learning_rate=1.0, accumulate=4}", "schedule.name=cosine"])
+    read = reading.read(
+        minimal, ["optimizer={name='sgd', learning_rate=1.0, accumulate=4}", "schedule.name=cosine"]
+    )
     schedule = build.build_schedule(read, 40)
     optimizer = build.build_optimizer(read, schedule)
     params = {"w": jnp.ones((1, 1))}
@@ -309,19 +344,24 @@ def test_schedules_count_steps_also_with_accumulation(minimal):
 
 def test_variants_override_and_are_checked(minimal):
     minimal.write_text(MINIMAL + '[[variant]]\nname = "a"\nset = { "model.hidden" = [3] }\n')
-    read = config.read(minimal)
-    ((name, variant),) = config.variants(read, "x").items()
-    assert (name, config.flat(variant)["model_hidden"]) == ("a", "[3]")
+    read = reading.read(minimal)
+    ((name, variant),) = reading.variants(read, "x").items()
+    assert (name, reading.flat(variant)["model_hidden"]) == ("a", "[3]")
     minimal.write_text(MINIMAL + '[[variant]]\nname = "a"\nset = { "model.hiden" = [3] }\n')
-    with pytest.raises(InputError, match=r"variant 'a': model.hiden: unknown key; did you mean 'hidden'"):
-        config.variants(config.read(minimal), "x")
+    with pytest.raises(
+        InputError, match=r"variant 'a': model.hiden: unknown key; did you mean 'hidden'"
+    ):
+        reading.variants(reading.read(minimal), "x")
 
 
 def test_a_variants_table_is_put_into_the_section(minimal):
     """As TOML reads a dotted key without quotes; a table with a name takes the section's place."""
-    text = MINIMAL + '[training]\nbatch_size = 7\n[[variant]]\nname = "a"\nset = { training.epochs = 1 }\n'
+    text = (
+        MINIMAL
+        + '[training]\nbatch_size = 7\n[[variant]]\nname = "a"\nset = { training.epochs = 1 }\n'
+    )
     minimal.write_text(text + '[[variant]]\nname = "b"\nset = { data.name = "iris" }\n')
-    found = config.variants(config.read(minimal), "x")
+    found = reading.variants(reading.read(minimal), "x")
     assert (found["a"].training.epochs, found["a"].training.batch_size) == (1, 7)
     assert found["b"].data.name == "iris"
 
@@ -330,7 +370,7 @@ def test_every_variant_that_is_wrong_is_told(minimal):
     wrong = '[[variant]]\nname = "{}"\nset = {{ "training.{}" = {} }}\n'
     minimal.write_text(MINIMAL + wrong.format("a", "epochs", "'x'") + wrong.format("b", "epoch", 1))
     with pytest.raises(InputError) as raised:
-        config.variants(config.read(minimal), "x")
+        reading.variants(reading.read(minimal), "x")
     assert str(raised.value).splitlines() == [
         "x, variant 'a': training.epochs: expected an integer, got 'x'",
         "x, variant 'b': training.epoch: unknown key; did you mean 'epochs'?",
@@ -341,13 +381,13 @@ def test_models_named_in_records_must_be_installed_or_given(project, monkeypatch
     (project / "unheard_of.py").write_text("raise SystemExit('executed')")
     monkeypatch.syspath_prepend(str(project))  # as for a script that lies here
     (project / "one.toml").write_text('model = { name = "unheard_of:model" }')
-    assert config.named_model(project / "one.toml") == "unheard_of:model"
-    check_reference("mlp")
-    check_reference("numpy:zeros")
-    check_reference("unheard_of:model", project / "unheard_of.py")
+    assert reading.named_model(project / "one.toml") == "unheard_of:model"
+    require_trusted_module("mlp")
+    require_trusted_module("numpy:zeros")
+    require_trusted_module("unheard_of:model", project / "unheard_of.py")
     for code in (None, project / "other.py"):
         with pytest.raises(fbp.InputError, match="not installed; if you trust it"):
-            check_reference("unheard_of:model", code)
+            require_trusted_module("unheard_of:model", code)
     for name in ("os:system", "subprocess:run", "importlib.util:find_spec"):
         with pytest.raises(fbp.InputError, match="one of Python's own"):
             find("model", name)

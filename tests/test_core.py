@@ -54,8 +54,12 @@ def assert_an_epoch_follows_the_textbook(x, labels, batch_size, eta):
     for w, b in zip(weights, biases, strict=True):
         params += [{"w": jnp.asarray(w.T), "b": jnp.asarray(b[:, 0])}, ()]
     optimizer = fbp.optimizers.sgd(eta)
-    state = fbp.training.TrainState(tuple(params), optimizer.init(tuple(params)), jnp.int32(0), jax.random.key(7))
-    steps = fbp.training.take_steps(model, losses.quadratic, optimizer, batch_size=batch_size, capacity=examples)
+    state = fbp.training.TrainState(
+        tuple(params), optimizer.init(tuple(params)), jnp.int32(0), jax.random.key(7)
+    )
+    steps = fbp.training.make_steps(
+        model, losses.quadratic, optimizer, batch_size=batch_size, max_steps=examples
+    )
     order = np.asarray(fbp.training.example_order(state.key, 0, examples))
     state, _, taken = jax.jit(steps)(state, jnp.asarray(x), jnp.asarray(y), examples // batch_size)
 
@@ -68,10 +72,14 @@ def assert_an_epoch_follows_the_textbook(x, labels, batch_size, eta):
 
 
 # On random examples large steps are chaotic: two roundings of NumPy's own loop part as fast as it parts from fbp's.
-@pytest.mark.parametrize(("batch_size", "eta"), [(1, 0.1), (10, 3.0), (500, 3.0)], ids=["single", "batch", "full"])
+@pytest.mark.parametrize(
+    ("batch_size", "eta"), [(1, 0.1), (10, 3.0), (500, 3.0)], ids=["single", "batch", "full"]
+)
 def test_training_follows_the_textbooks_loop_in_numpy(batch_size, eta, x64):
     random = np.random.default_rng(0)
-    assert_an_epoch_follows_the_textbook(random.uniform(size=(500, 784)), random.integers(0, 10, 500), batch_size, eta)
+    assert_an_epoch_follows_the_textbook(
+        random.uniform(size=(500, 784)), random.integers(0, 10, 500), batch_size, eta
+    )
 
 
 def test_training_on_mnist_follows_the_textbooks_loop_in_numpy(mnist_folder, x64):
@@ -121,10 +129,15 @@ def layer_costs(layer, params, x, delta, key=None):
 
         def output(params, points):
             points = iter(points)
-            parts = [next(points) if is_point else part for part, is_point in zip(given, floating, strict=True)]
+            parts = [
+                next(points) if is_point else part
+                for part, is_point in zip(given, floating, strict=True)
+            ]
             return layer.forward(params, jax.tree.unflatten(structure, parts), key=key)[0]
 
-        y, pull_back = jax.vjp(output, params, [part for part, chosen in zip(given, floating, strict=True) if chosen])
+        y, pull_back = jax.vjp(
+            output, params, [part for part, chosen in zip(given, floating, strict=True) if chosen]
+        )
         return y, pull_back(delta)
 
     return compiled_cost(ours, params, x, delta), compiled_cost(autodiff, params, x, delta)
@@ -138,7 +151,9 @@ CHEAP = [case for case in LAYERS if case.name not in COSTS_MORE]
 def test_a_layers_backward_costs_no_more_than_autodiff(case):
     layer = case.make()
     params, shape = draw(layer, case.shape)
-    ours, autodiff = layer_costs(layer, params, case.input(16), numbers(16, *shape, seed=2), case.key)
+    ours, autodiff = layer_costs(
+        layer, params, case.input(16), numbers(16, *shape, seed=2), case.key
+    )
     assert all(ours[figure] <= autodiff[figure] for figure in ours), (ours, autodiff)
 
 
@@ -149,20 +164,25 @@ def test_recurrent_layers_cost_less(make, monkeypatch):
     params, shape = draw(layer, (length, 32))
 
     def costs(steps_in_a_turn):
-        def over_time(step, state, inputs, *, reverse, unroll):
+        def scan_over_time(step, state, inputs, *, reverse, unroll):
             return jax.lax.scan(step, state, inputs, reverse=reverse, unroll=steps_in_a_turn)
 
-        monkeypatch.setattr(recurrent, "over_time", over_time)
+        monkeypatch.setattr(recurrent, "scan_over_time", scan_over_time)
         return layer_costs(layer, params, numbers(32, length, 32), numbers(32, *shape, seed=2))
 
     ours, autodiff = (
-        {figure: one[figure] + (length - 1) * (two[figure] - one[figure]) for figure in ("flops", "bytes")}
+        {
+            figure: one[figure] + (length - 1) * (two[figure] - one[figure])
+            for figure in ("flops", "bytes")
+        }
         for one, two in zip(costs(1), costs(2), strict=True)
     )
     assert ours["flops"] <= autodiff["flops"], (ours, autodiff)
     assert ours["bytes"] <= 0.9 * autodiff["bytes"], (ours, autodiff)
     monkeypatch.undo()
-    ours, autodiff = layer_costs(layer, params, numbers(32, length, 32), numbers(32, *shape, seed=2))
+    ours, autodiff = layer_costs(
+        layer, params, numbers(32, length, 32), numbers(32, *shape, seed=2)
+    )
     assert ours["scratch"] <= 0.9 * autodiff["scratch"], (ours, autodiff)
 
 
@@ -175,11 +195,15 @@ def test_reading_deltas_costs_nothing_when_unused():
         cost, grads = fbp.value_and_grad(fbp.tap(case.model), case.loss)(params, x, y)
         return cost, fbp.untap(grads)[0]
 
-    assert compiled_cost(tapped, params, x, y) == compiled_cost(fbp.value_and_grad(case.model, case.loss), params, x, y)
+    assert compiled_cost(tapped, params, x, y) == compiled_cost(
+        fbp.value_and_grad(case.model, case.loss), params, x, y
+    )
 
 
 def small():
-    model = fbp.chain(layers.dense(5), fbp.residual(layers.dense(5), layers.tanh()), layers.dense(3))
+    model = fbp.chain(
+        layers.dense(5), fbp.residual(layers.dense(5), layers.tanh()), layers.dense(3)
+    )
     return model, *draw(model, (4,))[:1], numbers(7, 4), numbers(7, 3, seed=2)
 
 
@@ -191,7 +215,9 @@ def test_deltas_are_the_derivatives_at_each_layers_output():
     def cost(shift):  # the derivative by what is added to the first layer's output
         first = layers.dense(5).forward(params[0], x)[0] + shift
         rest = fbp.chain(*model.parts.values())
-        output = model.parts["2"].forward(params[2], rest.parts["1"].forward(params[1], first)[0])[0]
+        output = model.parts["2"].forward(params[2], rest.parts["1"].forward(params[1], first)[0])[
+            0
+        ]
         return losses.quadratic.value(output, y).mean()
 
     np.testing.assert_allclose(found["0"], jax.grad(cost)(jnp.zeros((7, 5))), rtol=1e-4, atol=1e-6)
@@ -199,7 +225,9 @@ def test_deltas_are_the_derivatives_at_each_layers_output():
 
 def test_replaced_deltas_reach_every_gradient_before_them():
     model, params, x, y = small()
-    stopped = fbp.replace_deltas(model, lambda path, delta: 0 * delta if path == "1/body/1" else delta)
+    stopped = fbp.replace_deltas(
+        model, lambda path, delta: 0 * delta if path == "1/body/1" else delta
+    )
     grads = fbp.value_and_grad(stopped, losses.quadratic)(params, x, y)[1]
     reference = fbp.value_and_grad(model, losses.quadratic)(params, x, y)[1]
     assert not np.any(grads[1]["body"][0]["w"])
@@ -261,7 +289,9 @@ BRIDGED = [
 class TestBridge:
     def test_as_function_under_grad_vmap_and_scan_is_the_handwritten_backward(self):
         model, params, x, y = small()
-        doubled = model._replace(backward=lambda p, c, d: jax.tree.map(lambda g: 2 * g, model.backward(p, c, d)))
+        doubled = model._replace(
+            backward=lambda p, c, d: jax.tree.map(lambda g: 2 * g, model.backward(p, c, d))
+        )
         function = fbp.as_function(doubled)
         cost = lambda params: losses.quadratic.value(function(params, x), y).mean()
         ours = jax.jit(jax.grad(cost))(params)
@@ -278,7 +308,9 @@ class TestBridge:
         params, shape = draw(layer, case.shape)
         function, x, delta = fbp.as_function(layer), case.input(3, 4), numbers(4, *shape, seed=2)
         cost = lambda params, x: jnp.vdot(function(params, x, case.key), delta)
-        expected = lambda x: layer.backward(params, layer.forward(params, x, key=case.key)[1], delta)[1]
+        expected = lambda x: layer.backward(
+            params, layer.forward(params, x, key=case.key)[1], delta
+        )[1]
 
         @jax.jit
         def everything(x):
@@ -306,7 +338,9 @@ class TestBridge:
             jax.jvp(lambda x: ours(params, x), (x,), (x,))
 
     def test_from_function_inside_jit_vmap_scan_and_a_second_grad(self):
-        layer = fbp.from_function(lambda params, x: jnp.sin(params * x), lambda key, shape: (jnp.ones(()), shape))
+        layer = fbp.from_function(
+            lambda params, x: jnp.sin(params * x), lambda key, shape: (jnp.ones(()), shape)
+        )
         x, delta = numbers(3, 4, 2), numbers(4, 2, seed=2)
 
         def one(x):
@@ -330,12 +364,15 @@ class TestBridge:
 
 def test_shapes_that_do_not_fit_are_named_with_their_layer():
     model = fbp.chain(layers.dense(4), fbp.residual(layers.dense(3), layers.relu()))
-    with pytest.raises(fbp.ShapeError, match=r"layer 1: branches of a sum .* body: \(3,\), shortcut: \(4,\)"):
+    with pytest.raises(
+        fbp.ShapeError, match=r"layer 1: branches of a sum .* body: \(3,\), shortcut: \(4,\)"
+    ):
         model.init(jax.random.key(0), (2,))
     good = fbp.chain(layers.dense(4), fbp.residual(layers.dense(4)))
     params, _ = good.init(jax.random.key(0), (2,))
     with pytest.raises(
-        fbp.ShapeError, match=r"layer 0 \(dense\(4\)\): expected an input whose last axis is 2 .*\(7, 3\)"
+        fbp.ShapeError,
+        match=r"layer 0 \(dense\(4\)\): expected an input whose last axis is 2 .*\(7, 3\)",
     ):
         good.forward(params, jnp.ones((7, 3)))
     with pytest.raises(fbp.ShapeError, match="a chain of 2 layers expects parameters for 2, got 1"):
@@ -350,11 +387,23 @@ def test_importing_fbp_is_cheap_and_pulls_in_no_heavy_package():
     )
     seconds, modules = [], set()
     for _ in range(3):
-        output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+        output = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        ).stdout
         first, second = output.splitlines()
         seconds.append(float(first))
         modules |= set(second.split())
-    assert not modules & {"mlflow", "matplotlib", "sklearn", "pandas", "pydantic", "optax", "flax", "rich", "click"}
+    assert not modules & {
+        "mlflow",
+        "matplotlib",
+        "sklearn",
+        "pandas",
+        "pydantic",
+        "optax",
+        "flax",
+        "rich",
+        "click",
+    }
     assert min(seconds) <= 0.1
 
 
@@ -370,7 +419,11 @@ def test_everything_public_says_what_it_is():
         fbp.models,
     ):
         for name, value in vars(module).items():
-            if not name.startswith("_") and callable(value) and getattr(value, "__module__", "").startswith("fbp"):
+            if (
+                not name.startswith("_")
+                and callable(value)
+                and getattr(value, "__module__", "").startswith("fbp")
+            ):
                 assert value.__doc__, f"{module.__name__}.{name}"
 
 

@@ -66,12 +66,17 @@ class TestFingerprint:
         x = np.arange(6, dtype=np.float32).reshape(2, 3)
         y = np.zeros(2, np.int32)
         transposed = np.asfortranarray(x)
-        assert Dataset("d", Examples(x, y)).fingerprint == Dataset("d", Examples(transposed, y)).fingerprint
+        assert (
+            Dataset("d", Examples(x, y)).fingerprint
+            == Dataset("d", Examples(transposed, y)).fingerprint
+        )
 
 
 class TestPrepare:
     def test_parts_are_disjoint_and_decided_by_the_seed(self):
-        data = Dataset("d", Examples(np.arange(100, dtype=np.float32)[:, None], np.arange(100, dtype=np.int32)))
+        data = Dataset(
+            "d", Examples(np.arange(100, dtype=np.float32)[:, None], np.arange(100, dtype=np.int32))
+        )
         parts = prepare(data, seed=1, validation=0.2, test=0.1)
         sizes = [len(part.x) for part in parts[:3]]
         assert sizes == [70, 20, 10]
@@ -87,14 +92,20 @@ class TestPrepare:
         np.testing.assert_allclose(parts.train.x.std(axis=0), 1, atol=1e-4)
         assert np.abs(parts.test.x.mean(axis=0)).max() > 1e-3
         raw = prepare(data, seed=0)
-        np.testing.assert_allclose(parts.inputs.undo(parts.test.x), raw.test.x, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            parts.inputs.undo(parts.test.x), raw.test.x, rtol=1e-4, atol=1e-4
+        )
 
     def test_a_constant_feature_stays_finite(self):
-        data = Dataset("d", Examples(np.ones((50, 2), np.float32), np.zeros(50, np.int32)), classes=("a",))
+        data = Dataset(
+            "d", Examples(np.ones((50, 2), np.float32), np.zeros(50, np.int32)), classes=("a",)
+        )
         assert np.isfinite(prepare(data, seed=0, standardize=True).train.x).all()
 
     def test_the_authors_test_part_is_kept(self):
-        data = Dataset("d", Examples(np.zeros((50, 1)), np.zeros(50)), Examples(np.ones((7, 1)), np.zeros(7)))
+        data = Dataset(
+            "d", Examples(np.zeros((50, 1)), np.zeros(50)), Examples(np.ones((7, 1)), np.zeros(7))
+        )
         parts = prepare(data, seed=0)
         assert (len(parts.test.x), len(parts.validation.x), len(parts.train.x)) == (7, 5, 45)
 
@@ -180,16 +191,22 @@ class TestFiles:
         np.savez(tmp_path / "d.npz", a=self.x)
         with pytest.raises(InputError, match=r"expected arrays 'x' and 'y' in .*, got a"):
             datasets.file(str(tmp_path / "d.npz"))
-        np.savez(tmp_path / "e.npz", x=self.x, y=self.labels, x_test=self.x[:1], y_test=np.array(["cow"]))
+        np.savez(
+            tmp_path / "e.npz", x=self.x, y=self.labels, x_test=self.x[:1], y_test=np.array(["cow"])
+        )
         with pytest.raises(InputError, match="test labels that the training part lacks: cow"):
             datasets.file(str(tmp_path / "e.npz"))
         self.frame().to_csv(tmp_path / "d.csv", index=False)
-        with pytest.raises(InputError, match=r"data\.target: expected a column of .* \(a, b\), got 'z'"):
+        with pytest.raises(
+            InputError, match=r"data\.target: expected a column of .* \(a, b\), got 'z'"
+        ):
             datasets.file(str(tmp_path / "d.csv"), target="z")
 
 
 def idx(array: np.ndarray) -> bytes:
-    header = b"\x00\x00\x08" + bytes([array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    header = (
+        b"\x00\x00\x08" + bytes([array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    )
     return header + array.astype(np.uint8).tobytes()
 
 
@@ -200,7 +217,9 @@ def write_idx(folder, zipped=True):
             (f"{part}-images-idx3-ubyte", random.integers(0, 256, (count, 28, 28))),
             (f"{part}-labels-idx1-ubyte", np.arange(count) % 10),
         ):
-            (folder / (name + ".gz" * zipped)).write_bytes(gzip.compress(idx(array)) if zipped else idx(array))
+            (folder / (name + ".gz" * zipped)).write_bytes(
+                gzip.compress(idx(array)) if zipped else idx(array)
+            )
 
 
 class TestImages:
@@ -230,7 +249,10 @@ class TestImages:
         monkeypatch.delenv("FBP_DATA", raising=False)
         with pytest.raises(InputError, match=r"got no such folder; set data\.folder"):
             datasets.mnist(str(tmp_path / "nowhere"))
-        with pytest.raises(InputError, match=r"expected the file train-images-idx3-ubyte or .*\.gz in .*, got neither"):
+        with pytest.raises(
+            InputError,
+            match=r"expected the file train-images-idx3-ubyte or .*\.gz in .*, got neither",
+        ):
             datasets.mnist(str(tmp_path))
         write_idx(tmp_path)
         path = tmp_path / "train-images-idx3-ubyte.gz"
@@ -239,7 +261,10 @@ class TestImages:
         with pytest.raises(InputError, match="is damaged"):
             datasets.mnist(str(tmp_path))
         path.write_bytes(gzip.compress(gzip.decompress(whole)[:-5]))
-        with pytest.raises(InputError, match=r"expected an IDX file of bytes of shape \(30, 28, 28\), got 23531 bytes"):
+        with pytest.raises(
+            InputError,
+            match=r"expected an IDX file of bytes of shape \(30, 28, 28\), got 23531 bytes",
+        ):
             datasets.mnist(str(tmp_path))
         path.write_bytes(gzip.compress(b"something else"))
         with pytest.raises(InputError, match="is damaged: expected an IDX file"):
@@ -252,7 +277,9 @@ class TestImages:
         where.mkdir()
         pictures = random.integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
         for name in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
-            records = np.c_[np.arange(4, dtype=np.uint8), pictures.transpose(0, 3, 1, 2).reshape(4, -1)]
+            records = np.c_[
+                np.arange(4, dtype=np.uint8), pictures.transpose(0, 3, 1, 2).reshape(4, -1)
+            ]
             (where / name).write_bytes(records.tobytes())
         if archived:
             with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as tar:
@@ -271,7 +298,9 @@ class TestImages:
 class TestDownload:
     def test_a_wrong_checksum_is_refused(self):
         for archive in (download.ARCHIVES["mnist"][0], download.ARCHIVES["cifar10"][0]):
-            with pytest.raises(InputError, match=r"expected the .* digest .* the file was not kept"):
+            with pytest.raises(
+                InputError, match=r"expected the .* digest .* the file was not kept"
+            ):
                 download.verify(archive, gzip.compress(b"other"))
         with pytest.raises(InputError, match="what was fetched is damaged"):
             download.verify(download.ARCHIVES["mnist"][0], b"not gzip")
@@ -284,8 +313,12 @@ class TestDownload:
 
     def test_fetching_keeps_what_is_there_and_verifies_what_is_not(self, tmp_path, monkeypatch):
         content = gzip.compress(b"content")
-        archive = download.Archive("a.gz", tmp_path.as_uri() + "/", download.ARCHIVES["mnist"][0].checksum)
-        good = archive._replace(checksum="sha256:ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73")
+        archive = download.Archive(
+            "a.gz", tmp_path.as_uri() + "/", download.ARCHIVES["mnist"][0].checksum
+        )
+        good = archive._replace(
+            checksum="sha256:ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
+        )
         (tmp_path / "a.gz").write_bytes(content)
         monkeypatch.setitem(download.ARCHIVES, "mnist", (good,))
         download.fetch("mnist", tmp_path / "to")
@@ -295,6 +328,8 @@ class TestDownload:
         with pytest.raises(InputError, match="not kept"):
             download.fetch("mnist", tmp_path / "other")
         assert not list((tmp_path / "other").iterdir())
-        monkeypatch.setitem(download.ARCHIVES, "mnist", (archive._replace(base="file:///nowhere/"),))
+        monkeypatch.setitem(
+            download.ARCHIVES, "mnist", (archive._replace(base="file:///nowhere/"),)
+        )
         with pytest.raises(InputError, match="could not be fetched"):
             download.fetch("mnist", tmp_path / "third")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fbp
-from fbp import forms, layers, losses
+from fbp import _kernels, layers, losses
 from fbp.layers import convolution, recurrent
 
 
@@ -16,10 +16,10 @@ from fbp.layers import convolution, recurrent
 def special(request, monkeypatch):
     """The forms for large sizes, at any size and at none."""
     limit = 1 if request.param == "always" else 10**9
-    monkeypatch.setattr(forms, "CHANNELS_FROM", limit)
-    monkeypatch.setattr(convolution, "CHANNELS_FROM", limit)
-    monkeypatch.setattr(forms, "LANES_FEATURES", limit)
-    monkeypatch.setattr(forms, "LANES_BATCH", 2)
+    monkeypatch.setattr(_kernels, "DILATED_MIN_CHANNELS", limit)
+    monkeypatch.setattr(convolution, "DILATED_MIN_CHANNELS", limit)
+    monkeypatch.setattr(_kernels, "MIN_FEATURES_TO_SPLIT", limit)
+    monkeypatch.setattr(_kernels, "MIN_BATCH_TO_SPLIT", 2)
     return request.param
 
 
@@ -34,7 +34,10 @@ CONVOLUTIONS = {
     "transposed": (layers.conv_transpose2d(2, 3, stride=2), (3, 4, 3)),
     "pooled in tiles": (fbp.chain(layers.conv2d(2, 3), layers.max_pool(2)), (4, 6, 2)),
     "tiles with a rest": (fbp.chain(layers.conv2d(2, 3), layers.avg_pool((2, 3))), (5, 7, 2)),
-    "pooled with overlap": (fbp.chain(layers.conv2d(2, 3), layers.max_pool(3, stride=2, padding="SAME")), (5, 6, 2)),
+    "pooled with overlap": (
+        fbp.chain(layers.conv2d(2, 3), layers.max_pool(3, stride=2, padding="SAME")),
+        (5, 6, 2),
+    ),
 }
 RECURRENT = {
     "lstm": (layers.lstm(5), (4, 3)),
@@ -47,7 +50,10 @@ RECURRENT = {
 def test_forms_give_the_same_deltas(special, x64, name):
     layer, shape = (CONVOLUTIONS | RECURRENT)[name]
     params, out = layer.init(jax.random.key(0), shape)
-    x, y = jax.random.normal(jax.random.key(1), (3, *shape)), jax.random.normal(jax.random.key(2), (3, *out))
+    x, y = (
+        jax.random.normal(jax.random.key(1), (3, *shape)),
+        jax.random.normal(jax.random.key(2), (3, *out)),
+    )
     report = fbp.check_gradients(layer, losses.mean_squared_error, params, x, y)
     assert report.ok, str(report)
 
@@ -61,8 +67,15 @@ def test_the_form_is_what_is_compiled(special):
     cell = layers.lstm(10)
     params, _ = cell.init(jax.random.key(0), (4, 3))
     x, delta = jnp.ones((6, 4, 3)), jnp.ones((6, 4, 10))
-    program = jax.jit(lambda p, x: cell.backward(p, cell.forward(p, x)[1], delta)).lower(params, x).as_text()
-    for product in ("(tensor<3x10xf32>, tensor<10x40xf32>)", "(tensor<3x40xf32>, tensor<40x10xf32>)"):
+    program = (
+        jax.jit(lambda p, x: cell.backward(p, cell.forward(p, x)[1], delta))
+        .lower(params, x)
+        .as_text()
+    )
+    for product in (
+        "(tensor<3x10xf32>, tensor<10x40xf32>)",
+        "(tensor<3x40xf32>, tensor<40x10xf32>)",
+    ):
         assert (product in program) == (special == "always")
 
 
@@ -80,30 +93,46 @@ def test_lanes_of_padded_and_carried_sequences(monkeypatch, x64, make, batch):
         return output, layer.backward(params, cache, jax.tree.map(jnp.cos, output))
 
     alone = both_ways()
-    monkeypatch.setattr(forms, "LANES_FEATURES", 1)
-    monkeypatch.setattr(forms, "LANES_BATCH", 2)
+    monkeypatch.setattr(_kernels, "MIN_FEATURES_TO_SPLIT", 1)
+    monkeypatch.setattr(_kernels, "MIN_BATCH_TO_SPLIT", 2)
     lowered = jax.jit(lambda x: layer.forward(params, (x, lengths, state))[0]).lower(x).as_text()
     assert f"tensor<{batch - batch // 2}x4xf64>" in lowered  # they do go in lanes
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), both_ways(), alone)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), both_ways(), alone
+    )
 
 
 def test_constants_are_read_where_they_are_used():
     """So that the tests above force what they say."""
-    assert convolution.CHANNELS_FROM == forms.CHANNELS_FROM
-    assert recurrent.UNROLL == forms.UNROLL
+    assert convolution.DILATED_MIN_CHANNELS == _kernels.DILATED_MIN_CHANNELS
+    assert recurrent.RNN_UNROLL == _kernels.UNROLL
 
 
 def test_gradients_after_the_first_are_the_same_and_weights_are_not_copied_in_the_loop():
-    odd = {"a": jnp.array([1.5, -0.0, jnp.nan, jnp.inf]), "b": jnp.zeros((0, 2)), "c": jnp.bfloat16(2)}
+    odd = {
+        "a": jnp.array([1.5, -0.0, jnp.nan, jnp.inf]),
+        "b": jnp.zeros((0, 2)),
+        "c": jnp.bfloat16(2),
+    }
     for given in (odd, {}, {"a": jnp.array([jnp.nan, 1.0])}):
-        for one, other in zip(jax.tree.leaves(given), jax.tree.leaves(jax.jit(forms.after_first)(given)), strict=True):
+        for one, other in zip(
+            jax.tree.leaves(given),
+            jax.tree.leaves(jax.jit(_kernels.delay_until_backward_done)(given)),
+            strict=True,
+        ):
             assert one.dtype == other.dtype
             assert one.tobytes() == other.tobytes()
     model = fbp.models.mlp(4, (64, 96))
     params, _ = model.init(jax.random.key(0), (8,))
     optimizer = fbp.optimizers.sgd(0.1)
     state = fbp.training.TrainState(params, optimizer.init(params), jnp.int32(0), jax.random.key(0))
-    steps = fbp.training.take_steps(model, fbp.losses.softmax_cross_entropy, optimizer, batch_size=8, capacity=9)
-    program = jax.jit(steps, donate_argnums=0).lower(state, jnp.ones((80, 8)), jnp.zeros(80, jnp.int32), 9).compile()
+    steps = fbp.training.make_steps(
+        model, fbp.losses.softmax_cross_entropy, optimizer, batch_size=8, max_steps=9
+    )
+    program = (
+        jax.jit(steps, donate_argnums=0)
+        .lower(state, jnp.ones((80, 8)), jnp.zeros(80, jnp.int32), 9)
+        .compile()
+    )
     assert "f32[64,96]" in program.as_text()
     assert not re.search(r"f32\[64,96\]\S* copy\(", program.as_text())

@@ -17,10 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fbp
-from fbp.experiment import checkpoint, config, environment, journal, recorded, shipper
-from fbp.experiment.checkpoint import Checkpoint
-from fbp.experiment.recorded import Recorded
-from fbp.experiment.saving import read
+from fbp.experiment.config import reading
+from fbp.experiment.rundir import checkpoints, environment, journal
+from fbp.experiment.rundir.checkpoints import Checkpoint
+from fbp.experiment.runner.trained_model import read
+from fbp.experiment.tracking import mlflow_runs, shipper
+from fbp.experiment.tracking.mlflow_runs import Recorded
 
 GOOD = {
     "name": "fuzz",
@@ -36,7 +38,10 @@ GOOD = {
     "augmentation": {"shift": 0},
     "variant": [{"name": "a", "set": {"seed": 2, "model.hidden": [3]}}],
 }
-WORDS = sorted({key for section in GOOD.values() if isinstance(section, dict) for key in section} | {*GOOD, "x"})
+WORDS = sorted(
+    {key for section in GOOD.values() if isinstance(section, dict) for key in section}
+    | {*GOOD, "x"}
+)
 LEAVES = st.one_of(
     st.none().map(lambda _: ""),
     st.booleans(),
@@ -47,7 +52,9 @@ LEAVES = st.one_of(
 )
 VALUES = st.recursive(
     LEAVES,
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(WORDS), inner, max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(WORDS), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 PATHS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=3)
@@ -81,11 +88,11 @@ def test_configurations_of_any_shape(changes):
                 place[word] = {}
             place = place[word]
         place[path[-1]] = value
-    found = used_or_refused(lambda: config.parse(table, "fuzz.toml"))
+    found = used_or_refused(lambda: reading.parse(table, "fuzz.toml"))
     if found is not None:
-        text = config.to_toml(found)
-        assert config.to_toml(config.parse(config.tomllib.loads(text), "again")) == text
-        used_or_refused(lambda: config.variants(found, "fuzz.toml"))
+        text = reading.to_toml(found)
+        assert reading.to_toml(reading.parse(reading.tomllib.loads(text), "again")) == text
+        used_or_refused(lambda: reading.variants(found, "fuzz.toml"))
 
 
 def changed(content, places, bytes_):
@@ -102,7 +109,9 @@ def changed(content, places, bytes_):
 
 CHANGES = {
     "places": st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=3),
-    "bytes_": st.lists(st.one_of(st.none(), st.binary(min_size=1, max_size=4)), min_size=3, max_size=3),
+    "bytes_": st.lists(
+        st.one_of(st.none(), st.binary(min_size=1, max_size=4)), min_size=3, max_size=3
+    ),
 }
 
 
@@ -110,12 +119,14 @@ CHANGES = {
 def test_configuration_files_with_changed_bytes(tmp_path_factory, places, bytes_):
     path = tmp_path_factory.getbasetemp() / "fuzz.toml"
     path.write_bytes(changed(tomli_w.dumps(GOOD).encode(), places, bytes_))
-    used_or_refused(lambda: config.read(path))
+    used_or_refused(lambda: reading.read(path))
 
 
 @given(text=st.text(max_size=30))
 def test_overrides_of_any_text(text):
-    used_or_refused(lambda: config.parse(config.override(json.loads(json.dumps(GOOD)), [text]), "fuzz.toml"))
+    used_or_refused(
+        lambda: reading.parse(reading.override(json.loads(json.dumps(GOOD)), [text]), "fuzz.toml")
+    )
 
 
 @functools.cache
@@ -128,7 +139,9 @@ def data_file(kind):
     if kind == "npz":
         np.savez(buffer, x=rng.normal(size=(20, 3)), y=np.arange(20) % 2)
     elif kind == "csv":
-        buffer.write(b"a,b,c\n" + b"".join(b"%f,%f,%d\n" % (*rng.normal(size=2), i % 2) for i in range(20)))
+        buffer.write(
+            b"a,b,c\n" + b"".join(b"%f,%f,%d\n" % (*rng.normal(size=2), i % 2) for i in range(20))
+        )
     elif kind == "parquet":
         import pandas
 
@@ -150,8 +163,12 @@ def test_data_files_with_changed_bytes(tmp_path_factory, kind, places, bytes_):
 @given(**CHANGES)
 def test_text_files_with_changed_bytes(tmp_path_factory, places, bytes_):
     path = tmp_path_factory.getbasetemp() / "fuzz.txt"
-    path.write_bytes(changed("To be, or not to be — that is the question.\n".encode() * 20, places, bytes_))
-    found = used_or_refused(lambda: fbp.datasets.check(fbp.datasets.text(path=str(path), context=8)))
+    path.write_bytes(
+        changed("To be, or not to be — that is the question.\n".encode() * 20, places, bytes_)
+    )
+    found = used_or_refused(
+        lambda: fbp.datasets.check(fbp.datasets.text(path=str(path), context=8))
+    )
     assert found is None or found.train.x.max() < len(found.tokens)
 
 
@@ -185,10 +202,12 @@ def test_journals_with_changed_bytes(tmp_path_factory, places, bytes_):
     whole = {"loss": [0.0, 1, 2, 3, 4], "x": [1.0]}
     for key, points in journal.history(folder).items():
         assert points.values.tolist() == whole[key]
-    assert journal.start_of(folder) is None or journal.start_of(folder)["params"] == {"p": "1"}
-    assert journal.end_of(folder) is None or journal.end_of(folder)["status"] == "FINISHED"
+    assert journal.read_start(folder) is None or journal.read_start(folder)["params"] == {"p": "1"}
+    assert journal.read_end(folder) is None or journal.read_end(folder)["status"] == "FINISHED"
     assert journal.checkpoints(folder).keys() <= {5}
-    (folder / shipper.STATE).write_bytes(changed(b'{"uri": "embedded", "run_id": "a", "sent": {}}', places, bytes_))
+    (folder / shipper.STATE).write_bytes(
+        changed(b'{"uri": "embedded", "run_id": "a", "sent": {}}', places, bytes_)
+    )
     assert shipper.shipped(folder) == {} or "uri" in shipper.shipped(folder)
     shutil.rmtree(folder)
 
@@ -202,24 +221,28 @@ def test_saved_models_with_changed_bytes(finished, tmp_path_factory, name, place
     used_or_refused(lambda: read(folder))
 
 
-@given(name=st.sampled_from(["steps.csv", "metrics.csv", "checkpoints.json", "layers.json"]), **CHANGES)
+@given(
+    name=st.sampled_from(["steps.csv", "metrics.csv", "checkpoints.json", "layers.json"]), **CHANGES
+)
 def test_records_with_changed_bytes(finished, tmp_path_factory, name, places, bytes_):
     folder = tmp_path_factory.getbasetemp() / "record"
     (history,) = finished[0].glob("mlruns/runs/*/artifacts/history")
     shutil.copytree(history, folder / "history", dirs_exist_ok=True)
     (folder / "history" / name).write_bytes(changed((history / name).read_bytes(), places, bytes_))
     run = Recorded("id", "name", "e", "FINISHED", 0, 0, {}, {}, {}, folder)
-    for use in (recorded.from_artifacts, recorded.checkpoints, recorded.layers):
+    for use in (mlflow_runs.from_artifacts, mlflow_runs.checkpoints, mlflow_runs.layers):
         used_or_refused(lambda use=use: use(run))
-    (folder / environment.NAME).write_bytes(changed(b'{"threads": 2, "jax": {}, "variables": {}}', places, bytes_))
+    (folder / environment.NAME).write_bytes(
+        changed(b'{"threads": 2, "jax": {}, "variables": {}}', places, bytes_)
+    )
     environment.variables(environment.recorded(folder))
     environment.differences(environment.recorded(folder), {})
 
 
 def test_a_checkpoint_without_its_facts_is_damaged(tmp_path):
     path = tmp_path / "step-1.npz"
-    checkpoint.write(path, Checkpoint(1, {"state/step": np.int32(1)}, {}))
-    assert checkpoint.read(path).arrays["state/step"] == 1
+    checkpoints.write(path, Checkpoint(1, {"state/step": np.int32(1)}, {}))
+    assert checkpoints.read(path).arrays["state/step"] == 1
     np.savez(path, **{"state|step": np.int32(1)})
     with pytest.raises(fbp.InputError, match="the checkpoint is damaged"):
-        checkpoint.read(path)
+        checkpoints.read(path)

@@ -34,12 +34,18 @@ def test_deltas_are_summed_over_all_consumers():
         left = jnp.tanh(layers.dense(4).forward(params["left"][0], stem)[0])
         return losses.quadratic.value(left + jax.nn.sigmoid(stem) + stem, y).mean()
 
-    np.testing.assert_allclose(found["stem"], jax.grad(cost)(jnp.zeros((5, 4))), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        found["stem"], jax.grad(cost)(jnp.zeros((5, 4))), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_several_outputs_each_with_a_loss_of_its_own():
     model = fbp.graph(
-        {"body": (layers.dense(4), "x"), "mean": (layers.dense(2), "body"), "kind": (layers.dense(3), "body")},
+        {
+            "body": (layers.dense(4), "x"),
+            "mean": (layers.dense(2), "body"),
+            "kind": (layers.dense(3), "body"),
+        },
         outputs=("mean", "kind"),
     )
     params, shapes = draw(model, (3,))
@@ -50,7 +56,9 @@ def test_several_outputs_each_with_a_loss_of_its_own():
     assert report.ok, str(report)
     seed = jnp.array([1.0, 0, 0, 0, 0])
     cost, _ = fbp.value_and_grad(model, loss)(params, numbers(5, 3), target, seed=seed)
-    one, _ = fbp.value_and_grad(model, loss)(params, numbers(5, 3)[:1], jax.tree.map(lambda a: a[:1], target))
+    one, _ = fbp.value_and_grad(model, loss)(
+        params, numbers(5, 3)[:1], jax.tree.map(lambda a: a[:1], target)
+    )
     np.testing.assert_allclose(cost, one, rtol=1e-5)
 
 
@@ -82,7 +90,9 @@ def test_a_graph_under_precision_repeat_and_map_layers():
 
 def check(model, shape):
     params, out_shape = draw(model, shape)
-    return fbp.check_gradients(model, losses.quadratic, params, numbers(4, *shape), numbers(4, *out_shape, seed=2))
+    return fbp.check_gradients(
+        model, losses.quadratic, params, numbers(4, *shape), numbers(4, *out_shape, seed=2)
+    )
 
 
 def test_a_dropped_consumer_is_caught():
@@ -102,9 +112,21 @@ D = layers.dense(3)
 @pytest.mark.parametrize(
     ("nodes", "options", "problem"),
     [
-        ({"a": (D, "c"), "b": (D, "a"), "c": (D, "b")}, {}, "graph: a cycle: .* -> .* -> .* -> .*; remove one"),
-        ({"a": (D, "y")}, {}, "node 'a' reads 'y', which is neither a node nor an input; there are x, a"),
-        ({"a": (D, "x"), "b": (D, "x")}, {}, r"the node 'a' leads to no output \(b\); connect or remove it"),
+        (
+            {"a": (D, "c"), "b": (D, "a"), "c": (D, "b")},
+            {},
+            "graph: a cycle: .* -> .* -> .* -> .*; remove one",
+        ),
+        (
+            {"a": (D, "y")},
+            {},
+            "node 'a' reads 'y', which is neither a node nor an input; there are x, a",
+        ),
+        (
+            {"a": (D, "x"), "b": (D, "x")},
+            {},
+            r"the node 'a' leads to no output \(b\); connect or remove it",
+        ),
         ({"a": (D, "x")}, {"inputs": ("x", "y")}, "the input 'y' leads to no output"),
         ({"a": (D, "x")}, {"outputs": "b"}, "the output 'b' is no node"),
         ({"a": (D, "x")}, {"inputs": ("x", "x")}, "different names of inputs"),
@@ -112,7 +134,17 @@ D = layers.dense(3)
         ({"x": (D, "x")}, {}, "'x' cannot be the name of a node"),
         ({}, {}, "at least one node"),
     ],
-    ids=["cycle", "missing", "unused node", "unused input", "no output", "one name twice", "no input", "name", "empty"],
+    ids=[
+        "cycle",
+        "missing",
+        "unused node",
+        "unused input",
+        "no output",
+        "one name twice",
+        "no input",
+        "name",
+        "empty",
+    ],
 )
 def test_mistakes_are_named(nodes, options, problem):
     with pytest.raises(InputError, match=problem):
@@ -120,8 +152,12 @@ def test_mistakes_are_named(nodes, options, problem):
 
 
 def test_shapes_are_named_by_node():
-    model = fbp.graph({"a": (layers.dense(3), "x"), "b": (layers.dense(4), "x"), "sum": (layers.add(), "a", "b")})
-    with pytest.raises(ShapeError, match=r"layer sum \(add\): add expects inputs of one shape, got \(3,\), \(4,\)"):
+    model = fbp.graph(
+        {"a": (layers.dense(3), "x"), "b": (layers.dense(4), "x"), "sum": (layers.add(), "a", "b")}
+    )
+    with pytest.raises(
+        ShapeError, match=r"layer sum \(add\): add expects inputs of one shape, got \(3,\), \(4,\)"
+    ):
         model.init(jax.random.key(0), (2,))
     params, _ = draw(diamond(), (3,))
     with pytest.raises(ShapeError, match="expects parameters for stem, left, right, sum"):
@@ -131,7 +167,7 @@ def test_shapes_are_named_by_node():
 class TestShared:
     def test_the_gradient_is_the_sum_over_both_uses(self):
         chain = fbp.chain(layers.dense(4), layers.tanh(), layers.dense(4))
-        model = fbp.shared(chain, {"2": "0"})
+        model = fbp.tie(chain, {"2": "0"})
         params, _ = draw(model, (4,))
         assert params[2] == ()
         x, y = numbers(5, 4), numbers(5, 4, seed=2)
@@ -143,15 +179,15 @@ class TestShared:
     def test_paths_that_make_no_sense(self):
         chain = fbp.chain(layers.dense(4), layers.dense(4), layers.dense(5))
         with pytest.raises(InputError, match="no parameters at '7'"):
-            fbp.shared(chain, {"7": "0"}).init(jax.random.key(0), (4,))
+            fbp.tie(chain, {"7": "0"}).init(jax.random.key(0), (4,))
         with pytest.raises(ShapeError, match="'2' needs parameters of shapes"):
-            fbp.shared(chain, {"2": "0"}).init(jax.random.key(0), (4,))
+            fbp.tie(chain, {"2": "0"}).init(jax.random.key(0), (4,))
         with pytest.raises(InputError, match="has none of its own"):
-            fbp.shared(chain, {"1": "0", "2": "1"})
+            fbp.tie(chain, {"1": "0", "2": "1"})
 
     def test_composites_that_share_show_the_deltas_of_both(self):
         block = lambda: fbp.chain(layers.dense(3), layers.tanh())
-        model = fbp.shared(fbp.chain(block(), block(), layers.dense(2)), {"1": "0"})
+        model = fbp.tie(fbp.chain(block(), block(), layers.dense(2)), {"1": "0"})
         params, _ = draw(model, (3,))
         x, y = numbers(5, 3), numbers(5, 2, seed=2)
         found = fbp.deltas(model, losses.quadratic)(params, x, y)
@@ -164,12 +200,15 @@ class TestShared:
     def test_statistics_are_not_shared(self):
         chain = fbp.chain(layers.batch_norm(), layers.dense(4), layers.batch_norm())
         with pytest.raises(InputError, match="statistics of its own input"):
-            fbp.shared(chain, {"2": "0"}).init(jax.random.key(0), (4,))
+            fbp.tie(chain, {"2": "0"}).init(jax.random.key(0), (4,))
 
 
 def test_sequences_with_lengths_in_a_graph():
     model = fbp.graph(
-        {"h": (layers.lstm(4, lengths=True), "x", "n"), "a": (layers.attention(2, lengths=True), "h", "n")},
+        {
+            "h": (layers.lstm(4, lengths=True), "x", "n"),
+            "a": (layers.attention(2, lengths=True), "h", "n"),
+        },
         inputs=("x", "n"),
     )
     params, shape = draw(model, ((5, 2), ()))

@@ -29,20 +29,33 @@ def slow_convolution(x, w, stride, pads, dilation, groups):
     return out
 
 
-@pytest.mark.parametrize(("stride", "dilation", "groups"), [(1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 1, 4)])
+@pytest.mark.parametrize(
+    ("stride", "dilation", "groups"), [(1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 1, 4)]
+)
 def test_convolution_is_its_definition(stride, dilation, groups):
-    layer = layers.conv2d(4, 3, stride=stride, dilation=dilation, groups=groups, padding=[(1, 2), (0, 1)])
+    layer = layers.conv2d(
+        4, 3, stride=stride, dilation=dilation, groups=groups, padding=[(1, 2), (0, 1)]
+    )
     params, shape = draw(layer, (7, 6, 4))
     x = numbers(2, 7, 6, 4)
     y, _ = layer.forward(params, x)
     assert y.shape[1:] == shape
-    expected = slow_convolution(x, params["w"], stride, [(1, 2), (0, 1)], dilation, groups) + params["b"]
+    expected = (
+        slow_convolution(x, params["w"], stride, [(1, 2), (0, 1)], dilation, groups) + params["b"]
+    )
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"stride": 2}, {"padding": "VALID", "stride": 3}, {"dilation": 2}, {"groups": 2}, {"groups": 4, "stride": 2}],
+    [
+        {},
+        {"stride": 2},
+        {"padding": "VALID", "stride": 3},
+        {"dilation": 2},
+        {"groups": 2},
+        {"groups": 4, "stride": 2},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("examples", [3, 33])
@@ -51,15 +64,27 @@ def test_both_forms_of_the_weight_gradient_agree(examples, options, monkeypatch)
     layer = layers.conv2d(8, (3, 2), **options)
     params, shape = draw(layer, (9, 8, 4))
     window = convolution.window_of(
-        "c", 2, (3, 2), options.get("stride", 1), options.get("dilation", 1), options.get("padding", "SAME")
+        "c",
+        2,
+        (3, 2),
+        options.get("stride", 1),
+        options.get("dilation", 1),
+        options.get("padding", "SAME"),
     )
-    x, delta = jnp.asarray(numbers(examples, 9, 8, 4)), jnp.asarray(numbers(examples, *shape, seed=2))
+    x, delta = (
+        jnp.asarray(numbers(examples, 9, 8, 4)),
+        jnp.asarray(numbers(examples, *shape, seed=2)),
+    )
 
     def gradient():
-        return convolution.weight_gradient(x, delta, params["w"].shape, window, options.get("groups", 1))
+        return convolution.weight_gradient(
+            x, delta, params["w"].shape, window, options.get("groups", 1)
+        )
 
     on_cpu = gradient()
-    monkeypatch.setattr(convolution, "by_platform", lambda cpu, other, *arguments: other(*arguments))
+    monkeypatch.setattr(
+        convolution, "by_platform", lambda cpu, other, *arguments: other(*arguments)
+    )
     np.testing.assert_allclose(on_cpu, gradient(), rtol=1e-4, atol=1e-4)
 
 
@@ -91,10 +116,14 @@ class TestNormalization:
         layer = layers.layer_norm()
         params, _ = draw(layer, (512,))
         x = (1000 + numbers(4, 512)).astype(np.float32)
-        half = layer.forward(jax.tree.map(lambda p: p.astype(jnp.bfloat16), params), x.astype(jnp.bfloat16))[0]
+        half = layer.forward(
+            jax.tree.map(lambda p: p.astype(jnp.bfloat16), params), x.astype(jnp.bfloat16)
+        )[0]
         assert half.dtype == jnp.bfloat16
         n = layer.forward(params, x.astype(jnp.bfloat16).astype(np.float32))[0]
-        np.testing.assert_allclose(half.astype(np.float32), n, rtol=0.02, atol=0.02)  # bfloat16 has 8 bits
+        np.testing.assert_allclose(
+            half.astype(np.float32), n, rtol=0.02, atol=0.02
+        )  # bfloat16 has 8 bits
 
     def test_group_norm_of_one_group_and_of_single_channels(self):
         x = numbers(2, 4, 4, 6)
@@ -108,7 +137,9 @@ class TestNormalization:
         params, _ = layers.weight_norm(inner).init(jax.random.key(0), (4,))
         x = numbers(2, 4)
         plain, _ = inner.forward({"w": params["v"], "b": params["b"]}, x)
-        np.testing.assert_allclose(layers.weight_norm(inner).forward(params, x)[0], plain, rtol=1e-5)
+        np.testing.assert_allclose(
+            layers.weight_norm(inner).forward(params, x)[0], plain, rtol=1e-5
+        )
 
 
 class TestDropout:
@@ -124,7 +155,9 @@ class TestDropout:
             assert layer.forward((), x)[0] is x
 
     def test_stochastic_depth_drops_whole_examples(self):
-        y, _ = layers.stochastic_depth(0.5).forward((), np.ones((200, 5), np.float32), key=jax.random.key(0))
+        y, _ = layers.stochastic_depth(0.5).forward(
+            (), np.ones((200, 5), np.float32), key=jax.random.key(0)
+        )
         assert set(np.asarray(y).sum(axis=1).tolist()) == {0.0, 10.0}
 
 
@@ -140,13 +173,18 @@ class TestRecurrent:
         params, _ = draw(CELLS[cell](5), (7, 3))
         params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params)
         x, lengths = jnp.asarray(numbers(4, 7, 3), jnp.float64), jnp.array([7, 3, 1, 5])
-        state = tuple(jnp.asarray(numbers(4, 5, seed=i), jnp.float64) for i in range(2 if cell == "lstm" else 1))
+        state = tuple(
+            jnp.asarray(numbers(4, 5, seed=i), jnp.float64)
+            for i in range(2 if cell == "lstm" else 1)
+        )
 
         @quick_jit
         def everything(params, x, state):
             y, cache = layer.forward(params, (x, lengths, state))
             delta = jax.tree.map(lambda a: jnp.asarray(numbers(*a.shape, seed=5), jnp.float64), y)
-            reference = jax.vjp(lambda p, x, s: layer.forward(p, (x, lengths, s))[0], params, x, state)[1](delta)
+            reference = jax.vjp(
+                lambda p, x, s: layer.forward(p, (x, lengths, s))[0], params, x, state
+            )[1](delta)
             return y, layer.backward(params, cache, delta), reference
 
         y, ((x_delta, none, state_delta), grads), reference = everything(params, x, state)
@@ -199,7 +237,12 @@ def test_two_halves_with_a_carried_state_are_the_whole_sequence():
 
 def test_recurrent_defaults():
     params, _ = layers.lstm(8).init(jax.random.key(0), (5, 3))
-    assert params["b"].reshape(4, 8).sum(axis=1).tolist() == [0, 8, 0, 0]  # the forget gate's bias is 1
+    assert params["b"].reshape(4, 8).sum(axis=1).tolist() == [
+        0,
+        8,
+        0,
+        0,
+    ]  # the forget gate's bias is 1
     for gate in np.split(np.asarray(params["wh"]), 4, axis=1):
         np.testing.assert_allclose(gate.T @ gate, np.eye(8), atol=1e-5)
 
@@ -211,11 +254,17 @@ class TestRepeat:
         unrolled = tuple(jax.tree.map(lambda p, i=i: p[i], params) for i in range(times))
         x, y = numbers(3, 5), numbers(3, 5, seed=2)
         cost, grads = fbp.value_and_grad(fbp.repeat(layer, times), losses.quadratic)(params, x, y)
-        expected_cost, expected = fbp.value_and_grad(fbp.chain(*[layer] * times), losses.quadratic)(unrolled, x, y)
+        expected_cost, expected = fbp.value_and_grad(fbp.chain(*[layer] * times), losses.quadratic)(
+            unrolled, x, y
+        )
         np.testing.assert_allclose(cost, expected_cost, rtol=1e-5)
         for i in range(times):
             ours = jax.tree.map(lambda g, i=i: g[i], grads)
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), ours, expected[i])
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+                ours,
+                expected[i],
+            )
 
     def test_deltas_come_stacked(self):
         model = fbp.chain(layers.dense(5), fbp.repeat(fbp.residual(layers.dense(5)), 3))
@@ -225,7 +274,9 @@ class TestRepeat:
 
     def test_bytes_and_scratch_against_autodiff_and_a_program_that_does_not_grow(self):
         """Bytes at most 0.8x; with recompute, scratch memory at most 0.4x. Compile time: benchmarks, repeat."""
-        block = fbp.residual(layers.layer_norm(), layers.dense(128), layers.gelu(), layers.dense(64))
+        block = fbp.residual(
+            layers.layer_norm(), layers.dense(128), layers.gelu(), layers.dense(64)
+        )
         x, y = numbers(64, 64), numbers(64, 64, seed=2)
 
         def compiled(model, gradient):
@@ -243,12 +294,17 @@ class TestRepeat:
             )
 
         plain, frugal = fbp.repeat(block, 32), fbp.repeat(fbp.recompute(block), 32)
-        theirs = compiled(plain, jax.grad(lambda p, x, y: losses.quadratic.value(plain.forward(p, x)[0], y).mean()))
+        theirs = compiled(
+            plain,
+            jax.grad(lambda p, x, y: losses.quadratic.value(plain.forward(p, x)[0], y).mean()),
+        )
         program = ours(plain)
         assert figure(program, "bytes accessed") <= 0.8 * figure(theirs, "bytes accessed")
         assert figure(program, "scratch") <= 0.8 * figure(theirs, "scratch")
         assert figure(ours(frugal), "scratch") <= 0.4 * figure(theirs, "scratch")
-        assert len(program.as_text().splitlines()) <= 1.05 * len(ours(fbp.repeat(block, 3)).as_text().splitlines())
+        assert len(program.as_text().splitlines()) <= 1.05 * len(
+            ours(fbp.repeat(block, 3)).as_text().splitlines()
+        )
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,12 @@ def test_losses_on_logits_are_finite_at_extreme_logits(scale):
     ):
         assert jnp.isfinite(loss.value(z, target)).all()
         assert jnp.isfinite(loss.delta(z, target)).all()
-    np.testing.assert_allclose(losses.softmax_cross_entropy.value(z, jnp.array([1])), 2 * scale, rtol=1e-6)
-    np.testing.assert_allclose(losses.softmax_cross_entropy.delta(z, jnp.array([1])), [[1, -1, 0]], atol=1e-6)
+    np.testing.assert_allclose(
+        losses.softmax_cross_entropy.value(z, jnp.array([1])), 2 * scale, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        losses.softmax_cross_entropy.delta(z, jnp.array([1])), [[1, -1, 0]], atol=1e-6
+    )
 
 
 def test_probabilities_of_zero_and_one_stay_finite():
@@ -64,8 +68,12 @@ def test_probabilities_of_zero_and_one_stay_finite():
 def test_labels_and_one_hot_rows_are_the_same_target():
     z, labels = jnp.array([[0.3, -1.0, 2.0], [1.0, 0.0, 0.5]]), jnp.array([2, 1])
     for loss in (losses.softmax_cross_entropy, losses.multiclass_hinge):
-        np.testing.assert_allclose(loss.value(z, labels), loss.value(z, jnp.eye(3)[labels]), rtol=1e-6)
-        np.testing.assert_allclose(loss.delta(z, labels), loss.delta(z, jnp.eye(3)[labels]), rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(
+            loss.value(z, labels), loss.value(z, jnp.eye(3)[labels]), rtol=1e-6
+        )
+        np.testing.assert_allclose(
+            loss.delta(z, labels), loss.delta(z, jnp.eye(3)[labels]), rtol=1e-6, atol=1e-7
+        )
 
 
 def test_a_negative_label_counts_as_no_target():
@@ -77,12 +85,18 @@ def test_a_negative_label_counts_as_no_target():
 
 def test_smoothed_labels_are_a_distribution():
     rows = losses.smooth_labels(jnp.array([0, 2]), 4, 0.2)
-    np.testing.assert_allclose(rows, [[0.85, 0.05, 0.05, 0.05], [0.05, 0.05, 0.85, 0.05]], rtol=1e-6)
-    np.testing.assert_allclose(losses.smooth_labels(jnp.eye(4)[jnp.array([0, 2])], 4, 0.2), rows, rtol=1e-6)
+    np.testing.assert_allclose(
+        rows, [[0.85, 0.05, 0.05, 0.05], [0.05, 0.05, 0.85, 0.05]], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        losses.smooth_labels(jnp.eye(4)[jnp.array([0, 2])], 4, 0.2), rows, rtol=1e-6
+    )
 
 
 def test_targets_that_would_broadcast_are_refused():
-    with pytest.raises(ShapeError, match=r"expects a target of the output's shape \(4, 1\), got \(4,\)"):
+    with pytest.raises(
+        ShapeError, match=r"expects a target of the output's shape \(4, 1\), got \(4,\)"
+    ):
         losses.mean_squared_error.value(jnp.ones((4, 1)), jnp.ones(4))
     with pytest.raises(ShapeError, match=r"labels of shape \(4,\) or targets of shape \(4, 3\)"):
         losses.softmax_cross_entropy.value(jnp.ones((4, 3)), jnp.ones(4))
@@ -106,7 +120,9 @@ def test_a_class_that_is_masked_out_costs_nothing_and_is_no_nan():
 
 
 def test_small_errors_are_not_lost_to_cancellation():
-    np.testing.assert_allclose(losses.log_cosh.value(jnp.array([[3e-4]]), jnp.zeros((1, 1))), 4.5e-8, rtol=1e-3)
+    np.testing.assert_allclose(
+        losses.log_cosh.value(jnp.array([[3e-4]]), jnp.zeros((1, 1))), 4.5e-8, rtol=1e-3
+    )
 
 
 def test_half_precision_probabilities_of_zero():

@@ -94,7 +94,10 @@ RULES = {
     "adagrad": (optimizers.adagrad(LR), adagrad),
     "adadelta": (optimizers.adadelta(LR), adadelta),
     "rmsprop": (optimizers.rmsprop(LR), rmsprop),
-    "rmsprop centered": (optimizers.rmsprop(LR, centered=True, momentum=0.8), rmsprop_centered_momentum),
+    "rmsprop centered": (
+        optimizers.rmsprop(LR, centered=True, momentum=0.8),
+        rmsprop_centered_momentum,
+    ),
     "adam": (optimizers.adam(LR), adam),
     "amsgrad": (optimizers.amsgrad(LR), amsgrad),
     "nadam": (optimizers.nadam(LR), nadam),
@@ -107,7 +110,11 @@ RULES = {
 def test_every_optimizer_is_in_the_table():
     from fbp.optimizers import aliases
 
-    names = {name for name, value in vars(aliases).items() if getattr(value, "__module__", "") == aliases.__name__}
+    names = {
+        name
+        for name, value in vars(aliases).items()
+        if getattr(value, "__module__", "") == aliases.__name__
+    }
     assert names == {name.split()[0] for name in RULES}
 
 
@@ -145,7 +152,10 @@ def test_dtypes_are_kept_and_nothing_is_traced_twice(name):
         updates, state = update(params, state, params)
         params = optimizers.apply_updates(params, updates)
     assert traced == 1
-    assert {key: value.dtype for key, value in params.items()} == {"w": jnp.float32, "h": jnp.bfloat16}
+    assert {key: value.dtype for key, value in params.items()} == {
+        "w": jnp.float32,
+        "h": jnp.bfloat16,
+    }
 
 
 def test_hyper_parameters_may_be_traced():
@@ -183,21 +193,33 @@ class TestClipping:
     def test_by_global_norm(self):
         clipped = updated(optimizers.clip_by_global_norm(6.5), self.grads)  # the global norm is 13
         np.testing.assert_allclose(clipped["a"], [1.5, -2], rtol=1e-6)
-        np.testing.assert_allclose(updated(optimizers.clip_by_global_norm(14.0), self.grads)["b"], [0, 12])
+        np.testing.assert_allclose(
+            updated(optimizers.clip_by_global_norm(14.0), self.grads)["b"], [0, 12]
+        )
 
     def test_adaptively_by_unit(self):
         w, g = jnp.array([[3.0, 1.0], [4.0, 0.0]]), jnp.array([[0.3, 0.0], [0.4, 2.0]])
-        clipped = updated(optimizers.clip_adaptively(0.2), g, w)  # columns of norm 5 and 1, gradients of norm 0.5 and 2
+        clipped = updated(
+            optimizers.adaptive_grad_clip(0.2), g, w
+        )  # columns of norm 5 and 1, gradients of norm 0.5 and 2
         np.testing.assert_allclose(clipped, [[0.3, 0.0], [0.4, 0.2]], rtol=1e-6)
 
     def test_a_zero_gradient_stays_zero(self):
         zero = {"w": jnp.zeros((2, 2))}
-        for clip in (optimizers.clip_by_norm, optimizers.clip_by_global_norm, optimizers.clip_adaptively):
+        for clip in (
+            optimizers.clip_by_norm,
+            optimizers.clip_by_global_norm,
+            optimizers.adaptive_grad_clip,
+        ):
             assert not updated(clip(1.0), zero)["w"].any()
 
 
 class TestPenalties:
-    params = {"w": jnp.array([[2.0, -1.0]]), "b": jnp.array([5.0, 5.0]), "norm": {"scale": jnp.ones((3, 2))}}
+    params = {
+        "w": jnp.array([[2.0, -1.0]]),
+        "b": jnp.array([5.0, 5.0]),
+        "norm": {"scale": jnp.ones((3, 2))},
+    }
     zero = jax.tree.map(jnp.zeros_like, params)
 
     def test_l2_and_l1_take_weights_only_by_default(self):
@@ -205,11 +227,16 @@ class TestPenalties:
         np.testing.assert_allclose(decayed["w"], [[0.2, -0.1]])
         assert not decayed["b"].any()
         assert not decayed["norm"]["scale"].any()  # two axes, but the name of a scale
-        np.testing.assert_allclose(updated(optimizers.l1(0.1), self.zero, self.params)["w"], [[0.1, -0.1]])
+        np.testing.assert_allclose(
+            updated(optimizers.l1(0.1), self.zero, self.params)["w"], [[0.1, -0.1]]
+        )
 
     def test_a_mask_chooses(self):
         everything = lambda params: jax.tree.map(lambda _: True, params)
-        assert updated(optimizers.l2(0.1, everything), self.zero, self.params)["b"].tolist() == [0.5, 0.5]
+        assert updated(optimizers.l2(0.1, everything), self.zero, self.params)["b"].tolist() == [
+            0.5,
+            0.5,
+        ]
 
 
 def test_accumulation_over_micro_batches_is_one_step_on_their_mean():
@@ -233,7 +260,9 @@ def test_averaged_parameters():
     for _ in range(2):  # parameters 1, then 2
         updates, state = optimizer.update(jnp.array(-1.0), state, params)
         params = optimizers.apply_updates(params, updates)
-    np.testing.assert_allclose(optimizers.averaged(state, params), (0.25 * 1 + 0.5 * 2) / 0.75, rtol=1e-6)
+    np.testing.assert_allclose(
+        optimizers.averaged(state, params), (0.25 * 1 + 0.5 * 2) / 0.75, rtol=1e-6
+    )
     assert optimizers.averaged((), params) is params
 
 
@@ -242,14 +271,20 @@ def test_averaged_parameters():
     [
         (schedules.constant(0.1), {0: 0.1, 1000: 0.1}),
         (schedules.step_decay(1.0, 10, 0.5), {0: 1, 9: 1, 10: 0.5, 25: 0.25}),
-        (schedules.piecewise([1.0, 0.5, 0.1], [10, 20]), {0: 1, 9: 1, 10: 0.5, 19: 0.5, 20: 0.1, 99: 0.1}),
+        (
+            schedules.piecewise([1.0, 0.5, 0.1], [10, 20]),
+            {0: 1, 9: 1, 10: 0.5, 19: 0.5, 20: 0.1, 99: 0.1},
+        ),
         (schedules.exponential(1.0, 10, 0.5), {0: 1, 10: 0.5, 5: 0.5**0.5}),
         (schedules.polynomial(1.0, 10, 0.2), {0: 1, 5: 0.6, 10: 0.2, 50: 0.2}),
         (schedules.polynomial(1.0, 10, power=2.0), {5: 0.25}),
         (schedules.inverse_square_root(1.0, 100), {0: 1, 100: 1, 400: 0.5}),
         (schedules.cosine(1.0, 10, 0.1), {0: 1, 5: 0.55, 10: 0.1, 99: 0.1}),
         (schedules.cosine_restarts(1.0, 10), {0: 1, 5: 0.5, 10: 1, 15: 0.5}),
-        (schedules.cosine_restarts(1.0, 10, growth=2), {0: 1, 5: 0.5, 10: 1, 20: 0.5, 30: 1, 50: 0.5, 70: 1}),
+        (
+            schedules.cosine_restarts(1.0, 10, growth=2),
+            {0: 1, 5: 0.5, 10: 1, 20: 0.5, 30: 1, 50: 0.5, 70: 1},
+        ),
         (schedules.warmup(schedules.polynomial(1.0, 10), 4), {0: 0, 2: 0.5, 4: 1, 9: 0.5, 14: 0}),
         (schedules.one_cycle(1.0, 100, 0.3), {0: 0.04, 30: 1, 100: 4e-6}),
     ],

@@ -14,15 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fbp
-from fbp.experiment import checkpoint, config, journal, locks, store
-from fbp.experiment.arrays import by_path, from_paths, params_digest
-from fbp.experiment.checkpoint import Checkpoint
-from fbp.experiment.journal import Journal
-from fbp.experiment.launch import continue_run
-from fbp.experiment.loop import Interrupted, Loop
-from fbp.experiment.record import Record
-from fbp.experiment.run import Origin, run
-from fbp.experiment.saving import read
+from fbp.experiment.commands.launch import continue_run
+from fbp.experiment.config import reading
+from fbp.experiment.rundir import checkpoints, journal, locks
+from fbp.experiment.rundir.checkpoints import Checkpoint
+from fbp.experiment.rundir.journal import Journal
+from fbp.experiment.rundir.npz import flatten_by_path, params_digest, unflatten_like
+from fbp.experiment.rundir.recorder import Record
+from fbp.experiment.runner.loop import Interrupted, Loop
+from fbp.experiment.runner.run import RunIdentity, run
+from fbp.experiment.runner.trained_model import read
+from fbp.experiment.tracking import store
 from tests import breaking
 from tests.projects import LEARNING, Silent, command, write_config
 from tests.test_runs import PICTURES
@@ -41,11 +43,14 @@ TREE = {
 class TestCheckpointFile:
     def test_what_is_read_is_what_was_written(self, tmp_path):
         path = tmp_path / "step-7.npz"
-        checkpoint.write(path, Checkpoint(7, by_path(TREE), {"latest": {"loss": float("nan")}, "best": None}))
-        found = checkpoint.read(path)
+        checkpoints.write(
+            path,
+            Checkpoint(7, flatten_by_path(TREE), {"latest": {"loss": float("nan")}, "best": None}),
+        )
+        found = checkpoints.read(path)
         assert found.step == 7
         assert np.isnan(found.facts["latest"]["loss"])
-        back = from_paths(found.arrays, jax.eval_shape(lambda: TREE))
+        back = unflatten_like(found.arrays, jax.eval_shape(lambda: TREE))
         assert jax.tree.structure(back) == jax.tree.structure(TREE)
         assert params_digest(back) == params_digest(TREE)
         assert back["half"].dtype == jnp.bfloat16
@@ -56,7 +61,7 @@ class TestCheckpointFile:
         folder = tmp_path_factory.getbasetemp()
         good = folder / "step-good.npz"
         if not good.exists():
-            checkpoint.write(good, Checkpoint(7, by_path(TREE), {"x": 1}))
+            checkpoints.write(good, Checkpoint(7, flatten_by_path(TREE), {"x": 1}))
         content = bytearray(good.read_bytes())
         at = int(place * len(content))
         if cut:
@@ -67,7 +72,7 @@ class TestCheckpointFile:
         bad.write_bytes(content)
         found = problem = None
         try:
-            found = checkpoint.read(bad)
+            found = checkpoints.read(bad)
         except fbp.InputError as error:
             problem = str(error)
         if found is None:
@@ -75,34 +80,43 @@ class TestCheckpointFile:
         else:  # a byte that means nothing, such as a time in the archive
             assert not cut
             assert (found.step, found.facts) == (7, {"x": 1})
-            assert params_digest(from_paths(found.arrays, jax.eval_shape(lambda: TREE))) == params_digest(TREE)
+            assert params_digest(
+                unflatten_like(found.arrays, jax.eval_shape(lambda: TREE))
+            ) == params_digest(TREE)
 
     @pytest.mark.parametrize(
         "like",
-        [{"w": TREE["w"]}, TREE | {"w": jnp.zeros((3, 2))}, TREE | {"w": jnp.zeros((2, 3), jnp.int32)}],
+        [
+            {"w": TREE["w"]},
+            TREE | {"w": jnp.zeros((3, 2))},
+            TREE | {"w": jnp.zeros((2, 3), jnp.int32)},
+        ],
         ids=["names", "shape", "dtype"],
     )
     def test_another_structure_is_refused(self, like):
         with pytest.raises(ValueError, match=r"expected|missing"):
-            from_paths(by_path(TREE), like)
+            unflatten_like(flatten_by_path(TREE), like)
 
     def test_a_damaged_one_is_passed_over_with_a_warning(self, tmp_path):
         (tmp_path / "checkpoints").mkdir()
         for step in (1, 2, 3):
-            checkpoint.write(
-                tmp_path / "checkpoints" / f"step-{step:012d}.npz", Checkpoint(step, {}, {"journal": [0, 0]})
+            checkpoints.write(
+                tmp_path / "checkpoints" / f"step-{step:012d}.npz",
+                Checkpoint(step, {}, {"journal": [0, 0]}),
             )
-        newest, middle, _ = checkpoint.files(tmp_path)
+        newest, middle, _ = checkpoints.files(tmp_path)
         newest.write_bytes(b"")
         middle.write_bytes(middle.read_bytes()[:-30])
         said = []
-        assert checkpoint.latest(tmp_path, said.append).step == 1
-        assert [f"step-{step:012d}.npz: the checkpoint is damaged" in said[3 - step] for step in (3, 2)] == [True, True]
+        assert checkpoints.latest(tmp_path, said.append).step == 1
+        assert [
+            f"step-{step:012d}.npz: the checkpoint is damaged" in said[3 - step] for step in (3, 2)
+        ] == [True, True]
 
     def test_the_newest_are_kept_and_leftovers_removed(self, tmp_path):
         (tmp_path / "checkpoints").mkdir()
         (tmp_path / "checkpoints" / ".step-9.npz.partial").write_text("half")
-        states = checkpoint.Checkpoints(tmp_path, 2, Journal(tmp_path))
+        states = checkpoints.Checkpoints(tmp_path, 2, Journal(tmp_path))
         for step in range(4):
             states.save(step, {"tree": TREE}, TREE, {})
             assert states.take().digest == params_digest(TREE)
@@ -113,15 +127,19 @@ class TestCheckpointFile:
         ]
 
     def test_a_full_disk_leaves_the_ones_before(self, tmp_path, monkeypatch):
-        states = checkpoint.Checkpoints(tmp_path, 2, Journal(tmp_path))
+        states = checkpoints.Checkpoints(tmp_path, 2, Journal(tmp_path))
         states.save(1, {}, {}, {})
         states.take()
-        monkeypatch.setattr(np, "savez", lambda *a, **k: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
+        monkeypatch.setattr(
+            np, "savez", lambda *a, **k: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space"))
+        )
         states.save(2, {}, {}, {})
         with pytest.raises(OSError, match="no space"):
             states.take()
         states.close()
-        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000000001.npz"]
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [
+            "step-000000000001.npz"
+        ]
 
 
 class TestJournal:
@@ -173,7 +191,7 @@ class TestJournal:
                 writer.write("metrics", step=2, values={"a": 2})
         writer.write("metrics", step=3, values={"a": 3})
         assert journal.history(tmp_path)["a"].steps.tolist() == [1, 3]
-        assert journal.begins_with(tmp_path, writer.mark)
+        assert journal.has_prefix(tmp_path, writer.mark)
         assert writer.mark.length == (tmp_path / journal.NAME).stat().st_size
 
 
@@ -217,7 +235,9 @@ class Snapshots(Silent):
                 try:
                     shutil.copytree(folder, copy)
                     break
-                except shutil.Error:  # a checkpoint got its name meanwhile, or one before it was removed
+                except (
+                    shutil.Error
+                ):  # a checkpoint got its name meanwhile, or one before it was removed
                     shutil.rmtree(copy)
             with open(copy / journal.NAME, "a") as file:
                 file.write('{"kind": "steps", "ti')  # and it was writing a line
@@ -226,7 +246,9 @@ class Snapshots(Silent):
 
 HARD = (
     PICTURES.replace('name = "cnn"', 'name = "cnn"\ndropout_rate = 0.1')
-    .replace("[optimizer]\n", "[optimizer]\naverage = 0.9\naccumulate = 2\nclip_global_norm = 1.0\n")
+    .replace(
+        "[optimizer]\n", "[optimizer]\naverage = 0.9\naccumulate = 2\nclip_global_norm = 1.0\n"
+    )
     .replace("limit = 400", "limit = 200")
     + "[checkpoint]\nevery_steps = 7\n"
 )
@@ -240,19 +262,21 @@ def result(folder):
     for points in series.values():  # every step once, in order
         assert (np.diff(points.steps) > 0).all()
     assert "fbp.resume_differs" not in tags
-    return tags["fbp.params_digest"], tags["fbp.metrics_digest"], journal.end_of(folder)["status"]
+    return tags["fbp.params_digest"], tags["fbp.metrics_digest"], journal.read_end(folder)["status"]
 
 
 def origin(project):
-    return Origin(project / "one.toml", "one")
+    return RunIdentity(project / "one.toml", "one")
 
 
 def test_a_death_at_any_moment_changes_nothing(project):
     """Random layers, pictures changed at random, averages, accumulated gradients, statistics: all of it is in a checkpoint."""
     (project / "one.toml").write_text(HARD.replace("epochs = 6", "epochs = 4"))
-    wanted = config.read(project / "one.toml")
+    wanted = reading.read(project / "one.toml")
     reporter = Snapshots(project, [6, 16])
-    outcome = run(wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), reporter)
+    outcome = run(
+        wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), reporter
+    )
     expected = result(outcome.folder)
     assert len(reporter.copies) == 2
     for copy in reporter.copies:
@@ -264,22 +288,26 @@ def test_a_death_at_any_moment_changes_nothing(project):
             (copy / journal.NAME).read_bytes().startswith(before.rpartition(b"\n")[0])
         )  # what was written stays written
     first, *_, last = reporter.copies
-    assert [path.name[-5:-4] for path in checkpoint.files(last)] == [
-        path.name[-5:-4] for path in checkpoint.files(first)
+    assert [path.name[-5:-4] for path in checkpoints.files(last)] == [
+        path.name[-5:-4] for path in checkpoints.files(first)
     ]
 
 
 @pytest.mark.slow
 def test_a_resume_can_be_broken_off_too_and_a_damaged_checkpoint_is_no_end(project):
     (project / "one.toml").write_text(HARD.replace("epochs = 6", "epochs = 4"))
-    wanted = config.read(project / "one.toml")
+    wanted = reading.read(project / "one.toml")
     reporter = Snapshots(project, [1, 9, 15])
-    expected = result(run(wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), reporter).folder)
+    expected = result(
+        run(
+            wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), reporter
+        ).folder
+    )
     *others, copy = reporter.copies
     for other in others:
         run(wanted, origin(project), other, Silent())
         assert result(other) == expected
-    newest = checkpoint.files(copy)[0]
+    newest = checkpoints.files(copy)[0]
     newest.write_bytes(newest.read_bytes()[:-100])
     stopped = run(wanted, origin(project), copy, Silent(), [signal.SIGTERM])
     assert (stopped.status, stopped.signal) == ("KILLED", signal.SIGTERM)
@@ -305,10 +333,14 @@ restore_best = true
 @pytest.mark.parametrize("at", [9, 15])
 def test_a_second_signal_in_an_evaluation_loses_nothing(project, monkeypatch, at):
     (project / "one.toml").write_text(
-        EARLY.replace("epochs = 200", "steps = 15\nevaluate_every = 3\n").replace("patience = 5", "")
+        EARLY.replace("epochs = 200", "steps = 15\nevaluate_every = 3\n").replace(
+            "patience = 5", ""
+        )
     )
-    wanted = config.read(project / "one.toml")
-    alone = run(wanted, origin(project), store.new_run_folder(project / "mlruns", "alone"), Silent())
+    wanted = reading.read(project / "one.toml")
+    alone = run(
+        wanted, origin(project), store.new_run_folder(project / "mlruns", "alone"), Silent()
+    )
     evaluate = Loop._evaluate
 
     def broken_off(self):
@@ -331,7 +363,9 @@ def flipped(content, kind):
 
 def without_a_line(content):
     lines = content.splitlines(keepends=True)
-    place = next(i for i, line in enumerate(lines) if i > len(lines) // 3 and b'"steps", ' in line[:20])
+    place = next(
+        i for i, line in enumerate(lines) if i > len(lines) // 3 and b'"steps", ' in line[:20]
+    )
     return b"".join(lines[:place] + lines[place + 1 :])
 
 
@@ -347,9 +381,13 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_damaged_journal_is_filled_again(project, damage):
     (project / "one.toml").write_text(EARLY + "[checkpoint]\nevery_steps = 4\n")
-    wanted = config.read(project / "one.toml")
+    wanted = reading.read(project / "one.toml")
     reporter = Snapshots(project, [20])
-    expected = result(run(wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), reporter).folder)
+    expected = result(
+        run(
+            wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), reporter
+        ).folder
+    )
     (copy,) = reporter.copies
     (copy / journal.NAME).write_bytes(damage((copy / journal.NAME).read_bytes()))
     again = Silent()
@@ -360,31 +398,37 @@ def test_a_damaged_journal_is_filled_again(project, damage):
 
 
 def test_damaged_checkpoints_do_not_push_out_good_ones(tmp_path):
-    states = checkpoint.Checkpoints(tmp_path, 1, Journal(tmp_path))
+    states = checkpoints.Checkpoints(tmp_path, 1, Journal(tmp_path))
     for path in ("step-000000000008.npz", "step-000000000009.npz"):
         (tmp_path / "checkpoints" / path).write_text("damaged")
-    assert checkpoint.latest(tmp_path, lambda text: None) is None
-    checkpoint.set_aside(tmp_path, -1)
+    assert checkpoints.latest(tmp_path, lambda text: None) is None
+    checkpoints.quarantine_after(tmp_path, -1)
     states.save(4, {"tree": TREE}, TREE, {})
     states.take()
     states.close()
-    assert checkpoint.latest(tmp_path, lambda text: None).step == 4
+    assert checkpoints.latest(tmp_path, lambda text: None).step == 4
 
 
 def test_a_variant_cannot_be_strict_alone(project):
-    path = write_config(project, more='[[variant]]\nname = "a"\nset = { "training.strict" = true }\n')
+    path = write_config(
+        project, more='[[variant]]\nname = "a"\nset = { "training.strict" = true }\n'
+    )
     with pytest.raises(fbp.InputError, match=r"training.strict: set it for all variants"):
-        config.variants(config.read(path), "small.toml")
+        reading.variants(reading.read(path), "small.toml")
 
 
 def test_early_stopping_keeps_the_best_and_survives_a_death(project):
     (project / "one.toml").write_text(EARLY)
-    wanted = config.read(project / "one.toml")
-    outcome = run(wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), Silent())
+    wanted = reading.read(project / "one.toml")
+    outcome = run(
+        wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), Silent()
+    )
     series = journal.history(outcome.folder)
     accuracy = series["validation_accuracy"]
     best = int(np.argmax(accuracy.values))  # the first of equals
-    assert len(accuracy.steps) == best + 1 + 5 + 1 < 200  # the last is that of the model that is kept
+    assert (
+        len(accuracy.steps) == best + 1 + 5 + 1 < 200
+    )  # the last is that of the model that is kept
     assert accuracy.values[-1] == accuracy.values[best] == outcome.metrics["validation_accuracy"]
     assert outcome.metrics["best_step"] == accuracy.steps[best]
     assert outcome.metrics["best_validation_accuracy"] == accuracy.values.max()
@@ -406,8 +450,10 @@ def test_any_metric_selects(project, metric):
     (project / "one.toml").write_text(
         EARLY.replace("validation_accuracy", metric).replace("epochs = 200", "epochs = 3")
     )
-    wanted = config.read(project / "one.toml")
-    outcome = run(wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), Silent())
+    wanted = reading.read(project / "one.toml")
+    outcome = run(
+        wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), Silent()
+    )
     assert {"best_step", f"best_{metric}"} <= set(journal.history(outcome.folder))
 
 
@@ -415,16 +461,18 @@ class TestRefused:
     def begun(self, project, text=EARLY):
         (project / "one.toml").write_text(text)
         folder = store.new_run_folder(project / "mlruns", "one")
-        run(config.read(project / "one.toml"), origin(project), folder, Silent(), [signal.SIGINT])
+        run(reading.read(project / "one.toml"), origin(project), folder, Silent(), [signal.SIGINT])
         return folder
 
     def resumed(self, folder):
         return continue_run(folder, lambda label: Silent(), None, lambda: None, None)
 
     def test_a_metric_that_is_not_there(self, project):
-        (project / "one.toml").write_text(EARLY.replace("validation_accuracy", "validation_acuracy"))
+        (project / "one.toml").write_text(
+            EARLY.replace("validation_accuracy", "validation_acuracy")
+        )
         with pytest.raises(fbp.InputError, match="did you mean 'validation_accuracy'"):
-            run(config.read(project / "one.toml"), origin(project), project, Silent())
+            run(reading.read(project / "one.toml"), origin(project), project, Silent())
 
     def test_other_data(self, project):
         text = EARLY.replace('name = "iris"', 'name = "file"\npath = "d.csv"')
@@ -433,12 +481,17 @@ class TestRefused:
         (project / "d.csv").write_text("a,b\n" + "1,0\n3,1\n" * 40)
         before = (folder / journal.NAME).read_bytes()
         with pytest.raises(fbp.InputError, match="not what the run was begun with"):
-            run(config.read(folder / "artifacts" / "config.toml"), origin(project), folder, Silent())
+            run(
+                reading.read(folder / "artifacts" / "config.toml"),
+                origin(project),
+                folder,
+                Silent(),
+            )
         assert (folder / journal.NAME).read_bytes() == before
 
     def test_a_run_that_is_finished(self, project):
         folder = self.begun(project)
-        run(config.read(project / "one.toml"), origin(project), folder, Silent())
+        run(reading.read(project / "one.toml"), origin(project), folder, Silent())
         with pytest.raises(fbp.InputError, match="the run is finished"):
             self.resumed(folder)
 
@@ -453,18 +506,32 @@ class TestRefused:
 
     def test_a_checkpoint_of_another_model(self, project):
         folder = self.begun(project)
-        other = config.read(folder / "artifacts" / "config.toml", ["model.hidden=[3]"])
+        other = reading.read(folder / "artifacts" / "config.toml", ["model.hidden=[3]"])
         with pytest.raises(fbp.InputError, match="its checkpoint does not fit the model"):
             run(other, origin(project), folder, Silent())
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_when_there_is_room(project, warm):
     path = write_config(project, data="digits", more="[checkpoint]\nevery_steps = 20\n")
-    wanted = config.read(path, ["training.epochs=40"])
-    words = [*command("run", path, "--set", "training.epochs=40"), "--tracking-uri", "http://127.0.0.1:9"]
-    limited = ["bash", "-c", 'ulimit -f 60; exec "$@"', "limited", *words]  # no file may be larger than 60 kB
+    wanted = reading.read(path, ["training.epochs=40"])
+    words = [
+        *command("run", path, "--set", "training.epochs=40"),
+        "--tracking-uri",
+        "http://127.0.0.1:9",
+    ]
+    limited = [
+        "bash",
+        "-c",
+        'ulimit -f 60; exec "$@"',
+        "limited",
+        *words,
+    ]  # no file may be larger than 60 kB
     done = subprocess.run(
-        limited, capture_output=True, text=True, timeout=240, env=os.environ | {"FBP_RETRY_SECONDS": "0"}
+        limited,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"FBP_RETRY_SECONDS": "0"},
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -472,7 +539,9 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_when_there_is_room(
     (folder,) = store.run_folders(project / "mlruns")
     assert 0 < max(journal.checkpoints(folder)) < 40 * 44
     run(wanted, origin(project), folder, Silent())
-    alone = run(wanted, origin(project), store.new_run_folder(project / "mlruns", "alone"), Silent())
+    alone = run(
+        wanted, origin(project), store.new_run_folder(project / "mlruns", "alone"), Silent()
+    )
     assert result(folder) == result(alone.folder)
 
 

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 
 import fbp
 from fbp.cli import main
-from fbp.experiment import journal
-from fbp.experiment.arrays import params_digest
-from fbp.experiment.saving import read
+from fbp.experiment.rundir import journal
+from fbp.experiment.rundir.npz import params_digest
+from fbp.experiment.runner.trained_model import read
 from tests.projects import client, command, fbp_run, one, the_run, write_config
 
 
@@ -39,7 +39,15 @@ class TestFinishedRun:
         assert run.data.params["optimizer_beta1"] == "0.9"
         assert run.data.params["training_epochs"] == "3"
         tags = run.data.tags
-        for tag in ("seed", "jax", "jaxlib", "device_kind", "device_count", "data_fingerprint", "params_digest"):
+        for tag in (
+            "seed",
+            "jax",
+            "jaxlib",
+            "device_kind",
+            "device_count",
+            "data_fingerprint",
+            "params_digest",
+        ):
             assert tags[f"fbp.{tag}"]
         assert tags["fbp.data_fingerprint"] == fbp.datasets.digits().fingerprint
         assert tags["mlflow.note.content"] == "a small run"
@@ -52,10 +60,25 @@ class TestFinishedRun:
             points = mlflow.get_metric_history(run.info.run_id, key)
             assert [point.step for point in points] == list(range(1, steps + 1))
             assert all(a.timestamp <= b.timestamp for a, b in itertools.pairwise(points))
-        for key in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "examples_per_second"):
-            assert [p.step for p in mlflow.get_metric_history(run.info.run_id, key)] == [44, 88, 132]
+        for key in (
+            "train_loss",
+            "train_accuracy",
+            "validation_loss",
+            "validation_accuracy",
+            "examples_per_second",
+        ):
+            assert [p.step for p in mlflow.get_metric_history(run.info.run_id, key)] == [
+                44,
+                88,
+                132,
+            ]
         for key in ("delta_norm/1", "gradient_norm/1/w", "update_norm/3/b", "update_ratio/3/w"):
-            assert [p.step for p in mlflow.get_metric_history(run.info.run_id, key)] == [0, 44, 88, 132]
+            assert [p.step for p in mlflow.get_metric_history(run.info.run_id, key)] == [
+                0,
+                44,
+                88,
+                132,
+            ]
         assert 0.5 < run.data.metrics["test_accuracy"] <= 1
 
     def test_metrics_in_mlflow_are_the_journals(self, finished):
@@ -64,7 +87,9 @@ class TestFinishedRun:
         folder = one(project / "mlruns" / "runs")
         series = journal.history(folder)
         assert set(series) == {key for key in run.data.metrics if not key.startswith("system/")}
-        assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= set(run.data.metrics)
+        assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= set(
+            run.data.metrics
+        )
         for key, points in series.items():
             stored = mlflow.get_metric_history(run.info.run_id, key)
             np.testing.assert_array_equal([p.value for p in stored], points.values)
@@ -75,7 +100,11 @@ class TestFinishedRun:
         project, *_ = finished
         inputs = the_run(project).inputs.dataset_inputs
         names = {entry.dataset.name: entry.tags[0].value for entry in inputs}
-        assert names == {"digits/train": "training", "digits/validation": "validation", "digits/test": "testing"}
+        assert names == {
+            "digits/train": "training",
+            "digits/validation": "validation",
+            "digits/test": "testing",
+        }
         assert len({entry.dataset.digest for entry in inputs}) == 3
 
     def test_artifacts(self, finished):
@@ -86,7 +115,14 @@ class TestFinishedRun:
         def names(path=""):
             return {Path(item.path).name for item in mlflow.list_artifacts(run.info.run_id, path)}
 
-        assert {"config.toml", "environment.json", "summary.txt", "history", "plots", "model"} <= names()
+        assert {
+            "config.toml",
+            "environment.json",
+            "summary.txt",
+            "history",
+            "plots",
+            "model",
+        } <= names()
         assert names("plots") == {
             "learning_curves.png", "learning_rate.png", "delta_norms.png", "confusion_matrix.png", "misclassified.png",
             "first_layer_weights.png", "model.png", "model.svg",
@@ -109,7 +145,12 @@ class TestFinishedRun:
         (logged,) = client(project).search_logged_models([run.info.experiment_id])
         loaded = mlflow.pyfunc.load_model(logged.artifact_location)
         np.testing.assert_allclose(loaded.predict(x), expected, rtol=1e-6)
-        assert loaded.metadata.signature.inputs.to_dict()[0]["tensor-spec"]["shape"] == (-1, 8, 8, 1)
+        assert loaded.metadata.signature.inputs.to_dict()[0]["tensor-spec"]["shape"] == (
+            -1,
+            8,
+            8,
+            1,
+        )
         stored = list(Path(logged.artifact_location).rglob("*"))
         assert not [path for path in stored if path.suffix in (".pkl", ".pickle")]
 
@@ -134,7 +175,9 @@ def test_two_runs_at_once_on_a_new_store(project):
     """A new SQLite store that two processes open at once is destroyed, were it not for the lock."""
     write_config(project)
     runs = [
-        subprocess.Popen(command("run", "small.toml", "--set", f"seed={seed}"), stderr=subprocess.DEVNULL)
+        subprocess.Popen(
+            command("run", "small.toml", "--set", f"seed={seed}"), stderr=subprocess.DEVNULL
+        )
         for seed in (0, 1)
     ]
     assert [run.wait(timeout=240) for run in runs] == [0, 0]
@@ -240,7 +283,9 @@ def test_a_journal_that_could_not_be_sent_is_sent_later(project):
     assert done.returncode == 0, done.stderr
     assert "nothing is lost" in done.stderr
     elsewhere = ["--tracking-uri", f"sqlite:///{project}/mlruns/mlflow.db"]
-    result = subprocess.run(command("sync", *elsewhere), capture_output=True, text=True, timeout=240)
+    result = subprocess.run(
+        command("sync", *elsewhere), capture_output=True, text=True, timeout=240
+    )
     assert "1 of 1 runs sent" in result.stdout, result.stdout + result.stderr
     assert the_run(project).info.status == "FINISHED"
     again = subprocess.run(command("sync"), capture_output=True, text=True, timeout=240)
@@ -253,7 +298,9 @@ def test_ctrl_c_before_training_leaves_nothing_behind(project):
         command("run", path), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     ) as process:
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not list((project / "mlruns").glob("runs/*/shipper.log")):
+        while time.monotonic() < deadline and not list(
+            (project / "mlruns").glob("runs/*/shipper.log")
+        ):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         errors = process.stderr.read()
@@ -298,11 +345,26 @@ class TestBadInput:
         ("arguments", "problem"),
         [
             (["run", "nothing.toml"], "no such file"),
-            (["run", "small.toml", "--set", "optimizer.learning_rat=1"], "did you mean 'learning_rate'"),
-            (["run", "small.toml", "--set", "training.batch_size=1000"], "at most the 120 training examples, got 1000"),
-            (["run", "small.toml", "--set", "data.validation=0.001"], "the validation part is empty"),
-            (["run", "small.toml", "--set", "data.name=mnist", "--set", "data.folder=nowhere"], "got no such folder"),
-            (["run", "small.toml", "--set", "data={name='file', path='no.csv'}"], "'no.csv', which does not exist"),
+            (
+                ["run", "small.toml", "--set", "optimizer.learning_rat=1"],
+                "did you mean 'learning_rate'",
+            ),
+            (
+                ["run", "small.toml", "--set", "training.batch_size=1000"],
+                "at most the 120 training examples, got 1000",
+            ),
+            (
+                ["run", "small.toml", "--set", "data.validation=0.001"],
+                "the validation part is empty",
+            ),
+            (
+                ["run", "small.toml", "--set", "data.name=mnist", "--set", "data.folder=nowhere"],
+                "got no such folder",
+            ),
+            (
+                ["run", "small.toml", "--set", "data={name='file', path='no.csv'}"],
+                "'no.csv', which does not exist",
+            ),
             (["run", "small.toml", "--tracking-uri", "./runs"], "expected sqlite:///PATH"),
             (["check", "nothing.toml"], "no such file"),
             (
@@ -313,9 +375,18 @@ class TestBadInput:
                 ["run", "small.toml", "--set", "model={name='lstm'}"],
                 "layer 0 (lstm(128)): lstm expects examples of shape (T, F)",
             ),
-            (["run", "small.toml", "--set", "model.hidden=[1000000000000]"], "model: its parameters take 32,000 GB"),
-            (["run", "small.toml", "--set", "model={name='gpt', features=10}"], "features must be a multiple of heads"),
-            (["run", "small.toml", "--set", "data={name='text', context=100000}"], "a text of at least 20 pieces"),
+            (
+                ["run", "small.toml", "--set", "model.hidden=[1000000000000]"],
+                "model: its parameters take 32,000 GB",
+            ),
+            (
+                ["run", "small.toml", "--set", "model={name='gpt', features=10}"],
+                "features must be a multiple of heads",
+            ),
+            (
+                ["run", "small.toml", "--set", "data={name='text', context=100000}"],
+                "a text of at least 20 pieces",
+            ),
             (["generate", "nothing"], "there is no such folder, and no run of that name"),
             (["list", "optimiser"], "did you mean 'optimizer'"),
             (["rnu"], "did you mean 'run'"),
@@ -339,7 +410,9 @@ class TestBadInput:
         )
         write_config(project)
         output = self.refused("run", "small.toml", "--set", "data={name='file', path='d.npz'}")
-        assert "test part: expected examples of the training part's shape (N, 3), got (4, 5)" in output
+        assert (
+            "test part: expected examples of the training part's shape (N, 3), got (4, 5)" in output
+        )
         self.no_run(project)
 
     @pytest.mark.parametrize("value", ["nan", "inf"])
@@ -375,7 +448,9 @@ class TestOtherCommands:
         )
         monkeypatch.syspath_prepend(project)
         write_config(project)
-        result = CliRunner().invoke(main, ["check", "small.toml", "--set", "model={name='wrong:model'}"])
+        result = CliRunner().invoke(
+            main, ["check", "small.toml", "--set", "model={name='wrong:model'}"]
+        )
         assert result.exit_code == 1
         assert "WRONG" in result.output
 
@@ -411,13 +486,21 @@ class TestOtherCommands:
 
 def test_compiled_programs_are_kept_by_processor_and_threads(tmp_path):
     """JAX's own key does not know the number of threads, by which the compiler cuts loops."""
-    words = "import jax; from fbp.experiment.environment import _keep_programs; _keep_programs(); "
+    words = "import jax; from fbp.experiment.rundir.environment import _keep_programs; _keep_programs(); "
     words += "print(jax.config.jax_compilation_cache_dir)"
 
     def folder(**variables):
-        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "JAX_ENABLE_COMPILATION_CACHE": "true"} | variables
+        environment = (
+            os.environ
+            | {"XDG_CACHE_HOME": str(tmp_path), "JAX_ENABLE_COMPILATION_CACHE": "true"}
+            | variables
+        )
         return subprocess.run(
-            [sys.executable, "-c", words], env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", words],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
 
     one, two = folder(PJRT_NPROC="1"), folder(PJRT_NPROC="2")
@@ -428,7 +511,9 @@ def test_compiled_programs_are_kept_by_processor_and_threads(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_run_takes_its_programs_from_the_cache_and_ends_in_the_same_bits(project, tmp_path, monkeypatch):
+def test_a_second_run_takes_its_programs_from_the_cache_and_ends_in_the_same_bits(
+    project, tmp_path, monkeypatch
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
     write_config(project)

@@ -6,17 +6,24 @@ from click.testing import CliRunner
 
 import fbp
 from fbp.cli import main
-from fbp.experiment import config, journal, store
-from fbp.experiment.run import Origin, run
-from fbp.experiment.saving import read
+from fbp.experiment.config import reading
+from fbp.experiment.rundir import journal
+from fbp.experiment.runner.run import RunIdentity, run
+from fbp.experiment.runner.trained_model import read
+from fbp.experiment.tracking import store
 from tests.projects import LEARNING, Silent, write_config
 
 
 def run_here(project, *overrides):
     """A run in this process and without MLflow."""
     path = write_config(project, name="xor", data="xor")
-    read_config = config.read(path, ["training.batch_size=full", *overrides])
-    return run(read_config, Origin(path, "here"), store.new_run_folder(project / "mlruns", "xor"), Silent())
+    read_config = reading.read(path, ["training.batch_size=full", *overrides])
+    return run(
+        read_config,
+        RunIdentity(path, "here"),
+        store.new_run_folder(project / "mlruns", "xor"),
+        Silent(),
+    )
 
 
 def test_many_short_epochs_are_no_trouble(project):
@@ -42,7 +49,10 @@ def run_config(project, text, *overrides):
     path = project / "one.toml"
     path.write_text(text)
     return run(
-        config.read(path, overrides), Origin(path, "one"), store.new_run_folder(project / "mlruns", "one"), Silent()
+        reading.read(path, overrides),
+        RunIdentity(path, "one"),
+        store.new_run_folder(project / "mlruns", "one"),
+        Silent(),
     )
 
 
@@ -68,7 +78,17 @@ def test_a_language_model_learns_and_writes(project):
     assert outcome.metrics["test_accuracy"] > 0.9
     assert journal.history(outcome.folder)["validation_loss"].steps.tolist() == [60, 120, 150]
     written = CliRunner().invoke(
-        main, ["generate", str(outcome.folder), "--prompt", "abc", "--tokens", "40", "--temperature", "0"]
+        main,
+        [
+            "generate",
+            str(outcome.folder),
+            "--prompt",
+            "abc",
+            "--tokens",
+            "40",
+            "--temperature",
+            "0",
+        ],
     )
     assert written.exit_code == 0, written.output
     assert written.output.startswith("abcdefgh\nabcdefgh\n")
@@ -129,9 +149,9 @@ def test_an_autoencoder_gives_back_its_inputs(project):
     text = PICTURES.replace('name = "digits"', 'name = "digits"\nreconstruct = true').replace(
         "[augmentation]\nshift = 1\n", ""
     )
-    text = text.replace('"cnn"\nchannels = [8]\nhidden = [16]\nnorm = true', '"autoencoder"').replace(
-        "softmax_cross_entropy", "mean_squared_error"
-    )
+    text = text.replace(
+        '"cnn"\nchannels = [8]\nhidden = [16]\nnorm = true', '"autoencoder"'
+    ).replace("softmax_cross_entropy", "mean_squared_error")
     outcome = run_config(project, text)
     assert outcome.metrics["test_loss"] < 0.06
     results = np.load(outcome.folder / "results.npz")
@@ -143,7 +163,8 @@ def test_tokens_of_a_users_file(project):
     tokens = np.random.default_rng(0).integers(0, 5, (60, 7))
     np.savez(project / "t.npz", x=tokens, y=np.roll(tokens, 1, axis=1))
     text = LANGUAGE.replace(
-        'name = "text"\npath = "abc.txt"\ncontext = 16', 'name = "file"\npath = "t.npz"\nvocabulary = 5'
+        'name = "text"\npath = "abc.txt"\ncontext = 16',
+        'name = "file"\npath = "t.npz"\nvocabulary = 5',
     )
     text = text.replace("steps = 150", "steps = 3").replace(
         '"gpt"\ndepth = 1\nheads = 2\nfeatures = 16', '"rnn"\nhidden = [8]'
@@ -151,7 +172,8 @@ def test_tokens_of_a_users_file(project):
     assert run_config(project, text).status == "FINISHED"
     np.savez(project / "t.npz", x=tokens, y=np.zeros(60, int))
     with pytest.raises(
-        fbp.InputError, match="expected tokens, whole numbers from 0 to 3, got int64 numbers from 0 to 4"
+        fbp.InputError,
+        match="expected tokens, whole numbers from 0 to 3, got int64 numbers from 0 to 4",
     ):
         run_config(project, text, "data.vocabulary=4")
 

@@ -79,7 +79,9 @@ class TestData:
         for bad in (-1, 10):
             x = good.train.x.copy()
             x[3, 4] = bad
-            with pytest.raises(InputError, match=r"expected tokens, whole numbers from 0 to 9, got int32 numbers"):
+            with pytest.raises(
+                InputError, match=r"expected tokens, whole numbers from 0 to 9, got int32 numbers"
+            ):
                 datasets.check(good._replace(train=datasets.Examples(x, good.train.y)))
 
     def test_the_test_part_of_a_token_file(self, tmp_path):
@@ -111,7 +113,9 @@ def test_positions_without_a_target_do_not_count():
     z = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 3)), jnp.float32)
     labels = jnp.array([[0, -1, -1, 2], [-1, -1, -1, -1]])
     value = losses.softmax_cross_entropy.value(z, labels)
-    kept = losses.softmax_cross_entropy.value(z[:1, jnp.array([0, 3])], labels[:1, jnp.array([0, 3])])
+    kept = losses.softmax_cross_entropy.value(
+        z[:1, jnp.array([0, 3])], labels[:1, jnp.array([0, 3])]
+    )
     np.testing.assert_allclose(value, [kept[0], 0], rtol=1e-6)
     right = fbp.metrics.accuracy(z, jnp.where(labels < 0, labels, z.argmax(-1)))
     assert right.tolist() == [1, 0]
@@ -130,7 +134,11 @@ STREAMED = {
         layers.dense(7),
     ),
     "graph": fbp.graph(
-        {"a": (layers.embedding(7, 6), "x"), "b": (layers.lstm(6), "a"), "sum": (layers.add(), "a", "b")}
+        {
+            "a": (layers.embedding(7, 6), "x"),
+            "b": (layers.lstm(6), "a"),
+            "sum": (layers.add(), "a", "b"),
+        }
     ),
 }
 
@@ -139,7 +147,7 @@ STREAMED = {
 @pytest.mark.parametrize("name", STREAMED)
 def test_position_by_position_is_the_whole_sequence(name):
     model = STREAMED[name]
-    streamed = generation.streaming(model, (9,), batch=2)
+    streamed = generation.incremental(model, (9,), batch=2)
     params, _ = draw(model, (9,))
     x = np.random.default_rng(0).integers(0, 7, (2, 9))
 
@@ -167,14 +175,16 @@ def test_position_by_position_is_the_whole_sequence(name):
 )
 def test_what_looks_ahead_cannot_be_run_position_by_position(model):
     with pytest.raises(InputError, match="cannot be run position by position"):
-        generation.streaming(model, (9,))
+        generation.incremental(model, (9,))
 
 
 def test_sampling_goes_on_beyond_the_context_and_repeats_with_its_key():
     model = STREAMED["gpt"]
     params, _ = draw(model, (9,))
     sampled = generation.sample(model, (9,), count=30)
-    first, again, other = (sampled(params, jnp.array([1, 2]), jax.random.key(seed)) for seed in (0, 0, 1))
+    first, again, other = (
+        sampled(params, jnp.array([1, 2]), jax.random.key(seed)) for seed in (0, 0, 1)
+    )
     assert first.shape == (30,)
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
@@ -189,7 +199,9 @@ def test_samples_that_cannot_be_drawn():
         generation.sample(model, (12,), count=3)(params, jnp.array([1]), jax.random.key(0))
     for prompt, problem in (([], "a prompt of at least one token"), ([99], "not a number")):
         with pytest.raises(InputError, match=problem):
-            generation.sample(model, (9,), count=3)(params, jnp.array(prompt, jnp.int32), jax.random.key(0))
+            generation.sample(model, (9,), count=3)(
+                params, jnp.array(prompt, jnp.int32), jax.random.key(0)
+            )
 
 
 def test_sums_over_many_are_wide_under_mixed_precision():
@@ -214,8 +226,12 @@ def test_whatever_padding_holds_reaches_no_gradient():
 def test_temperature_0_takes_the_likeliest():
     model = STREAMED["lstm"]
     params, _ = draw(model, (9,))
-    tokens = generation.sample(model, (9,), count=12, temperature=0)(params, jnp.array([1]), jax.random.key(0))
-    logits = quick_jit(lambda x: model.forward(params, x)[0])(jnp.array([[1, *tokens[:-1].tolist()]]))
+    tokens = generation.sample(model, (9,), count=12, temperature=0)(
+        params, jnp.array([1]), jax.random.key(0)
+    )
+    logits = quick_jit(lambda x: model.forward(params, x)[0])(
+        jnp.array([[1, *tokens[:-1].tolist()]])
+    )
     assert tokens.tolist() == logits[0].argmax(axis=-1).tolist()
 
 
@@ -227,7 +243,12 @@ class TestAugmentation:
         moves = set()
         for before, after in zip(self.x, y, strict=True):
             wide = np.pad(before, [(2, 2), (2, 2), (0, 0)])
-            found = [(i, j) for i in range(5) for j in range(5) if (wide[i : i + 6, j : j + 5] == after).all()]
+            found = [
+                (i, j)
+                for i in range(5)
+                for j in range(5)
+                if (wide[i : i + 6, j : j + 5] == after).all()
+            ]
             assert len(found) == 1
             moves |= set(found)
         assert len(moves) > 10
@@ -245,12 +266,14 @@ class TestAugmentation:
         assert (y >= 1).all()
 
     def test_cutout_removes_a_square_that_may_stick_out(self):
-        removed = (np.asarray(augmentation.cutout(3)(jax.random.key(0), self.x)) == 0).sum(axis=(1, 2, 3)) / 2
+        removed = (np.asarray(augmentation.cutout(3)(jax.random.key(0), self.x)) == 0).sum(
+            axis=(1, 2, 3)
+        ) / 2
         assert removed.max() == 9
         assert removed.min() >= 4
 
     def test_the_same_key_gives_the_same_pictures_and_each_step_others(self):
-        change = augmentation.in_order([augmentation.shift(1), augmentation.flip()])
+        change = augmentation.compose([augmentation.shift(1), augmentation.flip()])
         a, b, c = (change(jax.random.key(seed), self.x) for seed in (0, 0, 1))
         np.testing.assert_array_equal(a, b)
         assert (a != c).any()
@@ -260,11 +283,16 @@ class TestAugmentation:
         optimizer = fbp.optimizers.sgd(0.1)
         y = np.arange(40) % 3
         steps = jax.jit(
-            fbp.training.take_steps(
-                model, losses.softmax_cross_entropy, optimizer, batch_size=8, capacity=10, augment=augmentation.shift(1)
+            fbp.training.make_steps(
+                model,
+                losses.softmax_cross_entropy,
+                optimizer,
+                batch_size=8,
+                max_steps=10,
+                augment=augmentation.shift(1),
             )
         )
-        state = fbp.training.start(model, optimizer, jax.random.key(0), (6, 5, 2))
+        state = fbp.training.initial_state(model, optimizer, jax.random.key(0), (6, 5, 2))
         whole, _, _ = steps(state, self.x, y, 10)
         half, _, _ = steps(state, self.x, y, 4)
         rest, _, _ = steps(half, self.x, y, 6)

@@ -18,10 +18,12 @@ from click.testing import CliRunner
 
 import fbp
 from fbp.cli import main
-from fbp.experiment import environment, journal, shipper, store, track
-from fbp.experiment.credentials import hidden, public
-from fbp.experiment.journal import Journal
-from fbp.experiment.record import Record
+from fbp.experiment.commands import track
+from fbp.experiment.rundir import environment, journal
+from fbp.experiment.rundir.journal import Journal
+from fbp.experiment.rundir.recorder import Record
+from fbp.experiment.rundir.redact import redact, redact_secrets_of
+from fbp.experiment.tracking import shipper, store
 from tests.projects import client, command, one, the_run, write_config
 from tests.servers import Server, postgresql
 
@@ -55,21 +57,24 @@ class TestTrack:
             "ok": [1],
         }
         assert math.isinf(series["loss"].values[1])
-        start = journal.start_of(run.folder)
+        start = journal.read_start(run.folder)
         assert start["params"] == {"a": "1", "optimizer_rate": "0.1"}
-        assert journal.end_of(run.folder)["status"] == "FINISHED"
-        (tags,) = [line["values"] for _, line in journal.lines(run.folder) if line["kind"] == "tags"]
+        assert journal.read_end(run.folder)["status"] == "FINISHED"
+        (tags,) = [
+            line["values"] for _, line in journal.lines(run.folder) if line["kind"] == "tags"
+        ]
         assert tags["fbp.nonfinite"] == "loss inf at step 2, norm/w nan at step 2"
         assert (run.folder / "artifacts" / environment.NAME).exists()
 
     @pytest.mark.parametrize(
-        ("error", "status"), [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")]
+        ("error", "status"),
+        [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")],
     )
     def test_an_exception_ends_the_run_and_goes_on(self, unsent, error, status):
         with pytest.raises(error), track() as run:
             raise error("why")
-        assert journal.end_of(run.folder)["status"] == status
-        assert "why" in journal.end_of(run.folder)["message"]
+        assert journal.read_end(run.folder)["status"] == status
+        assert "why" in journal.read_end(run.folder)["message"]
 
     def test_two_names_that_mlflow_cannot_tell_apart(self, unsent):
         with (
@@ -101,7 +106,10 @@ class TestTrack:
             (lambda run: run.log(1, {"x": "abc"}), "x: expected a number, got 'abc'"),
             (lambda run: run.log(1, {"x": jnp.zeros(2)}), "x: expected a number"),
             (lambda run: run.log(1, {"x": None}), "x: expected a number, got 'None'"),
-            (lambda run: run.checkpoint(1, np.zeros(2, [("a", "f4")])), "expected a pytree of arrays and numbers"),
+            (
+                lambda run: run.checkpoint(1, np.zeros(2, [("a", "f4")])),
+                "expected a pytree of arrays and numbers",
+            ),
             (lambda run: run.log(1, {"x[0]": 1}), "expected names of letters, digits"),
             (lambda run: run.log(1, {"../x": 1}), "expected names of letters, digits"),
             (lambda run: run.log(1, {"a/./b": 1}), "expected names of letters, digits"),
@@ -155,20 +163,34 @@ class TestTrack:
         assert (found["p"] == 2).all()
 
     def test_any_names_in_a_tree(self, unsent):
-        tree = {"a|b": np.ones(1), "x": np.ones(2), "x.npy": np.ones(3), "a@b": np.ones(4), "ä %": [np.ones(5)]}
+        tree = {
+            "a|b": np.ones(1),
+            "x": np.ones(2),
+            "x.npy": np.ones(3),
+            "a@b": np.ones(4),
+            "ä %": [np.ones(5)],
+        }
         with track() as run:
             run.checkpoint(1, tree, wait=True)
             found = run.restore(tree)[1]
-            assert {key: np.size(value) for key, value in found.items()} == {key: np.size(v) for key, v in tree.items()}
+            assert {key: np.size(value) for key, value in found.items()} == {
+                key: np.size(v) for key, v in tree.items()
+            }
             with pytest.raises(fbp.InputError, match="expected a pytree of arrays and numbers"):
                 run.checkpoint(2, {"f": len})
             with pytest.raises(fbp.InputError, match=r"missing: y; not expected: a\|b"):
-                run.restore({**{key: value for key, value in tree.items() if key != "a|b"}, "y": np.ones(1)})
+                run.restore(
+                    {**{key: value for key, value in tree.items() if key != "a|b"}, "y": np.ones(1)}
+                )
 
     def test_a_run_that_has_ended_takes_nothing_more(self, unsent):
         with track() as run:
             run.log(jnp.int32(5), {"x": 1})
-        for use in (lambda: run.log(6, {"x": 1}), lambda: run.checkpoint(6, {}), lambda: run.tag(a=1)):
+        for use in (
+            lambda: run.log(6, {"x": 1}),
+            lambda: run.checkpoint(6, {}),
+            lambda: run.tag(a=1),
+        ):
             with pytest.raises(fbp.InputError, match="it has ended; go on with"):
                 use()
 
@@ -200,18 +222,29 @@ def test_secrets_stay_secret(unsent, monkeypatch, uri):
     monkeypatch.setattr("sys.argv", ["fbp", "run", "--tracking-uri", uri])
     with track({"a": 1}, tracking_uri=uri) as run:
         run.log(1, {"x": 1})
-    written = b"".join(path.read_bytes() for path in run.folder.rglob("*") if path.is_file()).decode()
-    shown = [written, hidden(f"{uri} refused hidden/w@rd and hidden%2Fw%40rd", uri), public(f"see {uri}")]
+    written = b"".join(
+        path.read_bytes() for path in run.folder.rglob("*") if path.is_file()
+    ).decode()
+    shown = [
+        written,
+        redact_secrets_of(f"{uri} refused hidden/w@rd and hidden%2Fw%40rd", uri),
+        redact(f"see {uri}"),
+    ]
     assert "127.0.0.1:9" in written
     for text in shown:
         assert "w@rd" not in text
         assert "someone" not in text or "?user=" in uri
     if uri.startswith("http"):
-        assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == ("someone", SECRET)
+        assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == (
+            "someone",
+            SECRET,
+        )
 
 
 def test_a_refused_uri_does_not_show_its_password(project):
-    refused = CliRunner().invoke(main, ["runs", "--tracking-uri", "file://someone:hidden-word@host/x"])
+    refused = CliRunner().invoke(
+        main, ["runs", "--tracking-uri", "file://someone:hidden-word@host/x"]
+    )
     assert refused.exit_code == 2
     assert "hidden-word" not in refused.output
 
@@ -230,7 +263,9 @@ def test_a_refused_uri_does_not_show_its_password(project):
 )
 def test_only_a_database_at_a_port_that_is_certain_is_tried_first(monkeypatch, uri, knocks):
     asked = []
-    monkeypatch.setattr("socket.create_connection", lambda at, timeout: asked.append(at) or io.BytesIO())
+    monkeypatch.setattr(
+        "socket.create_connection", lambda at, timeout: asked.append(at) or io.BytesIO()
+    )
     shipper._knock(uri)
     assert asked == knocks
 
@@ -240,7 +275,17 @@ def test_names_in_records_do_not_leave_their_folder(project):
     (project / "outside").mkdir()
     runs = project / "mlruns" / "runs"
     assert store.inside(runs, "good") == runs / "good"
-    for name in ("../outside", "..", ".", "", str(project / "outside"), "good/../../../outside", None, 5, "missing"):
+    for name in (
+        "../outside",
+        "..",
+        ".",
+        "",
+        str(project / "outside"),
+        "good/../../../outside",
+        None,
+        5,
+        "missing",
+    ):
         assert store.inside(runs, name) is None
 
 
@@ -271,7 +316,9 @@ def test_reap_closes_what_is_dead_and_nothing_else(project, warm):
     experiment = mlflow.create_experiment("small")
 
     def running(name, **tags):
-        return mlflow.create_run(experiment, run_name=name, tags={f"fbp.{k}": v for k, v in tags.items()}).info.run_id
+        return mlflow.create_run(
+            experiment, run_name=name, tags={f"fbp.{k}": v for k, v in tags.items()}
+        ).info.run_id
 
     silent = running("silent", version="1", heartbeat="2020-01-01T00:00:00+00:00")
     alive = running("alive", version="1", heartbeat="2999-01-01T00:00:00+00:00")
@@ -285,7 +332,10 @@ def test_reap_closes_what_is_dead_and_nothing_else(project, warm):
     done = subprocess.run(command("reap"), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "2 runs closed" in done.stdout
-    found = {name: mlflow.get_run(run) for name, run in {"s": silent, "a": alive, "f": foreign, "l": local}.items()}
+    found = {
+        name: mlflow.get_run(run)
+        for name, run in {"s": silent, "a": alive, "f": foreign, "l": local}.items()
+    }
     assert {name: run.info.status for name, run in found.items()} == {
         "s": "KILLED",
         "a": "RUNNING",
@@ -301,7 +351,11 @@ def test_names_that_mlflow_refuses_do_not_keep_a_run_from_it(project, warm):
     folder = store.new_run_folder(project / "mlruns", "..odd")
     writer = journal.Journal(folder)
     writer.start(folder, label="odd", experiment="small", params={"p#": "1"}, tags={"t:!": "1"})
-    writer.write("metrics", step=1, values={"delta_norm/w#": 1.0, "../x": 2.0, "a//b": 3.0, "good": float("inf")})
+    writer.write(
+        "metrics",
+        step=1,
+        values={"delta_norm/w#": 1.0, "../x": 2.0, "a//b": 3.0, "good": float("inf")},
+    )
     writer.write("end", status="FINISHED", message="")
     writer.close()
     assert shipper.launch(folder, store.default_uri(project / "mlruns")).wait(timeout=120) == 0
@@ -319,7 +373,9 @@ def counted(database, experiment="tracked"):
 
 
 @pytest.mark.parametrize("damage", ["a line is gone", "a flipped byte"])
-def test_a_journal_that_was_damaged_after_it_was_sent_is_filled_and_nothing_doubled(project, warm, damage):
+def test_a_journal_that_was_damaged_after_it_was_sent_is_filled_and_nothing_doubled(
+    project, warm, damage
+):
     values = np.arange(1, 31, dtype=np.float32)
     with track({}) as run:
         for first in (1, 11, 21):
@@ -328,7 +384,9 @@ def test_a_journal_that_was_damaged_after_it_was_sent_is_filled_and_nothing_doub
     path = run.folder / journal.NAME
     lines = path.read_bytes().splitlines(keepends=True)
     place = next(i for i, line in enumerate(lines) if b'"first": 11' in line)
-    lines[place] = b"" if damage == "a line is gone" else lines[place].replace(b'"first": 11', b'"first": 12')
+    lines[place] = (
+        b"" if damage == "a line is gone" else lines[place].replace(b'"first": 11', b'"first": 12')
+    )
     path.write_bytes(b"".join(lines))
     with track({}, resume=run.name) as again:
         Record(again._journal, 1).steps(1, {"loss": values})
@@ -349,7 +407,7 @@ def test_a_run_that_never_began_keeps_no_shipper(project, warm):
     writer.write("child", folder=folder.name, variant="a")
     for top in (folder, group):
         assert shipper.launch(top, store.default_uri(project / "mlruns")).wait(timeout=60) == 0
-    assert journal.end_of(group)["status"] == "KILLED"
+    assert journal.read_end(group)["status"] == "KILLED"
 
 
 LOOP = """
@@ -366,7 +424,8 @@ with track({"count": count}, wait=float(sys.argv[3])) as run:
 @pytest.mark.slow
 def test_four_processes_on_one_new_store_lose_nothing(project):
     loops = [
-        subprocess.Popen([sys.executable, "-c", LOOP, "20000", "0", "300"], stderr=subprocess.PIPE) for _ in range(4)
+        subprocess.Popen([sys.executable, "-c", LOOP, "20000", "0", "300"], stderr=subprocess.PIPE)
+        for _ in range(4)
     ]
     assert [(loop.communicate(timeout=500)[1], loop.returncode) for loop in loops] == [(b"", 0)] * 4
     with contextlib.closing(sqlite3.connect(project / "mlruns" / "mlflow.db")) as database:
@@ -399,12 +458,19 @@ def test_a_server_that_is_killed_for_half_of_a_run_has_every_record_in_the_end(p
         server.start()
         settings = os.environ | {"MLFLOW_TRACKING_URI": server.uri, "FBP_RETRY_SECONDS": "1"}
         loop = subprocess.Popen(
-            [sys.executable, "-c", LOOP, "2000", "0.02", "60"], env=settings, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", LOOP, "2000", "0.02", "60"],
+            env=settings,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         deadline, folder = time.monotonic() + 120, None
         while time.monotonic() < deadline:  # until the first records have arrived
             folder = folder or next(iter(store.run_folders(project / "mlruns")), None)
-            if folder and shipper.shipped(folder) and shipper.shipped(folder)["sent"][journal.NAME].length > 20_000:
+            if (
+                folder
+                and shipper.shipped(folder)
+                and shipper.shipped(folder)["sent"][journal.NAME].length > 20_000
+            ):
                 break
             time.sleep(0.1)
         server.kill()
@@ -413,7 +479,9 @@ def test_a_server_that_is_killed_for_half_of_a_run_has_every_record_in_the_end(p
         assert "fbp sync" in errors
         assert "Traceback" not in errors
         server.start()
-        done = subprocess.run(command("sync"), env=settings, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(
+            command("sync"), env=settings, capture_output=True, text=True, timeout=240
+        )
         assert "1 of 1 runs sent" in done.stdout, done.stderr
         if kind == "sqlite":
             with contextlib.closing(sqlite3.connect(project / "server.db")) as database:
@@ -421,9 +489,13 @@ def test_a_server_that_is_killed_for_half_of_a_run_has_every_record_in_the_end(p
                 assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
         else:
             assert postgresql_counted(backend) == [(2000, 2000, "FINISHED")]
-        again = subprocess.run(command("sync"), env=settings, capture_output=True, text=True, timeout=240)
+        again = subprocess.run(
+            command("sync"), env=settings, capture_output=True, text=True, timeout=240
+        )
         assert "nothing to send" in again.stdout
-        written = b"".join(path.read_bytes() for path in (project / "mlruns").rglob("*") if path.is_file())
+        written = b"".join(
+            path.read_bytes() for path in (project / "mlruns").rglob("*") if path.is_file()
+        )
         assert b"a-secret-word" not in written
 
 
@@ -435,27 +507,38 @@ def test_a_run_on_a_server_is_reproduced_and_compared_elsewhere(project):
         server.start()
         settings = os.environ | {"MLFLOW_TRACKING_URI": server.uri}
         write_config(project, data="digits")
-        first = subprocess.run(command("run", "small.toml"), env=settings, capture_output=True, text=True, timeout=240)
+        first = subprocess.run(
+            command("run", "small.toml"), env=settings, capture_output=True, text=True, timeout=240
+        )
         assert first.returncode == 0, first.stderr
         elsewhere = project / "elsewhere"
         (elsewhere / "mlruns").mkdir(parents=True)
-        name = journal.start_of(one(project / "mlruns" / "runs"))["name"]
+        name = journal.read_start(one(project / "mlruns" / "runs"))["name"]
 
         def ask(*words):
             done = subprocess.run(
-                command(*words), cwd=elsewhere, env=settings, capture_output=True, text=True, timeout=240
+                command(*words),
+                cwd=elsewhere,
+                env=settings,
+                capture_output=True,
+                text=True,
+                timeout=240,
             )
             assert done.returncode == 0, done.stdout + done.stderr
             return done.stdout
 
         assert "identical to the bit" in ask("reproduce", name)
-        again = journal.start_of(one(elsewhere / "mlruns" / "runs"))["name"]
+        again = journal.read_start(one(elsewhere / "mlruns" / "runs"))["name"]
         assert "nothing" in ask("compare", name, again)
         assert ask("runs", "attributes.status = 'FINISHED'").endswith("2 runs\n")
         assert "models:/served@best" in ask("register", name, "served", "--alias", "best")
         loaded = "import fbp; print(fbp.load('models:/served@best').predict([[0.0] * 64]).shape)"
         done = subprocess.run(
-            [sys.executable, "-c", loaded], cwd=elsewhere, env=settings, capture_output=True, text=True
+            [sys.executable, "-c", loaded],
+            cwd=elsewhere,
+            env=settings,
+            capture_output=True,
+            text=True,
         )
         assert done.stdout == "(1, 10)\n", done.stderr
     finally:
@@ -475,4 +558,4 @@ def test_a_server_that_is_not_there_does_not_hold_the_process(project):
     assert done.returncode == 0, done.stderr
     assert "nothing is lost: 'fbp sync'" in done.stderr
     assert time.monotonic() - began < 90
-    assert journal.end_of(one(project / "mlruns" / "runs"))["status"] == "FINISHED"
+    assert journal.read_end(one(project / "mlruns" / "runs"))["status"] == "FINISHED"

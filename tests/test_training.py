@@ -22,12 +22,19 @@ def begin():
 
 
 def runner(batch_size=8, **options):
-    return jax.jit(training.take_steps(MODEL, LOSS, OPTIMIZER, batch_size=batch_size, capacity=64, **options))
+    return jax.jit(
+        training.make_steps(MODEL, LOSS, OPTIMIZER, batch_size=batch_size, max_steps=64, **options)
+    )
 
 
 def same_bits(a, b):
-    data = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-    return all(np.array_equal(data(x), data(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    data = lambda leaf: (
+        jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    )
+    return all(
+        np.array_equal(data(x), data(y))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
 def test_cutting_a_run_into_chunks_changes_not_one_bit():
@@ -44,7 +51,7 @@ def test_cutting_a_run_into_chunks_changes_not_one_bit():
 
 def test_single_steps_give_the_same_as_the_program_of_many():
     whole, _, _ = runner()(begin(), X, Y, 6)
-    step, state = jax.jit(training.take_step(MODEL, LOSS, OPTIMIZER)), begin()
+    step, state = jax.jit(training.make_step(MODEL, LOSS, OPTIMIZER)), begin()
     order = training.example_order(state.key, 0, 50)
     for rows in np.asarray(order)[:48].reshape(6, 8):
         state, info = step(state, X[rows], Y[rows])
@@ -81,7 +88,7 @@ def test_a_batch_larger_than_the_data_is_refused():
 
 
 def test_without_jit_on_numpy_arrays_and_never_beyond_the_capacity():
-    steps = training.take_steps(MODEL, LOSS, OPTIMIZER, batch_size=8, capacity=3)
+    steps = training.make_steps(MODEL, LOSS, OPTIMIZER, batch_size=8, max_steps=3)
     _, history, taken = steps(begin(), X, Y, 10)
     assert taken == 3
     assert (history.cost > 0).all()
@@ -98,14 +105,19 @@ def test_gradients_keep_the_dtypes_of_their_parameters():
 @pytest.mark.parametrize("batch_size", [7, 50, 64, 10])
 def test_evaluation_counts_every_example_once_whatever_the_batch_size(batch_size):
     params = begin().params
-    found = jax.jit(training.evaluate(MODEL, LOSS, batch_size=batch_size, metrics={"accuracy": fbp.metrics.accuracy}))(
-        params, X, Y
-    )
+    found = jax.jit(
+        training.make_evaluate(
+            MODEL, LOSS, batch_size=batch_size, metrics={"accuracy": fbp.metrics.accuracy}
+        )
+    )(params, X, Y)
     output = MODEL.forward(params, X)[0]
     np.testing.assert_allclose(found["loss"], LOSS.value(output, Y).mean(), rtol=1e-5)
     np.testing.assert_allclose(found["accuracy"], (output.argmax(axis=1) == Y).mean(), rtol=1e-6)
     np.testing.assert_allclose(
-        jax.jit(training.predict(MODEL, batch_size=batch_size))(params, X), output, rtol=1e-5, atol=1e-6
+        jax.jit(training.make_predict(MODEL, batch_size=batch_size))(params, X),
+        output,
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
@@ -114,10 +126,14 @@ def test_training_learns():
     y = (x[:, 0] * x[:, 1] > 0).astype(np.int32)
     model = fbp.models.mlp(2, (16,), layers.tanh)
     optimizer = fbp.optimizers.adam(0.02)
-    state = training.start(model, optimizer, jax.random.key(0), (2,))
-    run = jax.jit(training.take_steps(model, LOSS, optimizer, batch_size=32, capacity=400), donate_argnums=0)
+    state = training.initial_state(model, optimizer, jax.random.key(0), (2,))
+    run = jax.jit(
+        training.make_steps(model, LOSS, optimizer, batch_size=32, max_steps=400), donate_argnums=0
+    )
     state, _, _ = run(state, x, y, 400)
-    accuracy = training.evaluate(model, LOSS, batch_size=256, metrics={"accuracy": fbp.metrics.accuracy})
+    accuracy = training.make_evaluate(
+        model, LOSS, batch_size=256, metrics={"accuracy": fbp.metrics.accuracy}
+    )
     assert accuracy(state.params, x, y)["accuracy"] > 0.97
 
 
@@ -125,7 +141,12 @@ def test_diagnosis_has_a_norm_for_every_layer_and_parameter():
     state = begin()
     found = jax.jit(diagnose(MODEL, LOSS, OPTIMIZER))(state.params, state.opt_state, X, Y)
     assert set(found.delta_norm) == {"0", "1", "2"}
-    assert set(found.gradient_norm) == set(found.update_norm) == set(found.update_ratio) == {"0/b", "0/w", "2/b", "2/w"}
+    assert (
+        set(found.gradient_norm)
+        == set(found.update_norm)
+        == set(found.update_ratio)
+        == {"0/b", "0/w", "2/b", "2/w"}
+    )
     _, grads = fbp.value_and_grad(MODEL, LOSS)(state.params, X, Y)
     np.testing.assert_allclose(found.gradient_norm["0/w"], np.linalg.norm(grads[0]["w"]), rtol=1e-5)
     delta = fbp.deltas(MODEL, LOSS)(state.params, X, Y)["1"]
@@ -148,18 +169,24 @@ def test_dead_units_are_found():
 
 
 def test_population_statistics_make_evaluation_agree_with_the_whole_data_as_one_batch():
-    model = fbp.chain(layers.dense(5), layers.batch_norm(), fbp.residual(layers.relu(), layers.batch_norm()))
+    model = fbp.chain(
+        layers.dense(5), layers.batch_norm(), fbp.residual(layers.relu(), layers.batch_norm())
+    )
     params, _ = draw(model, (4,))
     x = 3 + 2 * numbers(60, 4)
-    filled = jax.jit(training.with_statistics(model, batch_size=60))(params, x, jax.random.key(0))
+    filled = jax.jit(training.make_fill_statistics(model, batch_size=60))(
+        params, x, jax.random.key(0)
+    )
     as_one_batch, _ = model.forward(params, x, key=jax.random.key(0))
     np.testing.assert_allclose(model.forward(filled, x)[0], as_one_batch, rtol=1e-3, atol=1e-4)
     np.testing.assert_array_equal(filled[0]["w"], params[0]["w"])
     hidden = layers.dense(5).forward(params[0], x)[0]
-    in_parts = jax.jit(training.with_statistics(model, batch_size=20))(params, x, jax.random.key(0))
+    in_parts = jax.jit(training.make_fill_statistics(model, batch_size=20))(
+        params, x, jax.random.key(0)
+    )
     np.testing.assert_allclose(in_parts[1]["variance"], hidden.var(axis=0), rtol=1e-4)
     with pytest.raises(fbp.InputError, match="at least batch_size = 100 examples, got 60"):
-        training.with_statistics(model, batch_size=100)(params, x, jax.random.key(0))
+        training.make_fill_statistics(model, batch_size=100)(params, x, jax.random.key(0))
 
 
 class TestInitializers:
@@ -187,7 +214,11 @@ class TestInitializers:
         np.testing.assert_allclose(w @ w.T, np.eye(40), atol=1e-5)
 
     def test_constants(self):
-        for made, value in ((initializers.zeros(), 0), (initializers.ones(), 1), (initializers.constant(3.0), 3)):
+        for made, value in (
+            (initializers.zeros(), 0),
+            (initializers.ones(), 1),
+            (initializers.constant(3.0), 3),
+        ):
             assert (made(jax.random.key(0), (2, 3), jnp.float32) == value).all()
 
     def test_deep_residual_networks_start_at_a_size_that_does_not_depend_on_depth(self):
@@ -217,15 +248,19 @@ def test_a_graph_with_several_inputs_and_outputs_trains():
     total = a.sum(axis=1) + b.sum(axis=1)
     x, y = (a, b), (total[:, None], (total > 0).astype(np.int32))
     optimizer = fbp.optimizers.adam(0.05)
-    steps = jax.jit(fbp.training.take_steps(model, loss, optimizer, batch_size=8, capacity=200))
-    state, history, _ = steps(fbp.training.start(model, optimizer, jax.random.key(0), ((2,), (3,))), x, y, 200)
-    params = jax.jit(fbp.training.with_statistics(model, batch_size=8))(state.params, x, jax.random.key(0))
-    measured = fbp.training.evaluate(model, loss, batch_size=16)(params, x, y)
+    steps = jax.jit(fbp.training.make_steps(model, loss, optimizer, batch_size=8, max_steps=200))
+    state, history, _ = steps(
+        fbp.training.initial_state(model, optimizer, jax.random.key(0), ((2,), (3,))), x, y, 200
+    )
+    params = jax.jit(fbp.training.make_fill_statistics(model, batch_size=8))(
+        state.params, x, jax.random.key(0)
+    )
+    measured = fbp.training.make_evaluate(model, loss, batch_size=16)(params, x, y)
     assert measured["loss"] < 0.3 < history.cost[0]
-    sums, signs = fbp.training.predict(model, batch_size=16)(params, x)
+    sums, signs = fbp.training.make_predict(model, batch_size=16)(params, x)
     assert (sums.shape, signs.shape) == ((50, 1), (50, 2))
     hidden = fbp.precision(layers.batch_norm())
     hidden_params, _ = hidden.init(jax.random.key(0), (2,))
-    fill = fbp.training.with_statistics(hidden, batch_size=8)
+    fill = fbp.training.make_fill_statistics(hidden, batch_size=8)
     with pytest.raises(fbp.InputError, match="cannot be reached"):
         fill(hidden_params, a, jax.random.key(0))

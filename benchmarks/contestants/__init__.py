@@ -35,14 +35,18 @@ class Entry(NamedTuple):
         return [name for name in self.packages if importlib.util.find_spec(name) is None]
 
     def prepare(self, work: Any) -> Contestant:
-        return importlib.import_module(f"benchmarks.contestants.{self.module}").prepare(work, **self.arguments)
+        return importlib.import_module(f"benchmarks.contestants.{self.module}").prepare(
+            work, **self.arguments
+        )
 
 
 ENTRIES = {
     "fbp": Entry("fbp", "ours", (), ("jax", "jaxlib")),
     "jax": Entry("jax.grad + scan", "plain_jax", (), ("jax", "jaxlib")),
     "flax": Entry("Flax NNX + Optax", "flax_nnx", ("flax", "optax"), ("flax", "optax", "jax")),
-    "equinox": Entry("Equinox + Optax", "equinox_optax", ("equinox", "optax"), ("equinox", "optax", "jax")),
+    "equinox": Entry(
+        "Equinox + Optax", "equinox_optax", ("equinox", "optax"), ("equinox", "optax", "jax")
+    ),
     "torch": Entry("PyTorch eager", "pytorch", ("torch",), ("torch",)),
     "compile": Entry("torch.compile", "pytorch", ("torch",), ("torch",), {"compiled": True}),
     "keras": Entry("Keras 3 on JAX", "keras_jax", ("keras",), ("keras", "jax")),

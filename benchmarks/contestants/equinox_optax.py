@@ -30,7 +30,9 @@ def sigmoids(params: Any) -> eqx.Module:
 def relus(params: Any) -> eqx.Module:
     *hidden, last = (part for part in params if part)
     relu = eqx.nn.Lambda(jax.nn.relu)
-    return eqx.nn.Sequential([*(layer for part in hidden for layer in (_linear(part), relu)), _linear(last)])
+    return eqx.nn.Sequential(
+        [*(layer for part in hidden for layer in (_linear(part), relu)), _linear(last)]
+    )
 
 
 class _Residual(eqx.Module):
@@ -63,12 +65,17 @@ def convolutions(params: Any) -> eqx.Module:
     def convolution(params: Any) -> eqx.nn.Conv2d:
         *window, inputs, outputs = params["w"].shape
         layer = eqx.nn.Conv2d(inputs, outputs, tuple(window), padding=1, key=KEY)
-        new = jnp.asarray(params["w"].transpose(3, 2, 0, 1)), jnp.asarray(params["b"].reshape(-1, 1, 1))
+        new = (
+            jnp.asarray(params["w"].transpose(3, 2, 0, 1)),
+            jnp.asarray(params["b"].reshape(-1, 1, 1)),
+        )
         return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, new)
 
     first, second, third, last = (part for part in params if part)
     pool = eqx.nn.MaxPool2d(2, 2)
-    return _Convolutions(convolution(first), convolution(second), _linear(third), _linear(last), pool)
+    return _Convolutions(
+        convolution(first), convolution(second), _linear(third), _linear(last), pool
+    )
 
 
 class _Recurrent(eqx.Module):
@@ -94,7 +101,9 @@ def _embedding(table: Any) -> eqx.nn.Embedding:
 
 def lstm(params: Any) -> eqx.Module:
     table, cell, head = params
-    made = eqx.nn.LSTMCell(cell["wx"].shape[0], cell["wh"].shape[0], key=KEY)  # gates i, f, g, o, too
+    made = eqx.nn.LSTMCell(
+        cell["wx"].shape[0], cell["wh"].shape[0], key=KEY
+    )  # gates i, f, g, o, too
     new = jnp.asarray(cell["wx"].T), jnp.asarray(cell["wh"].T), jnp.asarray(cell["b"])
     made = eqx.tree_at(lambda cell: (cell.weight_ih, cell.weight_hh, cell.bias), made, new)
     return _Recurrent(_embedding(table), made, _linear(head))
@@ -105,8 +114,13 @@ def gru(params: Any) -> eqx.Module:
     features = cell["wh"].shape[0]
     order = np.r_[features : 2 * features, :features, 2 * features : 3 * features]  # r, u, n
     made = eqx.nn.GRUCell(cell["wx"].shape[0], features, key=KEY)
-    new = tuple(jnp.asarray(a) for a in (cell["wx"][:, order].T, cell["wh"][:, order].T, cell["b"][order], cell["bh"]))
-    made = eqx.tree_at(lambda cell: (cell.weight_ih, cell.weight_hh, cell.bias, cell.bias_n), made, new)
+    new = tuple(
+        jnp.asarray(a)
+        for a in (cell["wx"][:, order].T, cell["wh"][:, order].T, cell["b"][order], cell["bh"])
+    )
+    made = eqx.tree_at(
+        lambda cell: (cell.weight_ih, cell.weight_hh, cell.bias, cell.bias_n), made, new
+    )
     return _Recurrent(_embedding(table), made, _linear(head))
 
 
@@ -125,7 +139,9 @@ class _Attention(eqx.Module):
         made = eqx.nn.MultiheadAttention(4, features, **yes, key=KEY)
         new = [
             _linear({"w": w, "b": b})
-            for w, b in zip(np.split(params["wqkv"], 3, axis=1), np.split(params["bqkv"], 3), strict=True)
+            for w, b in zip(
+                np.split(params["wqkv"], 3, axis=1), np.split(params["bqkv"], 3), strict=True
+            )
         ]
         new.append(_linear(params, "wo", "bo"))
         names = ("query_proj", "key_proj", "value_proj", "output_proj")
@@ -149,7 +165,9 @@ class _Block(eqx.Module):
 
     def __call__(self, x: Any) -> Any:
         x = x + self.attend(jax.vmap(self.first)(x))
-        inside = jax.vmap(lambda x: self.down(jax.nn.gelu(self.up(self.second(x)), approximate=False)))
+        inside = jax.vmap(
+            lambda x: self.down(jax.nn.gelu(self.up(self.second(x)), approximate=False))
+        )
         return x + inside(x)
 
 
@@ -161,7 +179,11 @@ class gpt(eqx.Module):
 
     def __init__(self, params: Any):
         table, places, *blocks, last, _ = params
-        self.table, self.places, self.last = _embedding(table), jnp.asarray(places["w"]), _norm(last)
+        self.table, self.places, self.last = (
+            _embedding(table),
+            jnp.asarray(places["w"]),
+            _norm(last),
+        )
         self.blocks = [_Block(block) for block in blocks]
 
     def __call__(self, x: Any) -> Any:
@@ -190,7 +212,9 @@ def prepare(work: Work) -> Contestant:
 
     @eqx.filter_jit
     def step(model: Any, state: Any, x: Any, y: Any) -> Any:
-        cost, grads = eqx.filter_value_and_grad(lambda model: cost_of(work, jax.vmap(model)(x), y))(model)
+        cost, grads = eqx.filter_value_and_grad(lambda model: cost_of(work, jax.vmap(model)(x), y))(
+            model
+        )
         updates, state = optimizer.update(grads, state, eqx.filter(model, eqx.is_array))
         return eqx.apply_updates(model, updates), state, cost
 

@@ -26,7 +26,9 @@ def sigmoids(params: Any) -> nnx.Module:
 
 def relus(params: Any) -> nnx.Module:
     *hidden, last = (part for part in params if part)
-    return nnx.Sequential(*(layer for part in hidden for layer in (_linear(part), nnx.relu)), _linear(last))
+    return nnx.Sequential(
+        *(layer for part in hidden for layer in (_linear(part), nnx.relu)), _linear(last)
+    )
 
 
 class _Residual(nnx.Module):
@@ -39,7 +41,9 @@ class _Residual(nnx.Module):
 
 def residuals(params: Any) -> nnx.Module:
     first, _, *blocks, last = params
-    return nnx.Sequential(_linear(first), nnx.relu, *(_Residual(part["body"][0]) for part in blocks), _linear(last))
+    return nnx.Sequential(
+        _linear(first), nnx.relu, *(_Residual(part["body"][0]) for part in blocks), _linear(last)
+    )
 
 
 class convolutions(nnx.Module):
@@ -73,8 +77,13 @@ class lstm(nnx.Module):
         self.table, self.head = _embed(table), _linear(head)
         features = cell["wh"].shape[0]
         made = nnx.OptimizedLSTMCell(cell["wx"].shape[0], features, rngs=nnx.Rngs(0))
-        made.dense_i.kernel[...] = jnp.asarray(cell["wx"])  # its gates stand in the order i, f, g, o, too
-        made.dense_h.kernel[...], made.dense_h.bias[...] = jnp.asarray(cell["wh"]), jnp.asarray(cell["b"])
+        made.dense_i.kernel[...] = jnp.asarray(
+            cell["wx"]
+        )  # its gates stand in the order i, f, g, o, too
+        made.dense_h.kernel[...], made.dense_h.bias[...] = (
+            jnp.asarray(cell["wh"]),
+            jnp.asarray(cell["b"]),
+        )
         self.cell = nnx.RNN(made)
 
     def __call__(self, x: Any) -> Any:
@@ -142,7 +151,9 @@ def prepare(work: Work) -> Contestant:
         raise NotImplementedError("its GRU has no bias behind the recurrent weights")
     x, y = work.examples()
     initial = work.initial()
-    rule = getattr(optax, work.optimizer)(work.rate)  # one for all: another would be traced and compiled anew
+    rule = getattr(optax, work.optimizer)(
+        work.rate
+    )  # one for all: another would be traced and compiled anew
 
     @nnx.jit
     def step(model: nnx.Module, optimizer: nnx.Optimizer, x: Any, y: Any) -> Any:

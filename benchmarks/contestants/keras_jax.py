@@ -13,7 +13,9 @@ from benchmarks.contestants import Contestant
 from benchmarks.works import Work
 
 
-def _dense(x: Any, weights: list, params: Any, activation: str | None = None, w: str = "w", b: str = "b") -> Any:
+def _dense(
+    x: Any, weights: list, params: Any, activation: str | None = None, w: str = "w", b: str = "b"
+) -> Any:
     layer = layers.Dense(params[w].shape[1], activation=activation)
     x = layer(x)
     weights.append((layer, [params[w], params[b]]))
@@ -111,7 +113,9 @@ def gpt(params: Any, x: Any, weights: list) -> Any:
         norm, look = first["body"]
         x = layers.Add()([x, _attend(_norm(x, weights, norm), weights, look)])
         norm, up, _, down = second["body"]
-        x = layers.Add()([x, _dense(_dense(_norm(x, weights, norm), weights, up, "gelu"), weights, down)])
+        x = layers.Add()(
+            [x, _dense(_dense(_norm(x, weights, norm), weights, up, "gelu"), weights, down)]
+        )
     return _Tied(tokens)(_norm(x, weights, last))
 
 
@@ -162,7 +166,9 @@ def prepare(work: Work) -> Contestant:
 
     def train(state: None) -> list[float]:
         callbacks = [told.pop()] if told else []
-        history = model.fit(x, y, batch_size=work.batch, epochs=1, shuffle=False, verbose=0, callbacks=callbacks)
+        history = model.fit(
+            x, y, batch_size=work.batch, epochs=1, shuffle=False, verbose=0, callbacks=callbacks
+        )
         return callbacks[0].costs if callbacks else [history.history["loss"][0]]
 
     return Contestant(start, train)

@@ -20,8 +20,16 @@ LOSSES = {
 
 def network(work: Work) -> fbp.Layer:
     if work.network == "sigmoids":
-        standard = {"weights": initializers.small_normal(1.0), "bias": initializers.small_normal(1.0)}
-        return fbp.chain(layers.dense(30, **standard), layers.sigmoid(), layers.dense(10, **standard), layers.sigmoid())
+        standard = {
+            "weights": initializers.small_normal(1.0),
+            "bias": initializers.small_normal(1.0),
+        }
+        return fbp.chain(
+            layers.dense(30, **standard),
+            layers.sigmoid(),
+            layers.dense(10, **standard),
+            layers.sigmoid(),
+        )
     if work.network == "relus":
         return models.mlp(1024, (4096, 4096)) if work.name == "wide" else models.mlp(10, (512, 512))
     if work.network == "residuals":
@@ -41,15 +49,17 @@ def prepare(work: Work) -> Contestant:
     optimizer = getattr(optimizers, work.optimizer)(work.rate)
     x, y = (jnp.asarray(part) for part in work.examples())
     count = len(x) // work.batch
-    steps = fbp.training.take_steps(
-        network(work), LOSSES[work.loss], optimizer, batch_size=work.batch, capacity=count, shuffle=False,
+    steps = fbp.training.make_steps(
+        network(work), LOSSES[work.loss], optimizer, batch_size=work.batch, max_steps=count, shuffle=False,
         gradient_norm=False,  # nobody else computes it
     )  # fmt: skip
     run, initial = jax.jit(steps, donate_argnums=0), work.initial()
 
     def start() -> Any:
         params = jax.tree.map(jnp.array, initial)
-        state = fbp.training.TrainState(params, optimizer.init(params), jnp.int32(0), jax.random.key(0))
+        state = fbp.training.TrainState(
+            params, optimizer.init(params), jnp.int32(0), jax.random.key(0)
+        )
         return jax.block_until_ready(state)
 
     return Contestant(start, lambda state: np.asarray(run(state, x, y, count)[1].cost).tolist())

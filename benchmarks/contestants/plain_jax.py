@@ -38,7 +38,9 @@ def residuals(params: Any, x: Any) -> Any:
 def convolutions(params: Any, x: Any) -> Any:
     first, second, third, last = (part for part in params if part)
     for part in (first, second):
-        x = lax.conv_general_dilated(x, part["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x = lax.conv_general_dilated(
+            x, part["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
         x = jax.nn.relu(x + part["b"])
         x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
     return _dense(last, jax.nn.relu(_dense(third, x.reshape(len(x), -1))))
@@ -70,7 +72,9 @@ def gru(params: Any, x: Any) -> Any:
         h = (1 - u) * n + u * h
         return h, h
 
-    return _dense(head, lax.scan(step, jnp.zeros((len(x), cell["wh"].shape[0])), z)[1].swapaxes(0, 1))
+    return _dense(
+        head, lax.scan(step, jnp.zeros((len(x), cell["wh"].shape[0])), z)[1].swapaxes(0, 1)
+    )
 
 
 def _norm(params: Any, x: Any) -> Any:
@@ -104,7 +108,10 @@ def cost_of(work: Work, output: Any, y: Any) -> Any:
         return 0.5 * ((output - y) ** 2).sum(axis=-1).mean()
     if work.loss == "mean_squared":
         return ((output - y) ** 2).mean()
-    return (jax.nn.logsumexp(output, axis=-1) - jnp.take_along_axis(output, y[..., None], axis=-1)[..., 0]).mean()
+    return (
+        jax.nn.logsumexp(output, axis=-1)
+        - jnp.take_along_axis(output, y[..., None], axis=-1)[..., 0]
+    ).mean()
 
 
 def prepare(work: Work) -> Contestant:
@@ -122,7 +129,10 @@ def prepare(work: Work) -> Contestant:
         second = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state[1], grads)
         m_scale, v_scale = 1 / (1 - b1 ** (at + 1)), 1 / (1 - b2 ** (at + 1))
         moved = jax.tree.map(
-            lambda p, m, v: p - work.rate * m * m_scale / (jnp.sqrt(v * v_scale) + eps), params, first, second
+            lambda p, m, v: p - work.rate * m * m_scale / (jnp.sqrt(v * v_scale) + eps),
+            params,
+            first,
+            second,
         )
         return moved, (first, second)
 
@@ -143,7 +153,11 @@ def prepare(work: Work) -> Contestant:
 
     def start() -> Any:
         params = jax.tree.map(jnp.array, initial)
-        state = tuple(jax.tree.map(jnp.zeros_like, params) for _ in range(2)) if work.optimizer == "adam" else ()
+        state = (
+            tuple(jax.tree.map(jnp.zeros_like, params) for _ in range(2))
+            if work.optimizer == "adam"
+            else ()
+        )
         return jax.block_until_ready((params, state))
 
     return Contestant(start, lambda state: np.asarray(compiled(*state, x, y)[0]).tolist())

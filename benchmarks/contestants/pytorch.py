@@ -17,7 +17,10 @@ def _tensor(array: Any) -> torch.Tensor:
 
 def _linear(params: Any, w: str = "w", b: str = "b") -> nn.Linear:
     layer = nn.Linear(*params[w].shape)
-    layer.weight.data, layer.bias.data = _tensor(np.ascontiguousarray(params[w].T)), _tensor(params[b])
+    layer.weight.data, layer.bias.data = (
+        _tensor(np.ascontiguousarray(params[w].T)),
+        _tensor(params[b]),
+    )
     return layer
 
 
@@ -28,7 +31,9 @@ def sigmoids(params: Any) -> nn.Module:
 
 def relus(params: Any) -> nn.Module:
     *hidden, last = (part for part in params if part)
-    return nn.Sequential(*(layer for part in hidden for layer in (_linear(part), nn.ReLU())), _linear(last))
+    return nn.Sequential(
+        *(layer for part in hidden for layer in (_linear(part), nn.ReLU())), _linear(last)
+    )
 
 
 class _Residual(nn.Module):
@@ -42,7 +47,9 @@ class _Residual(nn.Module):
 
 def residuals(params: Any) -> nn.Module:
     first, _, *blocks, last = params
-    return nn.Sequential(_linear(first), nn.ReLU(), *(_Residual(part["body"][0]) for part in blocks), _linear(last))
+    return nn.Sequential(
+        _linear(first), nn.ReLU(), *(_Residual(part["body"][0]) for part in blocks), _linear(last)
+    )
 
 
 class _Convolutions(nn.Module):
@@ -56,7 +63,10 @@ class _Convolutions(nn.Module):
     def convolution(params: Any) -> nn.Conv2d:
         *window, inputs, outputs = params["w"].shape
         layer = nn.Conv2d(inputs, outputs, tuple(window), padding=1)
-        layer.weight.data, layer.bias.data = _tensor(params["w"].transpose(3, 2, 0, 1)), _tensor(params["b"])
+        layer.weight.data, layer.bias.data = (
+            _tensor(params["w"].transpose(3, 2, 0, 1)),
+            _tensor(params["b"]),
+        )
         return layer
 
     def forward(self, x: Any) -> Any:
@@ -85,12 +95,17 @@ class _Recurrent(nn.Module):
             bias[1] = np.concatenate([np.zeros(2 * features, np.float32), cell["bh"]])
         self.cell.weight_ih_l0.data = _tensor(cell["wx"][:, order].T)
         self.cell.weight_hh_l0.data = _tensor(cell["wh"][:, order].T)
-        self.cell.bias_ih_l0.data, self.cell.bias_hh_l0.data = _tensor(bias[0][order]), _tensor(bias[1])
+        self.cell.bias_ih_l0.data, self.cell.bias_hh_l0.data = (
+            _tensor(bias[0][order]),
+            _tensor(bias[1]),
+        )
         second = self.cell.bias_hh_l0  # everybody else has one bias for a gate
         if self.kind == "LSTM":
             second.requires_grad = False
         else:
-            second.register_hook(lambda grad: torch.cat([torch.zeros(2 * features), grad[2 * features :]]))
+            second.register_hook(
+                lambda grad: torch.cat([torch.zeros(2 * features), grad[2 * features :]])
+            )
         self.head = _linear(head)
 
     def forward(self, x: Any) -> Any:
@@ -167,7 +182,9 @@ def _cost(work: Work, output: Any, y: Any) -> Any:
 
 def prepare(work: Work, compiled: bool = False) -> Contestant:
     torch._dynamo.config.cache_size_limit = 64
-    x, y = (torch.from_numpy(a.astype(np.int64) if a.dtype == np.int32 else a) for a in work.examples())
+    x, y = (
+        torch.from_numpy(a.astype(np.int64) if a.dtype == np.int32 else a) for a in work.examples()
+    )
     if work.network == "convolutions":
         x = x.permute(0, 3, 1, 2).contiguous()
     initial = work.initial()

@@ -26,7 +26,9 @@ set_option = click.option(
     help="Override a value of the configuration; may be repeated. VALUE is TOML, or a bare text.",
 )
 uri_option = click.option(
-    "--tracking-uri", metavar="URI", help="That MLflow store, not mlruns/ (or set MLFLOW_TRACKING_URI)."
+    "--tracking-uri",
+    metavar="URI",
+    help="That MLflow store, not mlruns/ (or set MLFLOW_TRACKING_URI).",
 )
 
 
@@ -51,17 +53,26 @@ class _Commands(click.Group):
         except (KeyboardInterrupt, click.Abort) as error:
             click.echo("fbp: stopped", err=True)
             found = (error.__cause__ or error).args  # click makes an Abort of a KeyboardInterrupt
-            sys.exit(128 + next((number for number in found if isinstance(number, signal.Signals)), signal.SIGINT))
+            sys.exit(
+                128
+                + next(
+                    (number for number in found if isinstance(number, signal.Signals)),
+                    signal.SIGINT,
+                )
+            )
         except (MemoryError, RuntimeError) as error:  # JAX's own error is a RuntimeError
             if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             first = next(iter(str(error).splitlines()), "")
-            click.echo(f"fbp: not enough memory ({first}); a smaller model, batch or data set needs less", err=True)
+            click.echo(
+                f"fbp: not enough memory ({first}); a smaller model, batch or data set needs less",
+                err=True,
+            )
             sys.exit(1)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and args[0] not in self.commands:
-            from fbp.experiment.catalogue import suggest
+            from fbp.experiment.config.catalogue import suggest
 
             raise InputError(f"unknown command {args[0]!r}; {suggest(args[0], self.commands)}")
         return super().resolve_command(ctx, args)

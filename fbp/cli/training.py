@@ -23,12 +23,14 @@ from fbp.cli.base import experiment_path, main, set_option, shown, uri_option
 @uri_option
 def run(experiment: str, overrides: tuple[str, ...], resume: str, tracking_uri: str | None) -> None:
     """Train EXPERIMENT, a TOML file or the name of one in experiments/, and log the run to MLflow."""
-    from fbp.experiment.launch import launch
-    from fbp.experiment.progress import Bar
+    from fbp.experiment.commands.launch import launch
+    from fbp.experiment.commands.progress import Bar
 
-    received = _note_signals()
+    signals = _note_signals()
     path = experiment_path(experiment)
-    _report(launch(path, overrides, Bar, tracking_uri, _say_waiting, received, resume=resume == "auto"))
+    _report(
+        launch(path, overrides, Bar, tracking_uri, _say_waiting, signals, resume=resume == "auto")
+    )
 
 
 @main.command("resume", short_help="go on with a run after an interruption or a death")
@@ -36,20 +38,22 @@ def run(experiment: str, overrides: tuple[str, ...], resume: str, tracking_uri: 
 @uri_option
 def resume_run(run_name: str, tracking_uri: str | None) -> None:
     """Go on with RUN (its folder, its name, or its MLflow run id) after an interruption or a death."""
-    from fbp.experiment.launch import resume
-    from fbp.experiment.progress import Bar
+    from fbp.experiment.commands.launch import resume
+    from fbp.experiment.commands.progress import Bar
 
-    received = _note_signals()
-    _report(resume(run_name, Bar, tracking_uri, _say_waiting, received))
+    signals = _note_signals()
+    _report(resume(run_name, Bar, tracking_uri, _say_waiting, signals))
 
 
 @main.command("reproduce", short_help="run a run again from its record; compare every bit")
 @click.argument("run_name", metavar="RUN")
-@click.option("--code", type=click.Path(path_type=Path, exists=True), help="The file of a model of your own.")
+@click.option(
+    "--code", type=click.Path(path_type=Path, exists=True), help="The file of a model of your own."
+)
 @uri_option
 def reproduce_run(run_name: str, code: Path | None, tracking_uri: str | None) -> None:
     """Run RUN again from its MLflow record alone and compare every bit; exit status 1 if one differs."""
-    from fbp.experiment.reproduce import reproduce
+    from fbp.experiment.commands.reproduce import reproduce
 
     _note_signals()
     sys.exit(0 if reproduce(run_name, tracking_uri, click.echo, code) else 1)
@@ -57,10 +61,10 @@ def reproduce_run(run_name: str, code: Path | None, tracking_uri: str | None) ->
 
 def _note_signals() -> list[int]:
     """From now on Ctrl-C and SIGTERM are noted in the list that is returned, and stop what goes on."""
-    received: list[int] = []
+    signals: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
-        received.append(number)  # an exception may be lost in somebody's callback; this is not
+        signals.append(number)  # an exception may be lost in somebody's callback; this is not
         raise KeyboardInterrupt(signal.Signals(number))
 
     def unraisable(lost: Any) -> None:
@@ -70,7 +74,7 @@ def _note_signals() -> list[int]:
     sys.unraisablehook = unraisable
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    return received
+    return signals
 
 
 def _say_waiting() -> None:
@@ -81,9 +85,9 @@ def _report(launched: Any) -> None:
     """Say how a run, or a group of them, ended, and end with its exit status."""
     from rich.console import Console
 
-    from fbp.experiment.credentials import public
-    from fbp.experiment.journal import start_of
-    from fbp.experiment.progress import results_table
+    from fbp.experiment.commands.progress import results_table
+    from fbp.experiment.rundir.journal import read_start
+    from fbp.experiment.rundir.redact import redact
 
     outcomes = launched.outcomes
     Console().print(results_table({name: out.metrics for name, out in outcomes.items()}))
@@ -93,15 +97,17 @@ def _report(launched: Any) -> None:
             click.echo(f"fbp: the last good parameters are in {shown(outcome.folder)}", err=True)
     if any(outcome.status == "KILLED" for outcome in outcomes.values()):
         click.echo(f"fbp: go on with: fbp resume {launched.folder.name}", err=True)
-    click.echo(f"run:        {(start_of(launched.folder) or {}).get('name')}")
+    click.echo(f"run:        {(read_start(launched.folder) or {}).get('name')}")
     click.echo(f"run folder: {shown(launched.folder)}")
     if launched.sent:
         embedded = launched.uri.startswith("sqlite:")
-        click.echo(f"dashboard:  {'fbp ui, then http://127.0.0.1:5000' if embedded else public(launched.uri)}")
+        click.echo(
+            f"dashboard:  {'fbp ui, then http://127.0.0.1:5000' if embedded else redact(launched.uri)}"
+        )
     else:
         log = shown(launched.folder / "shipper.log")
         click.echo(
-            f"fbp: not all of the run has reached {public(launched.uri)} (see {log}); nothing is lost: 'fbp sync' sends "
+            f"fbp: not all of the run has reached {redact(launched.uri)} (see {log}); nothing is lost: 'fbp sync' sends "
             "the rest there",
             err=True,
         )

@@ -2,11 +2,11 @@
 
 from fbp.datasets.base import Dataset as Dataset
 from fbp.datasets.base import Examples as Examples
-from fbp.datasets.base import Prepared as Prepared
-from fbp.datasets.base import Scaling as Scaling
+from fbp.datasets.base import Splits as Splits
+from fbp.datasets.base import Standardization as Standardization
+from fbp.datasets.base import as_autoencoding as as_autoencoding
 from fbp.datasets.base import check as check
 from fbp.datasets.base import prepare as prepare
-from fbp.datasets.base import reconstruction as reconstruction
 from fbp.datasets.files import file as file
 from fbp.datasets.images import cifar10 as cifar10
 from fbp.datasets.images import fashion_mnist as fashion_mnist
@@ -15,11 +15,11 @@ from fbp.datasets.sequences import adding_problem as adding_problem
 from fbp.datasets.sequences import copy_memory as copy_memory
 from fbp.datasets.sequences import sequential_digits as sequential_digits
 from fbp.datasets.sequences import text as text
-from fbp.datasets.shipped import breast_cancer as breast_cancer
-from fbp.datasets.shipped import diabetes as diabetes
-from fbp.datasets.shipped import digits as digits
-from fbp.datasets.shipped import iris as iris
-from fbp.datasets.shipped import wine as wine
+from fbp.datasets.sklearn_data import breast_cancer as breast_cancer
+from fbp.datasets.sklearn_data import diabetes as diabetes
+from fbp.datasets.sklearn_data import digits as digits
+from fbp.datasets.sklearn_data import iris as iris
+from fbp.datasets.sklearn_data import wine as wine
 from fbp.datasets.synthetic import circles as circles
 from fbp.datasets.synthetic import linear as linear
 from fbp.datasets.synthetic import moons as moons

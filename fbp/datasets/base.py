@@ -55,7 +55,7 @@ class Dataset(NamedTuple):
         return digest.hexdigest()
 
 
-class Scaling(NamedTuple):
+class Standardization(NamedTuple):
     """``(value - mean) / scale``, fitted on the training part."""
 
     mean: np.ndarray
@@ -70,17 +70,19 @@ class Scaling(NamedTuple):
         return np.asarray(values * self.scale + self.mean)
 
 
-class Prepared(NamedTuple):
+class Splits(NamedTuple):
     """A data set in three parts; ``inputs`` and ``targets`` are the scalings already applied, None where there are none."""
 
     train: Examples
     validation: Examples
     test: Examples
-    inputs: Scaling | None
-    targets: Scaling | None
+    inputs: Standardization | None
+    targets: Standardization | None
 
 
-def classification(name: str, x: Any, labels: Any, classes: Any, test: Examples | None = None) -> Dataset:
+def classification(
+    name: str, x: Any, labels: Any, classes: Any, test: Examples | None = None
+) -> Dataset:
     """A data set of labelled examples with its dtypes set."""
     examples = Examples(np.asarray(x, np.float32), np.asarray(labels, np.int32))
     return Dataset(name, examples, test, tuple(str(c) for c in classes))
@@ -98,15 +100,22 @@ def check(dataset: Dataset) -> Dataset:
     for part, (x, y) in parts.items():
         where = f"data {dataset.name!r}, {part} part"
         if x.ndim < 2 or y.ndim < 1 or not x.size:
-            raise InputError(f"{where}: expected examples with features, got arrays of shapes {x.shape} and {y.shape}")
-        for what, array, like in (("examples", x, dataset.train.x), ("targets", y, dataset.train.y)):
+            raise InputError(
+                f"{where}: expected examples with features, got arrays of shapes {x.shape} and {y.shape}"
+            )
+        for what, array, like in (
+            ("examples", x, dataset.train.x),
+            ("targets", y, dataset.train.y),
+        ):
             if array.shape[1:] != like.shape[1:]:
                 raise InputError(
                     f"{where}: expected {what} of the training part's shape (N, {', '.join(map(str, like.shape[1:]))}), "
                     f"got {array.shape}"
                 )
         if len(x) != len(y):
-            raise InputError(f"{where}: expected as many targets as examples, got {len(x)} examples, {len(y)} targets")
+            raise InputError(
+                f"{where}: expected as many targets as examples, got {len(x)} examples, {len(y)} targets"
+            )
         for what, values in (("features", x), ("targets", y)):
             bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
             if bad.any():
@@ -115,11 +124,17 @@ def check(dataset: Dataset) -> Dataset:
                     f"the first in row {bad.argmax()} (counted from 0); remove or replace them"
                 )
         lowest = -1 if dataset.sequence else 0  # -1: a position without a target
-        if dataset.classes and len(y) and not (y.min() >= lowest and y.max() < len(dataset.classes)):
+        if (
+            dataset.classes
+            and len(y)
+            and not (y.min() >= lowest and y.max() < len(dataset.classes))
+        ):
             raise InputError(
                 f"{where}: expected labels from 0 to {len(dataset.classes) - 1}, got labels from {y.min()} to {y.max()}"
             )
-        if dataset.tokens and not (x.dtype.kind in "iu" and x.min() >= 0 and x.max() < len(dataset.tokens)):
+        if dataset.tokens and not (
+            x.dtype.kind in "iu" and x.min() >= 0 and x.max() < len(dataset.tokens)
+        ):
             raise InputError(
                 f"{where}: expected tokens, whole numbers from 0 to {len(dataset.tokens) - 1}, got {x.dtype} numbers from "
                 f"{x.min()} to {x.max()}"
@@ -140,7 +155,7 @@ def _narrow(dataset: Dataset) -> Dataset:
     return dataset._replace(train=train, test=narrow(dataset.test))
 
 
-def reconstruction(dataset: Dataset) -> Dataset:
+def as_autoencoding(dataset: Dataset) -> Dataset:
     """The same examples with themselves as targets, flat: what an autoencoder learns."""
     if dataset.tokens:
         raise InputError("data.reconstruct: expected numbers as inputs, got tokens")
@@ -161,7 +176,7 @@ def prepare(
     limit: int | None = None,
     standardize: bool = False,
     standardize_targets: bool = False,
-) -> Prepared:
+) -> Splits:
     """Split, then standardize with the mean and deviation of the training part alone.
 
     Args:
@@ -182,7 +197,11 @@ def prepare(
     if standardize and dataset.tokens:
         raise InputError("data.standardize: expected numbers as inputs, got tokens; remove it")
     count = len(dataset.train.x)
-    order = np.arange(count)[::-1] if dataset.ordered else np.random.default_rng(seed).permutation(count)
+    order = (
+        np.arange(count)[::-1]
+        if dataset.ordered
+        else np.random.default_rng(seed).permutation(count)
+    )
     test_count = 0 if dataset.test else round(test * len(order))
     validation_count = round(validation * len(order))
     held_out = test_count + validation_count
@@ -193,7 +212,10 @@ def prepare(
     }
     if dataset.ordered:
         rows = {name: chosen[::-1] for name, chosen in rows.items()}
-    parts = {name: Examples(dataset.train.x[chosen], dataset.train.y[chosen]) for name, chosen in rows.items()}
+    parts = {
+        name: Examples(dataset.train.x[chosen], dataset.train.y[chosen])
+        for name, chosen in rows.items()
+    }
     if dataset.test:
         parts["test"] = dataset.test
     for name, part in parts.items():
@@ -206,10 +228,12 @@ def prepare(
     targets = _fit(parts["train"].y) if standardize_targets else None
     for name, (x, y) in parts.items():
         parts[name] = Examples(inputs.apply(x) if inputs else x, targets.apply(y) if targets else y)
-    return Prepared(parts["train"], parts["validation"], parts["test"], inputs, targets)
+    return Splits(parts["train"], parts["validation"], parts["test"], inputs, targets)
 
 
-def _fit(values: np.ndarray) -> Scaling:
+def _fit(values: np.ndarray) -> Standardization:
     mean = values.mean(axis=0, dtype=np.float64)
     deviation = values.std(axis=0, dtype=np.float64)
-    return Scaling(mean.astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32))
+    return Standardization(
+        mean.astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32)
+    )

@@ -55,7 +55,11 @@ ARCHIVES = {
         Archive("t10k-labels-idx1-ubyte.gz", _FASHION, "md5:bb300cfdad3c16e7a12a480ee83cd310"),
     ),
     "cifar10": (
-        Archive("cifar-10-binary.tar.gz", "https://www.cs.toronto.edu/~kriz/", "md5:c32a1d4ab5d03f1284b67883e8d87530"),
+        Archive(
+            "cifar-10-binary.tar.gz",
+            "https://www.cs.toronto.edu/~kriz/",
+            "md5:c32a1d4ab5d03f1284b67883e8d87530",
+        ),
     ),
 }
 
@@ -65,7 +69,9 @@ def fetch(name: str, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"data {name!r}: the folder {folder} cannot be made ({error.strerror})") from None
+        raise InputError(
+            f"data {name!r}: the folder {folder} cannot be made ({error.strerror})"
+        ) from None
     for archive in ARCHIVES[name]:
         path = folder / archive.name
         if path.exists():
@@ -93,4 +99,6 @@ def verify(archive: Archive, content: bytes) -> None:
         raise InputError(f"{archive.name}: what was fetched is damaged ({error})") from None
     found = hashlib.new(kind, data, usedforsecurity=False).hexdigest()
     if found != expected:
-        raise InputError(f"{archive.name}: expected the {kind} digest {expected}, got {found}; the file was not kept")
+        raise InputError(
+            f"{archive.name}: expected the {kind} digest {expected}, got {found}; the file was not kept"
+        )

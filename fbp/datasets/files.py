@@ -11,7 +11,9 @@ from fbp.errors import InputError
 Task = Literal["auto", "classification", "regression"]
 
 
-def file(path: str, target: str | None = None, task: Task = "auto", vocabulary: int | None = None) -> Dataset:
+def file(
+    path: str, target: str | None = None, task: Task = "auto", vocabulary: int | None = None
+) -> Dataset:
     """Examples from a file of your own, read by its ending.
 
     Args:
@@ -36,7 +38,9 @@ def file(path: str, target: str | None = None, task: Task = "auto", vocabulary: 
         return _read_tokens(where, target or "y", vocabulary)
     readers = {".npz": _read_npz, ".csv": _read_table, ".parquet": _read_table}
     if where.suffix not in readers:
-        raise InputError(f"data.path: expected a file ending in .npz, .csv or .parquet, got {where.name!r}")
+        raise InputError(
+            f"data.path: expected a file ending in .npz, .csv or .parquet, got {where.name!r}"
+        )
     return readers[where.suffix](where, target, task)
 
 
@@ -66,11 +70,15 @@ def _read_tokens(path: Path, target: str, vocabulary: int) -> Dataset:
             f"data.vocabulary: expected tokens x (N, T), whole numbers, in {path}, got {x.dtype} {x.shape}"
         )
     if y.ndim == 1:
-        return _with_test(path, _labelled(path, x, y)._replace(tokens=names), arrays, target, tokens=True)
+        return _with_test(
+            path, _labelled(path, x, y)._replace(tokens=names), arrays, target, tokens=True
+        )
     dataset = Dataset(path.stem, _positions(path, x, y), None, names, names)
     if "x_test" not in arrays:
         return dataset
-    return dataset._replace(test=_positions(path, arrays["x_test"], _test_targets(path, arrays, target)))
+    return dataset._replace(
+        test=_positions(path, arrays["x_test"], _test_targets(path, arrays, target))
+    )
 
 
 def _positions(path: Path, x: np.ndarray, y: np.ndarray) -> Examples:
@@ -113,7 +121,9 @@ def _with_test(
         known = {name: i for i, name in enumerate(dataset.classes)}
         unknown = sorted({str(label) for label in test_y.tolist()} - set(known))
         if unknown:
-            raise InputError(f"data.path: {path} has test labels that the training part lacks: {', '.join(unknown)}")
+            raise InputError(
+                f"data.path: {path} has test labels that the training part lacks: {', '.join(unknown)}"
+            )
         labels = np.array([known[str(label)] for label in test_y.tolist()], np.int32)
         return dataset._replace(test=Examples(test_x, labels))
     return dataset._replace(test=regression("test", test_x, _numbers(path, test_y)).train)
@@ -126,26 +136,36 @@ def _read_table(path: Path, target: str | None, task: Task) -> Dataset:
         table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     except Exception as error:  # the readers raise a dozen types, of three libraries
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"data.path: {path} cannot be read as {path.suffix} ({first_line})") from None
+        raise InputError(
+            f"data.path: {path} cannot be read as {path.suffix} ({first_line})"
+        ) from None
     if not len(table):
         raise InputError(f"data.path: expected rows of examples in {path}, got none")
     if path.suffix == ".csv" and all(_is_number(column) for column in table.columns):
-        raise InputError(f"data.path: expected names of columns in the first row of {path}, got numbers; add a header")
+        raise InputError(
+            f"data.path: expected names of columns in the first row of {path}, got numbers; add a header"
+        )
     if table.shape[1] < 2:
-        raise InputError(f"data.path: expected at least two columns in {path}, got {list(table.columns)}")
+        raise InputError(
+            f"data.path: expected at least two columns in {path}, got {list(table.columns)}"
+        )
     target = target or str(table.columns[-1])
     if target not in table.columns:
         raise InputError(
             f"data.target: expected a column of {path} ({', '.join(map(str, table.columns))}), got {target!r}"
         )
     features = table.drop(columns=target)
-    texts = [str(column) for column in features if not pd.api.types.is_numeric_dtype(features[column])]
+    texts = [
+        str(column) for column in features if not pd.api.types.is_numeric_dtype(features[column])
+    ]
     if texts:
         raise InputError(
             f"data.path: expected numbers in every feature column of {path}, got text in {', '.join(texts)}"
         )
     if table[target].isna().any():
-        raise InputError(f"data.path: expected a target in every row of {path}, got empty cells in column {target!r}")
+        raise InputError(
+            f"data.path: expected a target in every row of {path}, got empty cells in column {target!r}"
+        )
     return _dataset(path, features.to_numpy(np.float32), table[target].to_numpy(), task)
 
 
@@ -164,12 +184,16 @@ def _dataset(path: Path, x: np.ndarray, y: np.ndarray, task: Task) -> Dataset:
 
 def _labelled(path: Path, x: np.ndarray, y: np.ndarray) -> Dataset:
     if y.ndim != 1:
-        raise InputError(f"data.path: expected one label per example in {path}, got targets of shape {y.shape}")
+        raise InputError(
+            f"data.path: expected one label per example in {path}, got targets of shape {y.shape}"
+        )
     y = _whole(path, y)
     try:
         values = sorted(set(y.tolist()))
     except TypeError:
-        raise InputError(f"data.path: expected numbers or texts as labels in {path}, got a mixture or lists") from None
+        raise InputError(
+            f"data.path: expected numbers or texts as labels in {path}, got a mixture or lists"
+        ) from None
     index = {value: i for i, value in enumerate(values)}
     return classification(path.stem, x, [index[value] for value in y.tolist()], values)
 
@@ -182,7 +206,9 @@ def _features(path: Path, x: np.ndarray) -> np.ndarray:
 
 def _numbers(path: Path, y: np.ndarray) -> np.ndarray:
     if y.dtype.kind not in "biuf" or y.ndim < 1:
-        raise InputError(f"data.task: expected real numbers as targets in {path} for a regression, got {y.dtype}")
+        raise InputError(
+            f"data.task: expected real numbers as targets in {path} for a regression, got {y.dtype}"
+        )
     return y
 
 
@@ -191,7 +217,9 @@ def _whole(path: Path, y: np.ndarray) -> np.ndarray:
     if not np.issubdtype(y.dtype, np.floating):
         return y
     if not np.isfinite(y).all() or (y != np.round(y)).any():
-        raise InputError(f"data.task: expected whole numbers as labels in {path}, got fractions, NaN or infinity")
+        raise InputError(
+            f"data.task: expected whole numbers as labels in {path}, got fractions, NaN or infinity"
+        )
     return y.astype(np.int64)
 
 

@@ -16,7 +16,18 @@ _MNIST_CLASSES = tuple("0123456789")
 _FASHION_CLASSES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
-_CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_CIFAR_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 
 
 def mnist(folder: str | None = None, download: bool = False) -> Dataset:
@@ -46,7 +57,9 @@ def cifar10(folder: str | None = None, download: bool = False) -> Dataset:
     where = _folder("cifar10", folder, download)
     train = [_cifar_batch(where, f"data_batch_{i}.bin") for i in range(1, 6)]
     x, y = (np.concatenate(arrays) for arrays in zip(*train, strict=True))
-    return classification("cifar10", x, y, _CIFAR_CLASSES, Examples(*_cifar_batch(where, "test_batch.bin")))
+    return classification(
+        "cifar10", x, y, _CIFAR_CLASSES, Examples(*_cifar_batch(where, "test_batch.bin"))
+    )
 
 
 def _folder(name: str, folder: str | None, download: bool) -> Path:
@@ -90,7 +103,9 @@ def _read_idx(name: str, path: Path) -> np.ndarray:
             f"data {name!r}: expected the file {path.name} or {zipped.name} in {path.parent}, got neither"
         ) from None
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"data {name!r}: the file {zipped} is damaged ({error}); fetch it again") from None
+        raise InputError(
+            f"data {name!r}: the file {zipped} is damaged ({error}); fetch it again"
+        ) from None
     axes = content[3] if len(content) > 3 and content[:3] == b"\x00\x00\x08" else 0
     header = 4 + 4 * axes
     shape = tuple(int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(axes))
@@ -127,6 +142,10 @@ def _cifar_file(folder: Path, name: str) -> bytes:
                 raise KeyError(name)
             return member.read()
     except FileNotFoundError:
-        raise InputError(f"data 'cifar10': expected {name} or {archive.name} in {folder}, got neither") from None
+        raise InputError(
+            f"data 'cifar10': expected {name} or {archive.name} in {folder}, got neither"
+        ) from None
     except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
-        raise InputError(f"data 'cifar10': the file {archive} is damaged ({error}); fetch it again") from None
+        raise InputError(
+            f"data 'cifar10': the file {archive} is damaged ({error}); fetch it again"
+        ) from None

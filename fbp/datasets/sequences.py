@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from fbp.datasets.base import Dataset, Examples, classification, regression
-from fbp.datasets.shipped import digits
+from fbp.datasets.sklearn_data import digits
 from fbp.errors import InputError
 
 
@@ -37,7 +37,14 @@ def text(path: str | None = None, context: int = 64, stride: int | None = None) 
     known = {character: token for token, character in enumerate(tokens)}
     stream = np.array([known[character] for character in content], np.int32)
     windows = np.lib.stride_tricks.sliding_window_view(stream, context + 1)[::step]
-    return Dataset(name, Examples(windows[:, :-1].copy(), windows[:, 1:].copy()), None, tokens, tokens, ordered=True)
+    return Dataset(
+        name,
+        Examples(windows[:, :-1].copy(), windows[:, 1:].copy()),
+        None,
+        tokens,
+        tokens,
+        ordered=True,
+    )
 
 
 def _read(path: str | None) -> tuple[str, str]:
@@ -45,7 +52,9 @@ def _read(path: str | None) -> tuple[str, str]:
         try:
             from pydoc_data.topics import topics
         except ImportError:
-            raise InputError("data.path: this Python comes without its reference texts; name a text file") from None
+            raise InputError(
+                "data.path: this Python comes without its reference texts; name a text file"
+            ) from None
         return "python_reference", "\n".join(topics[topic] for topic in sorted(topics))
     try:
         where = Path(path).expanduser()
@@ -58,9 +67,13 @@ def _read(path: str | None) -> tuple[str, str]:
             "that it is in"
         ) from None
     except IsADirectoryError:
-        raise InputError(f"data.path: expected a text file, got {path!r}, which is a folder") from None
+        raise InputError(
+            f"data.path: expected a text file, got {path!r}, which is a folder"
+        ) from None
     except UnicodeDecodeError as error:
-        raise InputError(f"data.path: expected a text in UTF-8, got other bytes in {path!r} ({error.reason})") from None
+        raise InputError(
+            f"data.path: expected a text in UTF-8, got other bytes in {path!r} ({error.reason})"
+        ) from None
     except (OSError, RuntimeError) as error:
         raise InputError(f"data.path: {path!r} cannot be read ({error})") from None
 
@@ -82,10 +95,14 @@ def adding_problem(examples: int = 20000, length: int = 100, seed: int = 0) -> D
     places = draw.integers(0, half, examples), draw.integers(half, length, examples)
     for place in places:
         marks[rows, place] = 1
-    return regression("adding_problem", np.stack([values, marks], axis=-1), (values * marks).sum(axis=1))
+    return regression(
+        "adding_problem", np.stack([values, marks], axis=-1), (values * marks).sum(axis=1)
+    )
 
 
-def copy_memory(examples: int = 10000, delay: int = 30, symbols: int = 8, length: int = 10, seed: int = 0) -> Dataset:
+def copy_memory(
+    examples: int = 10000, delay: int = 30, symbols: int = 8, length: int = 10, seed: int = 0
+) -> Dataset:
     """Remember ``length`` symbols over a ``delay``, and say them again. Arjovsky et al. (2016).
 
     The input is the symbols, ``delay - 1`` blanks, a mark that asks for the answer, and blanks where it is given. Only the
@@ -106,7 +123,13 @@ def copy_memory(examples: int = 10000, delay: int = 30, symbols: int = 8, length
     y = np.full(x.shape, -1)
     y[:, -length:] = said
     tokens = (*map(str, range(symbols)), "_", "?")
-    return Dataset("copy_memory", Examples(x.astype(np.int32), y.astype(np.int32)), None, tokens[:symbols], tokens)
+    return Dataset(
+        "copy_memory",
+        Examples(x.astype(np.int32), y.astype(np.int32)),
+        None,
+        tokens[:symbols],
+        tokens,
+    )
 
 
 def sequential_digits(by: Literal["rows", "pixels"] = "rows") -> Dataset:

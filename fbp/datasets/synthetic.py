@@ -13,14 +13,18 @@ def xor(examples: int = 400, noise: float = 0.1, seed: int = 0) -> Dataset:
     return classification("xor", x, corners[:, 0] ^ corners[:, 1], ("same", "different"))
 
 
-def spirals(examples: int = 1000, turns: float = 1.75, noise: float = 0.02, seed: int = 0) -> Dataset:
+def spirals(
+    examples: int = 1000, turns: float = 1.75, noise: float = 0.02, seed: int = 0
+) -> Dataset:
     """Two interleaved spirals in the unit disc. Lang and Witbrock (1988)."""
     draw = np.random.default_rng(seed)
     label = draw.integers(0, 2, examples)
     radius = np.sqrt(draw.uniform(0.01, 1, examples))
     angle = 2 * np.pi * turns * radius + np.pi * label
     x = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return classification("spirals", x + noise * draw.normal(size=x.shape), label, ("first", "second"))
+    return classification(
+        "spirals", x + noise * draw.normal(size=x.shape), label, ("first", "second")
+    )
 
 
 def moons(examples: int = 1000, noise: float = 0.15, seed: int = 0) -> Dataset:
@@ -31,7 +35,9 @@ def moons(examples: int = 1000, noise: float = 0.15, seed: int = 0) -> Dataset:
     return classification("moons", x, label, ("upper", "lower"))
 
 
-def circles(examples: int = 1000, noise: float = 0.08, factor: float = 0.5, seed: int = 0) -> Dataset:
+def circles(
+    examples: int = 1000, noise: float = 0.08, factor: float = 0.5, seed: int = 0
+) -> Dataset:
     """A circle around another, ``factor`` times as large."""
     from sklearn.datasets import make_circles
 
@@ -50,4 +56,6 @@ def sine(examples: int = 1000, periods: float = 2.0, noise: float = 0.05, seed: 
     """``y = sin(pi periods x)`` for x in [-1, 1], with normal noise."""
     draw = np.random.default_rng(seed)
     x = draw.uniform(-1, 1, (examples, 1))
-    return regression("sine", x, np.sin(np.pi * periods * x[:, 0]) + noise * draw.normal(size=examples))
+    return regression(
+        "sine", x, np.sin(np.pi * periods * x[:, 0]) + noise * draw.normal(size=examples)
+    )

@@ -18,7 +18,9 @@ from fbp.layer import Array, Cache, Grads, Key, Layer, Params, Shape
 
 
 def _elementwise(
-    name: str, forward_and_cache: Callable[[Array], tuple[Array, Array]], pull: Callable[[Array, Array], Array]
+    name: str,
+    forward_and_cache: Callable[[Array], tuple[Array, Array]],
+    pull: Callable[[Array, Array], Array],
 ) -> Layer:
     """A layer without parameters from ``z -> (a, cache)`` and ``(delta, cache) -> delta * sigma'(z)``."""
 
@@ -34,7 +36,9 @@ def _elementwise(
     return Layer(init, forward, backward, name=name)
 
 
-def _from_activation(name: str, f: Callable[[Array], Array], pull: Callable[[Array, Array], Array]) -> Layer:
+def _from_activation(
+    name: str, f: Callable[[Array], Array], pull: Callable[[Array, Array], Array]
+) -> Layer:
     """An activation whose backward is a function of its value, ``(delta, a) -> delta * sigma'(z)``."""
 
     def forward_and_cache(z: Array) -> tuple[Array, Array]:
@@ -80,7 +84,9 @@ def relu() -> Layer:
     NaN stays NaN, so that a run that breaks down is noticed.
     """
     return _elementwise(
-        "relu", lambda z: (jnp.where(z <= 0, 0, z), z <= 0), lambda delta, off: jnp.where(off, 0, delta)
+        "relu",
+        lambda z: (jnp.where(z <= 0, 0, z), z <= 0),
+        lambda delta, off: jnp.where(off, 0, delta),
     )
 
 
@@ -109,7 +115,9 @@ def selu() -> Layer:
     """``scale * elu(z, alpha)`` with the fixed point's constants. Klambauer et al. (2017), use lecun_normal weights."""
     return _from_activation(
         "selu",
-        lambda z: _SELU_SCALE * jnp.where(z > 0, z, _SELU_ALPHA * jnp.expm1(jnp.where(z > 0, 0, z))),
+        lambda z: (
+            _SELU_SCALE * jnp.where(z > 0, z, _SELU_ALPHA * jnp.expm1(jnp.where(z > 0, 0, z)))
+        ),
         lambda delta, a: delta * jnp.where(a > 0, _SELU_SCALE, a + _SELU_SCALE * _SELU_ALPHA),
     )
 
@@ -147,14 +155,19 @@ def gelu(approximate: bool = False) -> Layer:
         return z * distribution, distribution + z * _INV_SQRT_2PI * jnp.exp(-0.5 * z * z)
 
     def tanh_form(z: Array) -> tuple[Array, Array]:
-        full, z = z, jnp.clip(z, -30, 30)  # beyond, tanh is 1 to the last bit and the cube might overflow
+        full, z = (
+            z,
+            jnp.clip(z, -30, 30),
+        )  # beyond, tanh is 1 to the last bit and the cube might overflow
         square = z * z
         t = jnp.tanh(_SQRT_2_OVER_PI * z * (1 + 0.044715 * square))
         half = 0.5 * (1 + t)
         slope = _SQRT_2_OVER_PI * (1 + 3 * 0.044715 * square)
         return full * half, half + z * 0.5 * (1 - t * t) * slope
 
-    return _from_derivative("gelu(tanh)" if approximate else "gelu", tanh_form if approximate else exact)
+    return _from_derivative(
+        "gelu(tanh)" if approximate else "gelu", tanh_form if approximate else exact
+    )
 
 
 def softmax() -> Layer:
@@ -233,7 +246,9 @@ def maxout(pieces: int = 2) -> Layer:
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         if not shape or shape[-1] % pieces:
-            raise ShapeError(f"maxout({pieces}) expects a last axis that is a multiple of {pieces}, got shape {shape}")
+            raise ShapeError(
+                f"maxout({pieces}) expects a last axis that is a multiple of {pieces}, got shape {shape}"
+            )
         return (), (*shape[:-1], shape[-1] // pieces)
 
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:

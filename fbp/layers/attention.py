@@ -7,7 +7,7 @@ With scores ``s = q k^T / sqrt(D)``, weights ``p = softmax(s)`` and outputs ``o 
     ds = p (dp - d)      d = sum over keys of dp p, which is sum over features of do o: T numbers, not T x T
     dq = ds k / sqrt(D),  dk = ds^T q / sqrt(D)
 
-Two forms compute the same. For short sequences p (B, N, T, S) is kept from forward to backward. From ``BLOCKWISE_FROM`` keys
+Two forms compute the same. For short sequences p (B, N, T, S) is kept from forward to backward. From ``BLOCKWISE_MIN_KEYS`` keys
 on, blocks of queries meet blocks of keys one pair at a time: forward keeps a running maximum and sum for each query (the online
 softmax of Milakov and Gimelshein, 2018) and in the end their logarithm; backward forms each block of p again from it. No T x S
 matrix exists at any time, and with ``causal`` pairs of blocks that are masked whole are never computed. Rabe and Staats (2021),
@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from fbp import initializers
+from fbp._kernels import BLOCKWISE_MIN_KEYS, MAX_BLOCK
 from fbp.errors import InputError, ShapeError
-from fbp.forms import BLOCK, BLOCKWISE_FROM
 from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape, Stream
 from fbp.layers.embedding import angles
 
@@ -67,7 +67,9 @@ def _weighted(scores: Array, v: Array, seen: Array | None) -> tuple[Array, Array
     return jnp.einsum("bnts,bnsd->bntd", p, v), p
 
 
-def _whole_backward(q: Array, k: Array, v: Array, o: Array, p: Array, delta: Array) -> tuple[Array, Array, Array]:
+def _whole_backward(
+    q: Array, k: Array, v: Array, o: Array, p: Array, delta: Array
+) -> tuple[Array, Array, Array]:
     dp = jnp.einsum("bntd,bnsd->bnts", delta, v, preferred_element_type=_wide(q))
     rounded = q.dtype != _wide(q)  # then o is too coarse to tell d
     d = (p * dp if rounded else delta * o).sum(axis=-1, keepdims=True)
@@ -100,7 +102,9 @@ class _Blocks(NamedTuple):
         """``(B, N, T, ...) -> (blocks, B, N, size, ...)``."""
         short = self.size * self.blocks - self.length
         filled = jnp.pad(x, [(0, 0), (0, 0), (0, short), *[(0, 0)] * (x.ndim - 3)])
-        return jnp.moveaxis(filled.reshape(*x.shape[:2], self.blocks, self.size, *x.shape[3:]), 2, 0)
+        return jnp.moveaxis(
+            filled.reshape(*x.shape[:2], self.blocks, self.size, *x.shape[3:]), 2, 0
+        )
 
     def join(self, blocks: Array) -> Array:
         """The inverse of :meth:`split`."""
@@ -112,7 +116,7 @@ class _Blocks(NamedTuple):
 
 
 def _blocks(length: int) -> _Blocks:
-    blocks = -(-length // BLOCK)
+    blocks = -(-length // MAX_BLOCK)
     return _Blocks(-(-length // blocks), blocks, length)
 
 
@@ -146,7 +150,9 @@ def _blockwise_forward(q: Array, k: Array, v: Array, mask: _Mask) -> tuple[Array
     def meet(state: tuple[Array, ...], pair: Array) -> tuple[tuple[Array, ...], None]:
         i, j = pair
         top, total, o = (part[i] for part in state)
-        scores = jnp.einsum("bntd,bnsd->bnts", q_blocks[i], k_blocks[j], preferred_element_type=wide)
+        scores = jnp.einsum(
+            "bntd,bnsd->bnts", q_blocks[i], k_blocks[j], preferred_element_type=wide
+        )
         seen = _seen(i, j, rows, columns, mask)
         if seen is not None:
             scores = jnp.where(seen, scores, -jnp.inf)
@@ -161,7 +167,11 @@ def _blockwise_forward(q: Array, k: Array, v: Array, mask: _Mask) -> tuple[Array
         return tuple(part.at[i].set(n) for part, n in zip(state, new, strict=True)), None
 
     each = q_blocks.shape[:-1]
-    start: tuple[Array, ...] = jnp.full(each, -jnp.inf, wide), jnp.zeros(each, wide), jnp.zeros(q_blocks.shape, wide)
+    start: tuple[Array, ...] = (
+        jnp.full(each, -jnp.inf, wide),
+        jnp.zeros(each, wide),
+        jnp.zeros(q_blocks.shape, wide),
+    )
     (top, total, o), _ = lax.scan(meet, start, _pairs(rows, columns, mask))
     nothing = total == 0
     total = jnp.where(nothing, 1, total)
@@ -175,7 +185,9 @@ def _blockwise_backward(
     """Keys stand before queries, (B, N, S, T): so the products for dk and dv, and that for dq^T, are plain ones."""
     rows, columns = _blocks(q.shape[2]), _blocks(k.shape[2])
     wide = _wide(q)
-    d = (delta.astype(wide) * o.astype(wide)) @ jnp.ones(o.shape[-1], wide)  # a product with ones is a faster sum
+    d = (delta.astype(wide) * o.astype(wide)) @ jnp.ones(
+        o.shape[-1], wide
+    )  # a product with ones is a faster sum
     q_blocks, delta_blocks = rows.split(q * _scale(q)), rows.split(delta)
     d_blocks, log_blocks = rows.split(d), rows.split(log_total)
     k_blocks, v_blocks = columns.split(k), columns.split(v)
@@ -206,13 +218,15 @@ def _blockwise_backward(
 
 def _attend(q: Array, k: Array, v: Array, mask: _Mask) -> tuple[Array, Cache]:
     """``(o, what backward needs beside q, k, v, o)`` by the form that the number of keys asks for."""
-    return (_blockwise_forward if k.shape[2] >= BLOCKWISE_FROM else _whole_forward)(q, k, v, mask)
+    return (_blockwise_forward if k.shape[2] >= BLOCKWISE_MIN_KEYS else _whole_forward)(
+        q, k, v, mask
+    )
 
 
 def _attend_backward(
     q: Array, k: Array, v: Array, o: Array, kept: Array, delta: Array, mask: _Mask
 ) -> tuple[Array, Array, Array]:
-    if k.shape[2] >= BLOCKWISE_FROM:
+    if k.shape[2] >= BLOCKWISE_MIN_KEYS:
         return _blockwise_backward(q, k, v, o, kept, delta, mask)
     return _whole_backward(q, k, v, o, kept, delta)
 
@@ -265,7 +279,9 @@ def _check_parts(kind: str, x: Any, count: int, wanted: str) -> None:
 
 def _check_causal(kind: str, causal: bool, queries: int, keys: int) -> None:
     if causal and queries != keys:
-        raise ShapeError(f"{kind}: causal expects as many queries as keys, got {queries} and {keys}")
+        raise ShapeError(
+            f"{kind}: causal expects as many queries as keys, got {queries} and {keys}"
+        )
 
 
 def attention(
@@ -320,7 +336,9 @@ def attention(
                 f"attention of {heads} heads expects features that are a multiple of {heads}, got {x_shape[-1]}"
             )
         if rotary and size % 2:
-            raise ShapeError(f"attention with rotary positions expects an even head size, got {size}")
+            raise ShapeError(
+                f"attention with rotary positions expects an even head size, got {size}"
+            )
         _check_causal("attention", causal, x_shape[0], memory[0])
         return x_shape, memory
 
@@ -330,7 +348,9 @@ def attention(
         ):  # as a graph tells it, with that of lengths
             shape = shape[:-1] if cross else shape[0]
         if cross and not (len(shape) == 2 and all(isinstance(part, tuple) for part in shape)):
-            raise ShapeError(f"attention with cross expects the shapes of x and memory, got {shape}")
+            raise ShapeError(
+                f"attention with cross expects the shapes of x and memory, got {shape}"
+            )
         x_shape, memory = check(shape)
         features, dtype = x_shape[-1], jnp.result_type(float)
         *keys, output_key = jax.random.split(key, 4)
@@ -338,7 +358,10 @@ def attention(
         drawn = 0
         for (name, count), inputs in zip(into.items(), (features, memory[-1]), strict=False):
             matrices = [draw(k, (inputs, features), dtype) for k in keys[drawn : drawn + count]]
-            params |= {f"w{name}": jnp.concatenate(matrices, axis=1), f"b{name}": jnp.zeros(count * features, dtype)}
+            params |= {
+                f"w{name}": jnp.concatenate(matrices, axis=1),
+                f"b{name}": jnp.zeros(count * features, dtype),
+            }
             drawn += count
         wo = draw_output(output_key, (features, features), dtype)
         return params | {"wo": wo, "bo": jnp.zeros(features, dtype)}, x_shape
@@ -359,9 +382,13 @@ def attention(
         given = list(x) if len(parts) > 1 else [x]
         until = given.pop() if lengths else None
         if until is not None and until.shape != given[0].shape[:1]:
-            raise ShapeError(f"attention expects a length for each example, ({given[0].shape[0]},), got {until.shape}")
+            raise ShapeError(
+                f"attention expects a length for each example, ({given[0].shape[0]},), got {until.shape}"
+            )
         if any(source.shape[0] != given[0].shape[0] for source in given):
-            raise ShapeError(f"attention expects x and memory of one batch, got {given[0].shape} and {given[1].shape}")
+            raise ShapeError(
+                f"attention expects x and memory of one batch, got {given[0].shape} and {given[1].shape}"
+            )
         check(tuple(a.shape[1:] for a in given) if cross else given[0].shape[1:])
         return given, until
 
@@ -371,7 +398,9 @@ def attention(
         for source, (name, count) in zip(given, into.items(), strict=True):
             w = params[f"w{name}"]
             if source.shape[-1] != w.shape[0]:
-                raise ShapeError(f"attention expects {w.shape[0]} features, got an input of shape {source.shape}")
+                raise ShapeError(
+                    f"attention expects {w.shape[0]} features, got an input of shape {source.shape}"
+                )
             projected += split(source @ w + params[f"b{name}"], count)
         q, k, v = projected
         if rotary:
@@ -389,9 +418,14 @@ def attention(
         if rotary:
             dq, dk = rotate(dq, -1), rotate(dk, -1)
         deltas: list[Array | None] = []
-        for source, name, found in zip(given, into, [[dq], [dk, dv]] if cross else [[dq, dk, dv]], strict=True):
+        for source, name, found in zip(
+            given, into, [[dq], [dk, dv]] if cross else [[dq, dk, dv]], strict=True
+        ):
             rows = joined(found)
-            grads |= {f"w{name}": source.reshape(-1, source.shape[-1]).T @ rows, f"b{name}": rows.sum(axis=0)}
+            grads |= {
+                f"w{name}": source.reshape(-1, source.shape[-1]).T @ rows,
+                f"b{name}": rows.sum(axis=0),
+            }
             deltas.append((rows @ params[f"w{name}"].T).reshape(source.shape))
         deltas += [None] * lengths
         return deltas[0] if len(deltas) == 1 else tuple(deltas), grads
@@ -407,7 +441,8 @@ def attention(
         if rotary:
             q, k = rotate(q, 1, at), rotate(k, 1, at)
         keys, values = (
-            lax.dynamic_update_slice_in_dim(a, new.astype(a.dtype), at, 2) for a, new in ((keys, k), (values, v))
+            lax.dynamic_update_slice_in_dim(a, new.astype(a.dtype), at, 2)
+            for a, new in ((keys, k), (values, v))
         )
         scores = jnp.einsum("bntd,bnsd->bnts", q * _scale(q), keys)
         o, _ = _weighted(scores, values, jnp.arange(keys.shape[2]) <= at)

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from fbp import initializers
+from fbp._kernels import DILATED_MIN_CHANNELS, by_platform, convolution
 from fbp.errors import InputError, ShapeError
-from fbp.forms import CHANNELS_FROM, by_platform, convolution
 from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape
 
 Padding = Literal["SAME", "VALID"] | int | Sequence[tuple[int, int]]
@@ -53,7 +53,9 @@ class Window(NamedTuple):
 
     def output(self, spatial: Shape) -> Shape:
         """The size of the output for an input of that size; ShapeError where the window does not fit."""
-        padded = [n + low + high for n, (low, high) in zip(spatial, self.pads(spatial), strict=True)]
+        padded = [
+            n + low + high for n, (low, high) in zip(spatial, self.pads(spatial), strict=True)
+        ]
         if any(n < extent for n, extent in zip(padded, self.extent, strict=True)):
             raise ShapeError(
                 f"a window of {' x '.join(map(str, self.extent))} does not fit an input of {' x '.join(map(str, spatial))} "
@@ -64,16 +66,25 @@ class Window(NamedTuple):
                 f"a window of {' x '.join(map(str, self.extent))} is more than twice as large as the input of "
                 f"{' x '.join(map(str, spatial))}: most of it would only ever see padding"
             )
-        return tuple((n - e) // s + 1 for n, e, s in zip(padded, self.extent, self.stride, strict=True))
+        return tuple(
+            (n - e) // s + 1 for n, e, s in zip(padded, self.extent, self.stride, strict=True)
+        )
 
     def places(self, x: Array, fill: float = 0.0) -> list[Array]:
         """For each place of the window, in row-major order, what lies there at each position: ``(B, *output, C)``."""
         spatial = x.shape[1:-1]
         pads, output = self.pads(spatial), self.output(spatial)
-        padded = jnp.pad(x, [(0, 0), *((max(lo, 0), max(hi, 0)) for lo, hi in pads), (0, 0)], constant_values=fill)
+        padded = jnp.pad(
+            x,
+            [(0, 0), *((max(lo, 0), max(hi, 0)) for lo, hi in pads), (0, 0)],
+            constant_values=fill,
+        )
         found = []
         for place in itertools.product(*map(range, self.size)):
-            start = [k * d - min(low, 0) for k, d, (low, _) in zip(place, self.dilation, pads, strict=True)]
+            start = [
+                k * d - min(low, 0)
+                for k, d, (low, _) in zip(place, self.dilation, pads, strict=True)
+            ]
             stop = [a + (n - 1) * s + 1 for a, n, s in zip(start, output, self.stride, strict=True)]
             found.append(
                 lax.slice(
@@ -105,9 +116,13 @@ def window_of(
         return values
 
     if isinstance(padding, str) and padding not in ("SAME", "VALID"):
-        raise InputError(f"{kind}: padding must be 'SAME', 'VALID', a number or a pair for each axis, got {padding!r}")
+        raise InputError(
+            f"{kind}: padding must be 'SAME', 'VALID', a number or a pair for each axis, got {padding!r}"
+        )
     if not isinstance(padding, (str, int)) and len(padding) != rank:
-        raise InputError(f"{kind}: padding must have a pair for each of {rank} axes, got {padding!r}")
+        raise InputError(
+            f"{kind}: padding must have a pair for each of {rank} axes, got {padding!r}"
+        )
     return Window(each("window", size), each("stride", stride), each("dilation", dilation), padding)
 
 
@@ -123,7 +138,9 @@ def conv1d(
     bias: Initializer | None = None,
 ) -> Layer:
     """A convolution over sequences ``(B, T, C) -> (B, T', channels)``; see :func:`conv2d`."""
-    return _convolution("conv1d", 1, channels, window, stride, padding, dilation, groups, weights, bias)
+    return _convolution(
+        "conv1d", 1, channels, window, stride, padding, dilation, groups, weights, bias
+    )
 
 
 def conv2d(
@@ -156,7 +173,9 @@ def conv2d(
         InputError: for a window, stride, dilation or number of groups that makes no sense.
         ShapeError: where the input has another rank, channels that ``groups`` does not divide, or no room for the window.
     """
-    return _convolution("conv2d", 2, channels, window, stride, padding, dilation, groups, weights, bias)
+    return _convolution(
+        "conv2d", 2, channels, window, stride, padding, dilation, groups, weights, bias
+    )
 
 
 def _convolution(
@@ -173,7 +192,9 @@ def _convolution(
 ) -> Layer:
     window = window_of(kind, rank, size, stride, dilation, padding)
     if channels < 1 or groups < 1 or channels % groups:
-        raise InputError(f"{kind}: channels must be a multiple of groups, both at least 1, got {channels} and {groups}")
+        raise InputError(
+            f"{kind}: channels must be a multiple of groups, both at least 1, got {channels} and {groups}"
+        )
     draw_weights, draw_bias = weights or initializers.he_normal(), bias or initializers.zeros()
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
@@ -206,7 +227,9 @@ def _convolution(
         }
         return input_delta(delta, w, x.shape, window, groups), grads  # equation (2)
 
-    return Layer(init, forward, backward, name=f"{kind}({channels}, {'x'.join(map(str, window.size))})")
+    return Layer(
+        init, forward, backward, name=f"{kind}({channels}, {'x'.join(map(str, window.size))})"
+    )
 
 
 def conv_transpose1d(
@@ -255,32 +278,42 @@ def _transposed(
             for n, s, k, (low, high) in zip(spatial, window.stride, window.size, pads, strict=True)
         )
         if any(n < 1 for n in sizes):
-            raise ShapeError(f"{kind}: padding {window.padding!r} leaves nothing of an input of {spatial}")
+            raise ShapeError(
+                f"{kind}: padding {window.padding!r} leaves nothing of an input of {spatial}"
+            )
         return sizes
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         check_rank(kind, rank, shape)
         w_key, b_key = jax.random.split(key)
         dtype = jnp.result_type(float)
-        drawn = draw_weights(w_key, (*window.size, shape[-1], channels), dtype)  # (in, out), as the initializers count
+        drawn = draw_weights(
+            w_key, (*window.size, shape[-1], channels), dtype
+        )  # (in, out), as the initializers count
         params = {"w": drawn.swapaxes(-1, -2), "b": draw_bias(b_key, (channels,), dtype)}
         return params, (*larger(shape[:-1]), channels)
 
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
         check_rank(kind, rank, x.shape[1:])
         if x.shape[-1] != params["w"].shape[-1]:
-            raise ShapeError(f"{kind} expects {params['w'].shape[-1]} channels, got an input of shape {x.shape}")
+            raise ShapeError(
+                f"{kind} expects {params['w'].shape[-1]} channels, got an input of shape {x.shape}"
+            )
         shape = (x.shape[0], *larger(x.shape[1:-1]), channels)
         return input_delta(x, params["w"], shape, window, 1) + params["b"], x
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
         grads = {
-            "w": weight_gradient(delta, cache, params["w"].shape, window, 1),  # the roles of input and delta exchanged
+            "w": weight_gradient(
+                delta, cache, params["w"].shape, window, 1
+            ),  # the roles of input and delta exchanged
             "b": delta.reshape(-1, channels).sum(axis=0),
         }
         return convolve(delta, params["w"], window, 1), grads
 
-    return Layer(init, forward, backward, name=f"{kind}({channels}, {'x'.join(map(str, window.size))})")
+    return Layer(
+        init, forward, backward, name=f"{kind}({channels}, {'x'.join(map(str, window.size))})"
+    )
 
 
 def check_rank(kind: str, rank: int, shape: Shape) -> None:
@@ -293,7 +326,9 @@ def check_rank(kind: str, rank: int, shape: Shape) -> None:
 def convolve(x: Array, w: Array, window: Window, groups: int) -> Array:
     """``z[p] = sum_k x[stride p + dilation k] w[k]``: a convolution as neural networks write it (a correlation)."""
     once = (1,) * len(window.size)
-    return convolution(x, w, window.stride, window.pads(x.shape[1:-1]), once, window.dilation, groups)
+    return convolution(
+        x, w, window.stride, window.pads(x.shape[1:-1]), once, window.dilation, groups
+    )
 
 
 def input_delta(delta: Array, w: Array, shape: Shape, window: Window, groups: int) -> Array:
@@ -301,10 +336,19 @@ def input_delta(delta: Array, w: Array, shape: Shape, window: Window, groups: in
     rank = len(window.size)
     kernels = w.shape[-1] // groups
     by_group = jnp.flip(w, range(rank)).reshape(*window.size, w.shape[-2], groups, kernels)
-    exchanged = jnp.moveaxis(by_group, -1, rank).swapaxes(-1, -2).reshape(*window.size, kernels, groups * w.shape[-2])
+    exchanged = (
+        jnp.moveaxis(by_group, -1, rank)
+        .swapaxes(-1, -2)
+        .reshape(*window.size, kernels, groups * w.shape[-2])
+    )
     pads = []
     for n, spread, extent, stride, (low, _) in zip(
-        shape[1:-1], delta.shape[1:-1], window.extent, window.stride, window.pads(shape[1:-1]), strict=True
+        shape[1:-1],
+        delta.shape[1:-1],
+        window.extent,
+        window.stride,
+        window.pads(shape[1:-1]),
+        strict=True,
     ):
         dilated = (spread - 1) * stride + 1
         pads.append((extent - 1 - low, n - dilated + low))
@@ -324,7 +368,7 @@ def weight_gradient(x: Array, delta: Array, shape: Shape, window: Window, groups
 
     def on_cpu(x: Array, delta: Array) -> Array:
         """XLA's own weight gradient leaves the fast path inside a scan: it takes forty times as long."""
-        if groups > 1 or len(x) < CHANNELS_FROM:
+        if groups > 1 or len(x) < DILATED_MIN_CHANNELS:
             return _by_place(x, delta, shape, window, groups)
         kernel, once = jnp.moveaxis(delta, 0, rank), (1,) * rank
         found = convolution(x.swapaxes(0, -1), kernel, window.dilation, pads, once, window.stride)
@@ -349,7 +393,9 @@ def _by_place(x: Array, delta: Array, shape: Shape, window: Window, groups: int)
     """Equation (4) as one product for each place of the window, over all examples and positions."""
     by_group = delta.reshape(-1, groups, delta.shape[-1] // groups)
     found = [
-        jnp.einsum("ngi,ngo->igo", place.reshape(-1, groups, shape[-2]), by_group).reshape(shape[-2:])
+        jnp.einsum("ngi,ngo->igo", place.reshape(-1, groups, shape[-2]), by_group).reshape(
+            shape[-2:]
+        )
         for place in window.places(x)
     ]
     return jnp.stack(found).reshape(shape)

@@ -8,7 +8,9 @@ from fbp.errors import InputError, ShapeError
 from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape
 
 
-def dense(features: int, *, weights: Initializer | None = None, bias: Initializer | None = None) -> Layer:
+def dense(
+    features: int, *, weights: Initializer | None = None, bias: Initializer | None = None
+) -> Layer:
     r"""``y = x @ w + b`` over the last axis of ``x``.
 
     The textbook writes one example as a column, z^l = W^l a^{l-1} + b^l, where w^l_jk leads from neuron k in layer
@@ -52,10 +54,15 @@ def dense(features: int, *, weights: Initializer | None = None, bias: Initialize
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         if not shape:
-            raise ShapeError("expected an input with at least one axis besides the batch, got shape ()")
+            raise ShapeError(
+                "expected an input with at least one axis besides the batch, got shape ()"
+            )
         w_key, b_key = jax.random.split(key)
         dtype = jnp.result_type(float)  # float32, or float64 where jax_enable_x64 is set
-        params = {"w": draw_weights(w_key, (shape[-1], features), dtype), "b": draw_bias(b_key, (features,), dtype)}
+        params = {
+            "w": draw_weights(w_key, (shape[-1], features), dtype),
+            "b": draw_bias(b_key, (features,), dtype),
+        }
         return params, (*shape[:-1], features)
 
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:

@@ -27,7 +27,12 @@ def dropout(rate: float | Array) -> Layer:
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
         return (delta, ()) if isinstance(cache, tuple) else (_scaled(delta, cache, rate), ())
 
-    return Layer(init, forward, backward, name=f"dropout({rate})" if isinstance(rate, float | int) else "dropout")
+    return Layer(
+        init,
+        forward,
+        backward,
+        name=f"dropout({rate})" if isinstance(rate, float | int) else "dropout",
+    )
 
 
 def stochastic_depth(rate: float | Array) -> Layer:

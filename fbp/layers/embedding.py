@@ -24,7 +24,9 @@ def embedding(vocabulary: int, features: int, *, weights: Initializer | None = N
         A layer with parameters ``{"w": (vocabulary, features)}``. Its cache is its input.
     """
     if vocabulary < 1 or features < 1:
-        raise InputError(f"embedding: vocabulary and features must be at least 1, got {vocabulary} and {features}")
+        raise InputError(
+            f"embedding: vocabulary and features must be at least 1, got {vocabulary} and {features}"
+        )
     draw = weights or initializers.small_normal(0.02)
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
@@ -48,7 +50,7 @@ def embedding(vocabulary: int, features: int, *, weights: Initializer | None = N
 def unembedding(vocabulary: int, *, weights: Initializer | None = None) -> Layer:
     """An embedding's table read the other way: ``(B, ..., F) -> (B, ..., vocabulary)`` logits ``x w^T``.
 
-    Made to share its table with an :func:`embedding` (Press and Wolf, 2017), by :func:`fbp.shared`.
+    Made to share its table with an :func:`embedding` (Press and Wolf, 2017), by :func:`fbp.tie`.
 
     Returns:
         A layer with parameters ``{"w": (vocabulary, F)}``. Its cache is its input.
@@ -59,12 +61,19 @@ def unembedding(vocabulary: int, *, weights: Initializer | None = None) -> Layer
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         if not shape:
-            raise ShapeError("unembedding expects an input with at least one axis besides the batch, got shape ()")
-        return {"w": draw(key, (vocabulary, shape[-1]), jnp.result_type(float))}, (*shape[:-1], vocabulary)
+            raise ShapeError(
+                "unembedding expects an input with at least one axis besides the batch, got shape ()"
+            )
+        return {"w": draw(key, (vocabulary, shape[-1]), jnp.result_type(float))}, (
+            *shape[:-1],
+            vocabulary,
+        )
 
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
         if x.shape[-1] != params["w"].shape[1]:
-            raise ShapeError(f"unembedding expects {params['w'].shape[1]} features, got an input of shape {x.shape}")
+            raise ShapeError(
+                f"unembedding expects {params['w'].shape[1]} features, got an input of shape {x.shape}"
+            )
         return x @ params["w"].T, x
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
@@ -108,7 +117,9 @@ def learned_positions(context: int | None = None, *, weights: Initializer | None
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
         used = delta.sum(axis=0)
-        return delta, {"w": jnp.zeros_like(params["w"], dtype=delta.dtype).at[: used.shape[0]].set(used)}
+        return delta, {
+            "w": jnp.zeros_like(params["w"], dtype=delta.dtype).at[: used.shape[0]].set(used)
+        }
 
     def step(params: Params, x: Array, at: Array) -> tuple[Array, Array]:
         return x + params["w"][at], at + 1

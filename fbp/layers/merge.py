@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from fbp.errors import ShapeError
-from fbp.layer import Array, Cache, Grads, Key, Layer, Params, Shape, shape_token, token_shape
+from fbp.layer import Array, Cache, Grads, Key, Layer, Params, Shape, array_to_shape, shape_to_array
 
 Arrays = tuple[Array, ...]
 
@@ -25,7 +25,9 @@ def _merge(
     def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Array, Cache]:
         shape_of([part.shape[1:] for part in _several(name, x)])  # raises where they do not fit
         if len({part.shape[0] for part in x}) != 1:
-            raise ShapeError(f"{name} expects inputs of one batch, got {', '.join(str(part.shape) for part in x)}")
+            raise ShapeError(
+                f"{name} expects inputs of one batch, got {', '.join(str(part.shape) for part in x)}"
+            )
         return there(tuple(x))
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Any, Grads]:
@@ -51,7 +53,7 @@ def add() -> Layer:
     return _merge(
         "add",
         lambda shapes: _alike("add", shapes),
-        lambda x: (functools.reduce(jnp.add, x), tuple(shape_token(()) for _ in x)),
+        lambda x: (functools.reduce(jnp.add, x), tuple(shape_to_array(()) for _ in x)),
         lambda cache, delta: (delta,) * len(cache),
     )
 
@@ -64,7 +66,10 @@ def multiply() -> Layer:
         return tuple(functools.reduce(jnp.multiply, other, delta) for other in others)
 
     return _merge(
-        "multiply", lambda shapes: _alike("multiply", shapes), lambda x: (functools.reduce(jnp.multiply, x), x), back
+        "multiply",
+        lambda shapes: _alike("multiply", shapes),
+        lambda x: (functools.reduce(jnp.multiply, x), x),
+        back,
     )
 
 
@@ -79,12 +84,15 @@ def concatenate() -> Layer:
         return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
 
     def back(cache: Cache, delta: Array) -> Arrays:
-        widths = [token_shape(token)[0] for token in cache]
+        widths = [array_to_shape(token)[0] for token in cache]
         return tuple(jnp.split(delta, list(itertools.accumulate(widths))[:-1], axis=-1))
 
     return _merge(
         "concatenate",
         shape_of,
-        lambda x: (jnp.concatenate(x, axis=-1), tuple(shape_token(part.shape[-1:]) for part in x)),
+        lambda x: (
+            jnp.concatenate(x, axis=-1),
+            tuple(shape_to_array(part.shape[-1:]) for part in x),
+        ),
         back,
     )

@@ -36,12 +36,16 @@ class _Statistics(NamedTuple):
         return (_wide(x) if self.mean is None else _wide(x) - self.mean) * self.inverse
 
 
-def _measured(x: Array, axes: Sequence[int], epsilon: float | Array, centered: bool = True) -> _Statistics:
+def _measured(
+    x: Array, axes: Sequence[int], epsilon: float | Array, centered: bool = True
+) -> _Statistics:
     """The statistics of x over ``axes``."""
     wide = _wide(x)
     mean = wide.mean(axis=axes, keepdims=True) if centered else None
     apart = wide if mean is None else wide - mean
-    return _Statistics(mean, jax.lax.rsqrt((apart * apart).mean(axis=axes, keepdims=True) + epsilon))
+    return _Statistics(
+        mean, jax.lax.rsqrt((apart * apart).mean(axis=axes, keepdims=True) + epsilon)
+    )
 
 
 def _sum_to_features(values: Array) -> Array:
@@ -53,14 +57,22 @@ def _over_features(name: str, epsilon: float | Array, centered: bool) -> Layer:
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         if not shape:
-            raise ShapeError(f"{name} expects an input with at least one axis besides the batch, got shape ()")
+            raise ShapeError(
+                f"{name} expects an input with at least one axis besides the batch, got shape ()"
+            )
         dtype = jnp.result_type(float)
         params = {"scale": initializers.ones()(key, shape[-1:], dtype)}
-        return (params | {"offset": initializers.zeros()(key, shape[-1:], dtype)} if centered else params), shape
+        return (
+            params | {"offset": initializers.zeros()(key, shape[-1:], dtype)}
+            if centered
+            else params
+        ), shape
 
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
         if x.shape[-1] != params["scale"].shape[0]:
-            raise ShapeError(f"{name} expects {params['scale'].shape[0]} features, got an input of shape {x.shape}")
+            raise ShapeError(
+                f"{name} expects {params['scale'].shape[0]} features, got an input of shape {x.shape}"
+            )
         measured = _measured(x, (-1,), epsilon, centered)
         y = measured.normalized(x).astype(x.dtype) * params["scale"]
         return (y + params["offset"] if centered else y), (x, measured)
@@ -103,7 +115,9 @@ def group_norm(groups: int, epsilon: float | Array = 1e-5) -> Layer:
 
     def check(shape: Shape) -> None:
         if not shape or shape[-1] % groups:
-            raise ShapeError(f"{name} expects channels that are a multiple of {groups}, got shape {shape}")
+            raise ShapeError(
+                f"{name} expects channels that are a multiple of {groups}, got shape {shape}"
+            )
 
     def over_groups(sums: Array, positions: int) -> Array:
         """The mean over each group from sums over the positions of each channel, ``(B, C) -> (B, 1, C)``."""
@@ -118,7 +132,9 @@ def group_norm(groups: int, epsilon: float | Array = 1e-5) -> Layer:
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
         check(x.shape[1:])
         if x.shape[-1] != params["scale"].shape[0]:
-            raise ShapeError(f"{name} expects {params['scale'].shape[0]} channels, got an input of shape {x.shape}")
+            raise ShapeError(
+                f"{name} expects {params['scale'].shape[0]} channels, got an input of shape {x.shape}"
+            )
         rows = x.reshape(x.shape[0], -1, x.shape[-1])
         wide, positions = _wide(rows), rows.shape[1]
         mean = over_groups(wide.sum(axis=1), positions)
@@ -129,11 +145,21 @@ def group_norm(groups: int, epsilon: float | Array = 1e-5) -> Layer:
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
         rows, measured = cache
-        n, wide, scale = measured.normalized(rows), _wide(delta.reshape(rows.shape)), _wide(params["scale"])
-        along, total = (wide * n).sum(axis=1), wide.sum(axis=1)  # (B, C): the gradients before the sum over examples
+        n, wide, scale = (
+            measured.normalized(rows),
+            _wide(delta.reshape(rows.shape)),
+            _wide(params["scale"]),
+        )
+        along, total = (
+            (wide * n).sum(axis=1),
+            wide.sum(axis=1),
+        )  # (B, C): the gradients before the sum over examples
         mean_g, mean_gn = (over_groups(sums * scale, rows.shape[1]) for sums in (total, along))
         inner = (wide * scale - mean_g - n * mean_gn) * measured.inverse
-        grads = {"scale": along.sum(axis=0).astype(delta.dtype), "offset": total.sum(axis=0).astype(delta.dtype)}
+        grads = {
+            "scale": along.sum(axis=0).astype(delta.dtype),
+            "offset": total.sum(axis=0).astype(delta.dtype),
+        }
         return inner.astype(delta.dtype).reshape(delta.shape), grads
 
     return Layer(init, forward, backward, name=name)
@@ -153,7 +179,7 @@ def batch_norm(epsilon: float | Array = 1e-5) -> Layer:
     In training (a key is given) the statistics are the batch's. In evaluation (``key=None``) they are the population's, which
     stand among the parameters as ``mean`` and ``variance``: a layer stays a pure function of its parameters, and nothing has
     to be carried from step to step. They are taken as constants: their gradient is 0, so no optimizer moves them. Fill them
-    from data when they are needed, with :func:`fbp.training.with_statistics`. That is also the better estimate: it belongs to
+    from data when they are needed, with :func:`fbp.training.make_fill_statistics`. That is also the better estimate: it belongs to
     the parameters as they are, while a moving average mixes in those of earlier steps (Wu and Johnson, 2021, *Rethinking
     "Batch" in BatchNorm*).
 
@@ -162,20 +188,27 @@ def batch_norm(epsilon: float | Array = 1e-5) -> Layer:
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         if not shape:
-            raise ShapeError("batch_norm expects an input with at least one axis besides the batch, got shape ()")
+            raise ShapeError(
+                "batch_norm expects an input with at least one axis besides the batch, got shape ()"
+            )
         dtype = jnp.result_type(float)
         statistics = {"mean": jnp.zeros(shape[-1:], dtype), "variance": jnp.ones(shape[-1:], dtype)}
         return _scale_and_offset(key, shape) | statistics, shape
 
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
         if x.shape[-1] != params["scale"].shape[0]:
-            raise ShapeError(f"batch_norm expects {params['scale'].shape[0]} channels, got an input of shape {x.shape}")
+            raise ShapeError(
+                f"batch_norm expects {params['scale'].shape[0]} channels, got an input of shape {x.shape}"
+            )
         if key is None:
             mean, variance = (jax.lax.stop_gradient(params[name]) for name in ("mean", "variance"))
             mark: Any = ()
             measured = _Statistics(_wide(mean), jax.lax.rsqrt(_wide(variance) + epsilon))
         else:
-            measured, mark = _measured(x, tuple(range(x.ndim - 1)), epsilon), _batch_statistics_mark()
+            measured, mark = (
+                _measured(x, tuple(range(x.ndim - 1)), epsilon),
+                _batch_statistics_mark(),
+            )
         n = measured.normalized(x).astype(x.dtype)
         return n * params["scale"] + params["offset"], (x, measured, mark)
 
@@ -186,7 +219,9 @@ def batch_norm(epsilon: float | Array = 1e-5) -> Layer:
         inner = wide
         if not isinstance(training, tuple):  # else evaluation: the statistics do not depend on x
             count = delta.size // delta.shape[-1]
-            inner = wide - (total / count + n * (along / count))  # the means of g and g n are the gradients, divided
+            inner = wide - (
+                total / count + n * (along / count)
+            )  # the means of g and g n are the gradients, divided
         grads = {
             "scale": along.astype(delta.dtype),
             "offset": total.astype(delta.dtype),
@@ -223,7 +258,9 @@ def weight_norm(layer: Layer) -> Layer:
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         params, out_shape = layer.init(key, shape)
         if not isinstance(params, dict) or set(params) != {"w", "b"}:
-            raise ShapeError(f"weight_norm expects a layer with parameters w and b, got {layer.name}")
+            raise ShapeError(
+                f"weight_norm expects a layer with parameters w and b, got {layer.name}"
+            )
         return {"v": params["w"], "g": norms(params["w"]), "b": params["b"]}, out_shape
 
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:

@@ -9,12 +9,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from fbp.errors import ShapeError
-from fbp.layer import Array, Cache, Grads, Key, Layer, Params, Shape, shape_token, token_shape
+from fbp.layer import Array, Cache, Grads, Key, Layer, Params, Shape, array_to_shape, shape_to_array
 from fbp.layers.convolution import Padding, Window, window_of
 
 
 def max_pool(
-    window: int | Sequence[int], *, stride: int | Sequence[int] | None = None, padding: Padding = "VALID"
+    window: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] | None = None,
+    padding: Padding = "VALID",
 ) -> Layer:
     """The largest of each window. The first of equals, in row-major order, gets the whole delta.
 
@@ -29,20 +32,31 @@ def max_pool(
     def forward(moving: Window, x: Array) -> tuple[Array, Cache]:
         lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
         places = moving.places(x, fill=lowest)
-        largest, winner = places[0], jnp.zeros(places[0].shape, jnp.uint8 if len(places) <= 256 else jnp.int32)
+        largest, winner = (
+            places[0],
+            jnp.zeros(places[0].shape, jnp.uint8 if len(places) <= 256 else jnp.int32),
+        )
         for k, place in enumerate(places[1:], start=1):
             better = (place > largest) | (place != place)  # NaN wins, so that it is seen
-            largest, winner = jnp.where(better, place, largest), jnp.where(better, k, winner).astype(winner.dtype)
+            largest, winner = (
+                jnp.where(better, place, largest),
+                jnp.where(better, k, winner).astype(winner.dtype),
+            )
         return largest, winner
 
     def backward(moving: Window, winner: Any, delta: Array, shape: Shape) -> Array:
-        return spread(moving, [jnp.where(winner == k, delta, 0) for k in range(math.prod(moving.size))], shape)
+        return spread(
+            moving, [jnp.where(winner == k, delta, 0) for k in range(math.prod(moving.size))], shape
+        )
 
     return _pool("max_pool", window, stride, padding, forward, backward)
 
 
 def avg_pool(
-    window: int | Sequence[int], *, stride: int | Sequence[int] | None = None, padding: Padding = "VALID"
+    window: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] | None = None,
+    padding: Padding = "VALID",
 ) -> Layer:
     """The mean of each window; padding does not count. The cache holds only the shape and the counts.
 
@@ -82,11 +96,11 @@ def _pool(kind: str, size: Any, stride: Any, padding: Padding, pool: Any, back: 
 
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
         y, kept = pool(window_for(x.shape[1:]), x)
-        return y, (shape_token(x.shape[1:]), kept)
+        return y, (shape_to_array(x.shape[1:]), kept)
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
         token, kept = cache
-        shape = token_shape(token)
+        shape = array_to_shape(token)
         return back(window_for(shape), kept, delta, (delta.shape[0], *shape)), ()
 
     text = size if isinstance(size, int) else "x".join(map(str, size))
@@ -113,7 +127,9 @@ def spread(window: Window, parts: Sequence[Array], shape: Shape) -> Array:
 def spread_tiles(window: Window, part: Array, shape: Shape) -> Array:
     """:func:`spread` of the same part for every place, where windows lie side by side: written once, nothing is added up."""
     rank = len(window.size)
-    tiled = [n for pair in zip(part.shape[1:-1], window.size, strict=True) for n in pair]  # (B, H', kh, W', kw, C)
+    tiled = [
+        n for pair in zip(part.shape[1:-1], window.size, strict=True) for n in pair
+    ]  # (B, H', kh, W', kw, C)
     whole = jnp.broadcast_to(
         jnp.expand_dims(part, [2 * axis + 2 for axis in range(rank)]), (shape[0], *tiled, shape[-1])
     )
@@ -131,11 +147,13 @@ def global_avg_pool() -> Layer:
 
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
         _check_positions("global_avg_pool", x.shape[1:])
-        return x.mean(axis=tuple(range(1, x.ndim - 1))), shape_token(x.shape[1:])
+        return x.mean(axis=tuple(range(1, x.ndim - 1))), shape_to_array(x.shape[1:])
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
-        shape = token_shape(cache)
-        share = (delta / math.prod(shape[:-1])).reshape(delta.shape[0], *[1] * (len(shape) - 1), shape[-1])
+        shape = array_to_shape(cache)
+        share = (delta / math.prod(shape[:-1])).reshape(
+            delta.shape[0], *[1] * (len(shape) - 1), shape[-1]
+        )
         return jnp.broadcast_to(share, (delta.shape[0], *shape)), ()
 
     return Layer(init, forward, backward, name="global_avg_pool")
@@ -152,13 +170,18 @@ def global_max_pool() -> Layer:
         _check_positions("global_max_pool", x.shape[1:])
         rows = x.reshape(x.shape[0], -1, x.shape[-1])
         winner = rows.argmax(axis=1, keepdims=True)
-        return jnp.take_along_axis(rows, winner, axis=1)[:, 0], (shape_token(x.shape[1:]), winner)
+        return jnp.take_along_axis(rows, winner, axis=1)[:, 0], (
+            shape_to_array(x.shape[1:]),
+            winner,
+        )
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
         token, winner = cache
-        shape = token_shape(token)
+        shape = array_to_shape(token)
         rows = jnp.zeros((delta.shape[0], math.prod(shape[:-1]), shape[-1]), delta.dtype)
-        rows = jnp.put_along_axis(rows, winner, delta[:, None], axis=1, inplace=False, mode="promise_in_bounds")
+        rows = jnp.put_along_axis(
+            rows, winner, delta[:, None], axis=1, inplace=False, mode="promise_in_bounds"
+        )
         return rows.reshape(-1, *shape), ()
 
     return Layer(init, forward, backward, name="global_max_pool")
@@ -166,4 +189,6 @@ def global_max_pool() -> Layer:
 
 def _check_positions(kind: str, shape: Shape) -> None:
     if len(shape) < 2:
-        raise ShapeError(f"{kind} expects examples with positions and channels, (..., C), got {shape}")
+        raise ShapeError(
+            f"{kind} expects examples with positions and channels, (..., C), got {shape}"
+        )

@@ -30,8 +30,8 @@ import jax
 import jax.numpy as jnp
 
 from fbp import initializers
+from fbp._kernels import RNN_UNROLL, scan_over_time
 from fbp.errors import InputError, ShapeError
-from fbp.forms import UNROLL, over_time
 from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape, Stream
 
 Output = Literal["sequence", "last"]
@@ -87,7 +87,13 @@ def _lstm_back(kept: Any, before: State, after: State, d: State) -> tuple[Array,
     dh, dc = d
     dc = dc + dh * slope
     dz = jnp.concatenate(
-        [dc * g * i * (1 - i), dc * before[1] * f * (1 - f), dc * i * (1 - g * g), dh * after[0] * (1 - o)], axis=-1
+        [
+            dc * g * i * (1 - i),
+            dc * before[1] * f * (1 - f),
+            dc * i * (1 - g * g),
+            dh * after[0] * (1 - o),
+        ],
+        axis=-1,
     )
     return dz, None, (jnp.zeros_like(dh), dc * f)
 
@@ -109,7 +115,11 @@ def _gru_back(kept: Any, before: State, after: State, d: State) -> tuple[Array, 
     dz_n = dh * (1 - u) * (1 - n * n)
     dz_u = dh * (before[0] - n) * u * (1 - u)
     dz_r = dz_n * s_n * r * (1 - r)
-    return jnp.concatenate([dz_u, dz_r, dz_n], axis=-1), jnp.concatenate([dz_u, dz_r, dz_n * r], axis=-1), (dh * u,)
+    return (
+        jnp.concatenate([dz_u, dz_r, dz_n], axis=-1),
+        jnp.concatenate([dz_u, dz_r, dz_n * r], axis=-1),
+        (dh * u,),
+    )
 
 
 _RNN = _Cell(1, 1, _rnn_step, _rnn_back)
@@ -125,7 +135,9 @@ def rnn(
 
     Recurrent weights start orthogonal (Saxe et al., 2014), input weights glorot_uniform.
     """
-    return _recurrent("rnn", _RNN, features, output, reverse, lengths, carry, weights, recurrent_weights, 0.0)
+    return _recurrent(
+        "rnn", _RNN, features, output, reverse, lengths, carry, weights, recurrent_weights, 0.0
+    )
 
 
 def lstm(
@@ -137,7 +149,18 @@ def lstm(
     Hochreiter and Schmidhuber (1997), with the forget gate of Gers et al. (2000). The gates stand in the order i, f, g, o. The
     cache is x, the gates, every h, c and dh/dc. The forget gate's bias starts at ``forget_bias`` (Jozefowicz et al., 2015).
     """
-    return _recurrent("lstm", _LSTM, features, output, reverse, lengths, carry, weights, recurrent_weights, forget_bias)
+    return _recurrent(
+        "lstm",
+        _LSTM,
+        features,
+        output,
+        reverse,
+        lengths,
+        carry,
+        weights,
+        recurrent_weights,
+        forget_bias,
+    )
 
 
 def gru(
@@ -149,13 +172,17 @@ def gru(
     Cho et al. (2014), with the reset gate after the product as in cuDNN, PyTorch and Keras. The gates stand in the order u, r,
     n; ``bh (features,)`` is one more parameter. The cache is x, the gates, every h and h wh_n + bh.
     """
-    return _recurrent("gru", _GRU, features, output, reverse, lengths, carry, weights, recurrent_weights, 0.0)
+    return _recurrent(
+        "gru", _GRU, features, output, reverse, lengths, carry, weights, recurrent_weights, 0.0
+    )
 
 
 def zero_state(layer: Layer, params: Params, batch: int) -> State:
     """The state before the first step of a recurrent layer made with ``carry=True``."""
     wh = params["wh"]
-    return (jnp.zeros((batch, wh.shape[0]), wh.dtype),) * (_LSTM.states if layer.name.startswith("lstm") else 1)
+    return (jnp.zeros((batch, wh.shape[0]), wh.dtype),) * (
+        _LSTM.states if layer.name.startswith("lstm") else 1
+    )
 
 
 def _recurrent(
@@ -174,10 +201,15 @@ def _recurrent(
         raise InputError(f"{kind}: features must be at least 1, got {features}")
     if output not in ("sequence", "last"):
         raise InputError(f"{kind}: output must be 'sequence' or 'last', got {output!r}")
-    draw, draw_recurrent = weights or initializers.glorot_uniform(), recurrent_weights or initializers.orthogonal()
+    draw, draw_recurrent = (
+        weights or initializers.glorot_uniform(),
+        recurrent_weights or initializers.orthogonal(),
+    )
 
     def init(key: Key, shape: Any) -> tuple[Params, Shape]:
-        if lengths and len(shape) == 2 and isinstance(shape[0], tuple):  # as a graph tells it, with that of lengths
+        if (
+            lengths and len(shape) == 2 and isinstance(shape[0], tuple)
+        ):  # as a graph tells it, with that of lengths
             shape = shape[0]
         if len(shape) != 2 or not all(isinstance(size, int) for size in shape):
             raise ShapeError(f"{kind} expects examples of shape (T, F), got {shape}")
@@ -185,8 +217,13 @@ def _recurrent(
         dtype = jnp.result_type(float)
         params = {
             "wx": draw(x_key, (shape[-1], cell.gates * features), dtype),
-            "wh": jnp.concatenate([draw_recurrent(h_key, (features, features), dtype) for h_key in h_keys], axis=1),
-            "b": jnp.zeros((cell.gates, features), dtype).at[1 if cell.gates == 4 else 0].add(forget_bias).ravel(),
+            "wh": jnp.concatenate(
+                [draw_recurrent(h_key, (features, features), dtype) for h_key in h_keys], axis=1
+            ),
+            "b": jnp.zeros((cell.gates, features), dtype)
+            .at[1 if cell.gates == 4 else 0]
+            .add(forget_bias)
+            .ravel(),
         }
         if cell is _GRU:
             params["bh"] = jnp.zeros((features,), dtype)
@@ -199,12 +236,18 @@ def _recurrent(
             raise ShapeError(f"{kind} expects the input ({wanted}), got {len(parts)} parts")
         x = parts.pop(0)
         if x.ndim != 3 or x.shape[-1] != params["wx"].shape[0]:
-            raise ShapeError(f"{kind} expects sequences of shape (B, T, {params['wx'].shape[0]}), got {x.shape}")
+            raise ShapeError(
+                f"{kind} expects sequences of shape (B, T, {params['wx'].shape[0]}), got {x.shape}"
+            )
         until = parts.pop(0) if lengths else None
         if until is not None:
             if until.shape != x.shape[:1]:
-                raise ShapeError(f"{kind} expects a length for each example, ({x.shape[0]},), got {until.shape}")
-            x = jnp.where((jnp.arange(x.shape[1]) < until[:, None])[..., None], x, 0)  # whatever padding holds
+                raise ShapeError(
+                    f"{kind} expects a length for each example, ({x.shape[0]},), got {until.shape}"
+                )
+            x = jnp.where(
+                (jnp.arange(x.shape[1]) < until[:, None])[..., None], x, 0
+            )  # whatever padding holds
         zeros = jnp.zeros((x.shape[0], features), jnp.result_type(x, params["wx"]))
         return x, until, tuple(parts.pop()) if carry else (zeros,) * cell.states
 
@@ -212,7 +255,9 @@ def _recurrent(
         x, until, initial = unpacked(params, x)
         along_time = x.swapaxes(0, 1)
         z = along_time @ params["wx"]  # one GEMM over all positions; the bias joins where z is read
-        inside = None if until is None else (jnp.arange(x.shape[1])[:, None] < until)[..., None]  # (T, B, 1)
+        inside = (
+            None if until is None else (jnp.arange(x.shape[1])[:, None] < until)[..., None]
+        )  # (T, B, 1)
 
         def step(state: State, at: Any) -> tuple[State, Any]:
             z_t, inside_t = at
@@ -221,7 +266,9 @@ def _recurrent(
                 new = tuple(jnp.where(inside_t, n, s) for n, s in zip(new, state, strict=True))
             return new, (new, kept)
 
-        last, (states, kept) = over_time(step, initial, (z, inside), reverse=reverse, unroll=UNROLL)
+        last, (states, kept) = scan_over_time(
+            step, initial, (z, inside), reverse=reverse, unroll=RNN_UNROLL
+        )
         y = last[0]
         if output == "sequence":
             y = (states[0] if inside is None else jnp.where(inside, states[0], 0)).swapaxes(0, 1)
@@ -244,22 +291,31 @@ def _recurrent(
         def step(d: State, at: Any) -> tuple[State, Any]:
             kept_t, before_t, after_t, d_output, inside_t = at
             if d_output is not None:
-                d = (d[0] + (d_output if inside_t is None else jnp.where(inside_t, d_output, 0)), *d[1:])
+                d = (
+                    d[0] + (d_output if inside_t is None else jnp.where(inside_t, d_output, 0)),
+                    *d[1:],
+                )
             dz, dz_h, d_before = cell.back(kept_t, before_t, after_t, d)
             met = dz if dz_h is None else dz_h
-            d_before = (d_before[0] + met @ transposed, *d_before[1:])  # equation (2), one step back in time
+            d_before = (
+                d_before[0] + met @ transposed,
+                *d_before[1:],
+            )  # equation (2), one step back in time
             if inside_t is not None:
                 dz, dz_h = jax.tree.map(lambda a: jnp.where(inside_t, a, 0), (dz, dz_h))
-                d_before = tuple(jnp.where(inside_t, n, s) for n, s in zip(d_before, d, strict=True))
+                d_before = tuple(
+                    jnp.where(inside_t, n, s) for n, s in zip(d_before, d, strict=True)
+                )
             return d_before, (dz, dz_h)
 
-        d_initial, (dz, dz_h) = over_time(
+        d_initial, (dz, dz_h) = scan_over_time(
             step, d_last, (kept, before, states, d_outputs, inside), reverse=not reverse, unroll=1
         )
         rows = dz.reshape(-1, dz.shape[-1])
         rows_h = rows if dz_h is None else dz_h.reshape(-1, dz.shape[-1])
         grads = {
-            "wx": along_time.reshape(-1, along_time.shape[-1]).T @ rows,  # equation (4), all steps at once
+            "wx": along_time.reshape(-1, along_time.shape[-1]).T
+            @ rows,  # equation (4), all steps at once
             "wh": before[0].reshape(-1, features).T @ rows_h,
             "b": rows.sum(axis=0),  # equation (3)
         }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 
 from fbp.errors import InputError, ShapeError
-from fbp.layer import Array, Cache, Grads, Key, Layer, Params, Shape, shape_token, token_shape
+from fbp.layer import Array, Cache, Grads, Key, Layer, Params, Shape, array_to_shape, shape_to_array
 
 
 def _move(
@@ -22,10 +22,10 @@ def _move(
 
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
         shape_of(x.shape[1:])  # raises where the move is impossible
-        return there(x), shape_token(x.shape[1:])
+        return there(x), shape_to_array(x.shape[1:])
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
-        return back(delta, token_shape(cache)), ()
+        return back(delta, array_to_shape(cache)), ()
 
     return Layer(init, forward, backward, name=name)
 
@@ -64,12 +64,16 @@ def transpose(order: Sequence[int]) -> Layer:
     """The axes of an example (without the batch's) in another order, counted from 0."""
     order = tuple(order)
     if sorted(order) != list(range(len(order))):
-        raise InputError(f"transpose: expected each axis from 0 to {len(order) - 1} once, got {order}")
+        raise InputError(
+            f"transpose: expected each axis from 0 to {len(order) - 1} once, got {order}"
+        )
     inverse = tuple(order.index(i) for i in range(len(order)))
 
     def shape_of(shape: Shape) -> Shape:
         if len(shape) != len(order):
-            raise ShapeError(f"transpose of {len(order)} axes does not fit an input of shape {shape}")
+            raise ShapeError(
+                f"transpose of {len(order)} axes does not fit an input of shape {shape}"
+            )
         return tuple(shape[i] for i in order)
 
     return _move(
@@ -84,7 +88,9 @@ def pad(widths: Sequence[tuple[int, int]]) -> Layer:
     """Zeros before and after each spatial axis: a pair for each, ``(B, H, W, C)`` with two pairs."""
     widths = tuple((before, after) for before, after in widths)
     if any(n < 0 for pair in widths for n in pair):
-        raise InputError(f"pad: expected pairs of at least 0, got {widths}; use crop to make it smaller")
+        raise InputError(
+            f"pad: expected pairs of at least 0, got {widths}; use crop to make it smaller"
+        )
 
     def shape_of(shape: Shape) -> Shape:
         _check_spatial("pad", shape, widths)
@@ -94,7 +100,9 @@ def pad(widths: Sequence[tuple[int, int]]) -> Layer:
         f"pad({', '.join(f'{a}+{b}' for a, b in widths)})",
         shape_of,
         lambda x: jnp.pad(x, [(0, 0), *widths, (0, 0)]),
-        lambda delta, shape: delta[(slice(None), *(slice(a, a + n) for n, (a, _) in zip(shape, widths, strict=False)))],
+        lambda delta, shape: delta[
+            (slice(None), *(slice(a, a + n) for n, (a, _) in zip(shape, widths, strict=False)))
+        ],
     )
 
 
@@ -102,7 +110,9 @@ def crop(widths: Sequence[tuple[int, int]]) -> Layer:
     """Takes so many positions away before and after each spatial axis: a pair for each."""
     widths = tuple((before, after) for before, after in widths)
     if any(n < 0 for pair in widths for n in pair):
-        raise InputError(f"crop: expected pairs of at least 0, got {widths}; use pad to make it larger")
+        raise InputError(
+            f"crop: expected pairs of at least 0, got {widths}; use pad to make it larger"
+        )
 
     def shape_of(shape: Shape) -> Shape:
         _check_spatial("crop", shape, widths)
@@ -114,7 +124,12 @@ def crop(widths: Sequence[tuple[int, int]]) -> Layer:
     return _move(
         f"crop({', '.join(f'{a}+{b}' for a, b in widths)})",
         shape_of,
-        lambda x: x[(slice(None), *(slice(a, n - b) for n, (a, b) in zip(x.shape[1:], widths, strict=False)))],
+        lambda x: x[
+            (
+                slice(None),
+                *(slice(a, n - b) for n, (a, b) in zip(x.shape[1:], widths, strict=False)),
+            )
+        ],
         lambda delta, shape: jnp.pad(delta, [(0, 0), *widths, (0, 0)]),
     )
 
@@ -133,7 +148,9 @@ def upsample(factor: int) -> Layer:
 
     def shape_of(shape: Shape) -> Shape:
         if len(shape) < 2:
-            raise ShapeError(f"upsample expects examples with positions and channels, (..., C), got {shape}")
+            raise ShapeError(
+                f"upsample expects examples with positions and channels, (..., C), got {shape}"
+            )
         return (*(n * factor for n in shape[:-1]), shape[-1])
 
     def there(x: Array) -> Array:

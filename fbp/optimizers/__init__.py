@@ -24,9 +24,9 @@ from fbp.optimizers.base import scale as scale
 from fbp.optimizers.base import scale_by_learning_rate as scale_by_learning_rate
 from fbp.optimizers.base import weights_only as weights_only
 from fbp.optimizers.transforms import accumulate as accumulate
+from fbp.optimizers.transforms import adaptive_grad_clip as adaptive_grad_clip
 from fbp.optimizers.transforms import average_parameters as average_parameters
 from fbp.optimizers.transforms import averaged as averaged
-from fbp.optimizers.transforms import clip_adaptively as clip_adaptively
 from fbp.optimizers.transforms import clip_by_global_norm as clip_by_global_norm
 from fbp.optimizers.transforms import clip_by_norm as clip_by_norm
 from fbp.optimizers.transforms import clip_by_value as clip_by_value

@@ -40,10 +40,14 @@ def momentum(learning_rate: Scalar, momentum: float | Array = 0.9) -> Optimizer:
 
 def nesterov(learning_rate: Scalar, momentum: float | Array = 0.9) -> Optimizer:
     """``v = momentum v + g``, ``w = w - learning_rate (g + momentum v)``. Nesterov (1983), as in Sutskever et al. (2013)."""
-    return chain(accumulate_momentum(momentum, nesterov=True), scale_by_learning_rate(learning_rate))
+    return chain(
+        accumulate_momentum(momentum, nesterov=True), scale_by_learning_rate(learning_rate)
+    )
 
 
-def adagrad(learning_rate: Scalar, initial: float | Array = 0.0, epsilon: float | Array = 1e-10) -> Optimizer:
+def adagrad(
+    learning_rate: Scalar, initial: float | Array = 0.0, epsilon: float | Array = 1e-10
+) -> Optimizer:
     """``G = G + g^2``, ``w = w - learning_rate g / (sqrt(G) + epsilon)``. Duchi, Hazan and Singer (2011).
 
     As in PyTorch. Optax and Keras start G at 0.1 and put epsilon under the root.
@@ -51,7 +55,9 @@ def adagrad(learning_rate: Scalar, initial: float | Array = 0.0, epsilon: float 
     return chain(scale_by_adagrad(initial, epsilon), scale_by_learning_rate(learning_rate))
 
 
-def adadelta(learning_rate: Scalar = 1.0, decay: float | Array = 0.9, epsilon: float | Array = 1e-6) -> Optimizer:
+def adadelta(
+    learning_rate: Scalar = 1.0, decay: float | Array = 0.9, epsilon: float | Array = 1e-6
+) -> Optimizer:
     """Steps in the units of the parameters, without a global rate. Zeiler (2012)."""
     return chain(scale_by_adadelta(decay, epsilon), scale_by_learning_rate(learning_rate))
 
@@ -69,18 +75,26 @@ def rmsprop(
     Epsilon is outside the root, as in PyTorch; Optax has it inside by default.
     """
     gather = () if momentum is None else (accumulate_momentum(momentum),)
-    return chain(scale_by_rms(decay, epsilon, centered), *gather, scale_by_learning_rate(learning_rate))
+    return chain(
+        scale_by_rms(decay, epsilon, centered), *gather, scale_by_learning_rate(learning_rate)
+    )
 
 
 def adam(
-    learning_rate: Scalar, beta1: float | Array = 0.9, beta2: float | Array = 0.999, epsilon: float | Array = 1e-8
+    learning_rate: Scalar,
+    beta1: float | Array = 0.9,
+    beta2: float | Array = 0.999,
+    epsilon: float | Array = 1e-8,
 ) -> Optimizer:
     """``w = w - learning_rate m^ / (sqrt(v^) + epsilon)`` with bias-corrected moments m^, v^. Kingma and Ba (2015)."""
     return chain(scale_by_adam(beta1, beta2, epsilon), scale_by_learning_rate(learning_rate))
 
 
 def amsgrad(
-    learning_rate: Scalar, beta1: float | Array = 0.9, beta2: float | Array = 0.999, epsilon: float | Array = 1e-8
+    learning_rate: Scalar,
+    beta1: float | Array = 0.9,
+    beta2: float | Array = 0.999,
+    epsilon: float | Array = 1e-8,
 ) -> Optimizer:
     """Adam with a second moment that never shrinks. Reddi, Kale and Kumar (2018).
 
@@ -91,13 +105,18 @@ def amsgrad(
 
 
 def nadam(
-    learning_rate: Scalar, beta1: float | Array = 0.9, beta2: float | Array = 0.999, epsilon: float | Array = 1e-8
+    learning_rate: Scalar,
+    beta1: float | Array = 0.9,
+    beta2: float | Array = 0.999,
+    epsilon: float | Array = 1e-8,
 ) -> Optimizer:
     """Adam with Nesterov's look-ahead in the first moment. Dozat (2016).
 
     With a constant beta1, as in Optax; PyTorch and Keras warm beta1 up by the paper's schedule.
     """
-    return chain(scale_by_adam(beta1, beta2, epsilon, nesterov=True), scale_by_learning_rate(learning_rate))
+    return chain(
+        scale_by_adam(beta1, beta2, epsilon, nesterov=True), scale_by_learning_rate(learning_rate)
+    )
 
 
 def adamw(
@@ -128,7 +147,9 @@ def lion(
 ) -> Optimizer:
     """Steps of constant size by the sign of an interpolated momentum. Chen et al. (2023)."""
     return chain(
-        scale_by_lion(beta1, beta2), decoupled_weight_decay(weight_decay, mask), scale_by_learning_rate(learning_rate)
+        scale_by_lion(beta1, beta2),
+        decoupled_weight_decay(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
     )
 
 

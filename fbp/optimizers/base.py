@@ -16,11 +16,11 @@ Mask = Callable[[Params], Any] | None  # params -> the same tree of booleans
 _NOT_DECAYED = ("b", "bh", "bq", "bkv", "bqkv", "bo", "bias", "scale", "offset", "g", *STATISTICS)
 
 
-class Stateless(NamedTuple):
+class EmptyState(NamedTuple):
     """The state of a transform that needs none."""
 
 
-class Counted(NamedTuple):
+class ScheduleState(NamedTuple):
     """The state of a transform whose strength follows a schedule: how many updates there were."""
 
     step: Array
@@ -28,7 +28,9 @@ class Counted(NamedTuple):
 
 def stateless(update: Callable[[Grads, Params], Grads]) -> Optimizer:
     """A transform from ``(grads, params) -> updates`` alone."""
-    return Optimizer(lambda params: Stateless(), lambda grads, state, params: (update(grads, params), state))
+    return Optimizer(
+        lambda params: EmptyState(), lambda grads, state, params: (update(grads, params), state)
+    )
 
 
 def chain(*transforms: Optimizer) -> Optimizer:
@@ -37,7 +39,9 @@ def chain(*transforms: Optimizer) -> Optimizer:
     def init(params: Params) -> tuple[Any, ...]:
         return tuple(transform.init(params) for transform in transforms)
 
-    def update(grads: Grads, state: tuple[Any, ...], params: Params) -> tuple[Grads, tuple[Any, ...]]:
+    def update(
+        grads: Grads, state: tuple[Any, ...], params: Params
+    ) -> tuple[Grads, tuple[Any, ...]]:
         new_state = []
         for transform, transform_state in zip(transforms, state, strict=True):
             grads, transform_state = transform.update(grads, transform_state, params)
@@ -62,11 +66,13 @@ def scale_by_learning_rate(learning_rate: Scalar) -> Optimizer:
     if not callable(learning_rate):
         return scale(-learning_rate)
 
-    def update(grads: Grads, state: Counted, params: Params) -> tuple[Grads, Counted]:
+    def update(grads: Grads, state: ScheduleState, params: Params) -> tuple[Grads, ScheduleState]:
         rate = jnp.asarray(learning_rate(state.step))
-        return jax.tree.map(lambda g: (-rate).astype(g.dtype) * g, grads), Counted(state.step + 1)
+        return jax.tree.map(lambda g: (-rate).astype(g.dtype) * g, grads), ScheduleState(
+            state.step + 1
+        )
 
-    return Optimizer(lambda params: Counted(jnp.zeros((), jnp.int32)), update)
+    return Optimizer(lambda params: ScheduleState(jnp.zeros((), jnp.int32)), update)
 
 
 def bias_correction(decay: float | Array, step: Array) -> Array:
@@ -105,4 +111,6 @@ def zeros_like(params: Params) -> Any:
 
 def global_norm(tree: Any) -> Array:
     """The Euclidean norm of all the numbers of a tree together."""
-    return jnp.sqrt(sum((jnp.vdot(leaf, leaf).real for leaf in jax.tree.leaves(tree)), start=jnp.zeros(())))
+    return jnp.sqrt(
+        sum((jnp.vdot(leaf, leaf).real for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
+    )

@@ -9,33 +9,33 @@ from fbp.layer import Array, Grads, Optimizer, Params
 from fbp.optimizers.base import bias_correction, stateless, zeros_like
 
 
-class Momentum(NamedTuple):
+class MomentumState(NamedTuple):
     """The velocity v."""
 
     velocity: Grads
 
 
-class Accumulated(NamedTuple):
+class AdagradState(NamedTuple):
     """The sum of squared gradients."""
 
     squares: Grads
 
 
-class Averages(NamedTuple):
+class AdadeltaState(NamedTuple):
     """Adadelta's running averages of squared gradients and of squared updates."""
 
     squares: Grads
     updates: Grads
 
 
-class RMS(NamedTuple):
+class RMSState(NamedTuple):
     """RMSprop's running averages of squared gradients and (for the centered form) of gradients."""
 
     squares: Grads
     mean: Grads
 
 
-class Moments(NamedTuple):
+class AdamState(NamedTuple):
     """Adam's count and first and second moments."""
 
     step: Array
@@ -43,7 +43,7 @@ class Moments(NamedTuple):
     squares: Grads
 
 
-class MaxMoments(NamedTuple):
+class AMSGradState(NamedTuple):
     """AMSGrad's count, moments, and the largest second moment so far."""
 
     step: Array
@@ -52,7 +52,7 @@ class MaxMoments(NamedTuple):
     largest: Grads
 
 
-class Sign(NamedTuple):
+class LionState(NamedTuple):
     """Lion's momentum."""
 
     mean: Grads
@@ -61,24 +61,26 @@ class Sign(NamedTuple):
 def accumulate_momentum(momentum: float | Array, nesterov: bool = False) -> Optimizer:
     """``v = momentum v + g``; the update is v, or with Nesterov's look-ahead ``g + momentum v``."""
 
-    def update(grads: Grads, state: Momentum, params: Params) -> tuple[Grads, Momentum]:
+    def update(grads: Grads, state: MomentumState, params: Params) -> tuple[Grads, MomentumState]:
         velocity = jax.tree.map(lambda v, g: momentum * v + g, state.velocity, grads)
         if not nesterov:
-            return velocity, Momentum(velocity)
-        return jax.tree.map(lambda v, g: g + momentum * v, velocity, grads), Momentum(velocity)
+            return velocity, MomentumState(velocity)
+        return jax.tree.map(lambda v, g: g + momentum * v, velocity, grads), MomentumState(velocity)
 
-    return Optimizer(lambda params: Momentum(zeros_like(params)), update)
+    return Optimizer(lambda params: MomentumState(zeros_like(params)), update)
 
 
 def scale_by_adagrad(initial: float | Array, epsilon: float | Array) -> Optimizer:
     """``G = G + g^2``; ``u = g / (sqrt(G) + epsilon)``."""
 
-    def init(params: Params) -> Accumulated:
-        return Accumulated(jax.tree.map(lambda p: jnp.full_like(p, initial), params))
+    def init(params: Params) -> AdagradState:
+        return AdagradState(jax.tree.map(lambda p: jnp.full_like(p, initial), params))
 
-    def update(grads: Grads, state: Accumulated, params: Params) -> tuple[Grads, Accumulated]:
+    def update(grads: Grads, state: AdagradState, params: Params) -> tuple[Grads, AdagradState]:
         squares = jax.tree.map(lambda s, g: s + g * g, state.squares, grads)
-        return jax.tree.map(lambda s, g: g / (jnp.sqrt(s) + epsilon), squares, grads), Accumulated(squares)
+        return jax.tree.map(lambda s, g: g / (jnp.sqrt(s) + epsilon), squares, grads), AdagradState(
+            squares
+        )
 
     return Optimizer(init, update)
 
@@ -86,31 +88,39 @@ def scale_by_adagrad(initial: float | Array, epsilon: float | Array) -> Optimize
 def scale_by_adadelta(decay: float | Array, epsilon: float | Array) -> Optimizer:
     """``u = g sqrt(E[u^2] + epsilon) / sqrt(E[g^2] + epsilon)`` with running averages E."""
 
-    def update(grads: Grads, state: Averages, params: Params) -> tuple[Grads, Averages]:
+    def update(grads: Grads, state: AdadeltaState, params: Params) -> tuple[Grads, AdadeltaState]:
         squares = _average(state.squares, grads, decay, power=2)
         updates = jax.tree.map(
-            lambda s, d, g: g * jnp.sqrt(d + epsilon) / jnp.sqrt(s + epsilon), squares, state.updates, grads
+            lambda s, d, g: g * jnp.sqrt(d + epsilon) / jnp.sqrt(s + epsilon),
+            squares,
+            state.updates,
+            grads,
         )
-        return updates, Averages(squares, _average(state.updates, updates, decay, power=2))
+        return updates, AdadeltaState(squares, _average(state.updates, updates, decay, power=2))
 
-    return Optimizer(lambda params: Averages(zeros_like(params), zeros_like(params)), update)
+    return Optimizer(lambda params: AdadeltaState(zeros_like(params), zeros_like(params)), update)
 
 
 def scale_by_rms(decay: float | Array, epsilon: float | Array, centered: bool = False) -> Optimizer:
     """``u = g / (sqrt(E[g^2]) + epsilon)``; centered, with the variance ``E[g^2] - E[g]^2`` in its place."""
 
-    def init(params: Params) -> RMS:
-        return RMS(zeros_like(params), zeros_like(params) if centered else ())
+    def init(params: Params) -> RMSState:
+        return RMSState(zeros_like(params), zeros_like(params) if centered else ())
 
-    def update(grads: Grads, state: RMS, params: Params) -> tuple[Grads, RMS]:
+    def update(grads: Grads, state: RMSState, params: Params) -> tuple[Grads, RMSState]:
         squares = _average(state.squares, grads, decay, power=2)
         if not centered:
-            return jax.tree.map(lambda s, g: g / (jnp.sqrt(s) + epsilon), squares, grads), RMS(squares, ())
+            return jax.tree.map(lambda s, g: g / (jnp.sqrt(s) + epsilon), squares, grads), RMSState(
+                squares, ()
+            )
         mean = _average(state.mean, grads, decay)
         updates = jax.tree.map(
-            lambda s, m, g: g / (jnp.sqrt(jnp.maximum(s - m * m, 0)) + epsilon), squares, mean, grads
+            lambda s, m, g: g / (jnp.sqrt(jnp.maximum(s - m * m, 0)) + epsilon),
+            squares,
+            mean,
+            grads,
         )
-        return updates, RMS(squares, mean)
+        return updates, RMSState(squares, mean)
 
     return Optimizer(init, update)
 
@@ -123,10 +133,10 @@ def scale_by_adam(
     With ``nesterov``, ``m^ = beta1 m/(1 - beta1^{t+1}) + (1 - beta1) g/(1 - beta1^t)``.
     """
 
-    def init(params: Params) -> Moments:
-        return Moments(jnp.zeros((), jnp.int32), zeros_like(params), zeros_like(params))
+    def init(params: Params) -> AdamState:
+        return AdamState(jnp.zeros((), jnp.int32), zeros_like(params), zeros_like(params))
 
-    def update(grads: Grads, state: Moments, params: Params) -> tuple[Grads, Moments]:
+    def update(grads: Grads, state: AdamState, params: Params) -> tuple[Grads, AdamState]:
         count = state.step + 1
         mean = _average(state.mean, grads, beta1)
         squares = _average(state.squares, grads, beta2, power=2)
@@ -134,28 +144,38 @@ def scale_by_adam(
         ahead = bias_correction(beta1, count + 1)
 
         def step(m: Array, v: Array, g: Array) -> Array:
-            first = beta1 * m / _as(ahead, m) + (1 - beta1) * g / _as(one, g) if nesterov else m / _as(one, m)
+            first = (
+                beta1 * m / _as(ahead, m) + (1 - beta1) * g / _as(one, g)
+                if nesterov
+                else m / _as(one, m)
+            )
             return first / (jnp.sqrt(v / _as(two, v)) + epsilon)
 
-        return jax.tree.map(step, mean, squares, grads), Moments(count, mean, squares)
+        return jax.tree.map(step, mean, squares, grads), AdamState(count, mean, squares)
 
     return Optimizer(init, update)
 
 
-def scale_by_amsgrad(beta1: float | Array, beta2: float | Array, epsilon: float | Array) -> Optimizer:
+def scale_by_amsgrad(
+    beta1: float | Array, beta2: float | Array, epsilon: float | Array
+) -> Optimizer:
     """Adam whose denominator uses the largest v so far: ``u = m^ / (sqrt(max v / (1 - beta2^t)) + epsilon)``."""
 
-    def init(params: Params) -> MaxMoments:
-        return MaxMoments(jnp.zeros((), jnp.int32), zeros_like(params), zeros_like(params), zeros_like(params))
+    def init(params: Params) -> AMSGradState:
+        return AMSGradState(
+            jnp.zeros((), jnp.int32), zeros_like(params), zeros_like(params), zeros_like(params)
+        )
 
-    def update(grads: Grads, state: MaxMoments, params: Params) -> tuple[Grads, MaxMoments]:
+    def update(grads: Grads, state: AMSGradState, params: Params) -> tuple[Grads, AMSGradState]:
         count = state.step + 1
         mean = _average(state.mean, grads, beta1)
         squares = _average(state.squares, grads, beta2, power=2)
         largest = jax.tree.map(jnp.maximum, state.largest, squares)
         one, two = bias_correction(beta1, count), bias_correction(beta2, count)
-        updates = jax.tree.map(lambda m, v: m / _as(one, m) / (jnp.sqrt(v / _as(two, v)) + epsilon), mean, largest)
-        return updates, MaxMoments(count, mean, squares, largest)
+        updates = jax.tree.map(
+            lambda m, v: m / _as(one, m) / (jnp.sqrt(v / _as(two, v)) + epsilon), mean, largest
+        )
+        return updates, AMSGradState(count, mean, squares, largest)
 
     return Optimizer(init, update)
 
@@ -163,11 +183,13 @@ def scale_by_amsgrad(beta1: float | Array, beta2: float | Array, epsilon: float 
 def scale_by_lion(beta1: float | Array, beta2: float | Array) -> Optimizer:
     """``u = sign(beta1 m + (1 - beta1) g)``, then ``m = beta2 m + (1 - beta2) g``."""
 
-    def update(grads: Grads, state: Sign, params: Params) -> tuple[Grads, Sign]:
-        updates = jax.tree.map(lambda m, g: jnp.sign(beta1 * m + (1 - beta1) * g), state.mean, grads)
-        return updates, Sign(_average(state.mean, grads, beta2))
+    def update(grads: Grads, state: LionState, params: Params) -> tuple[Grads, LionState]:
+        updates = jax.tree.map(
+            lambda m, g: jnp.sign(beta1 * m + (1 - beta1) * g), state.mean, grads
+        )
+        return updates, LionState(_average(state.mean, grads, beta2))
 
-    return Optimizer(lambda params: Sign(zeros_like(params)), update)
+    return Optimizer(lambda params: LionState(zeros_like(params)), update)
 
 
 def scale_by_trust_ratio() -> Optimizer:

@@ -6,18 +6,29 @@ import jax
 import jax.numpy as jnp
 
 from fbp.layer import Array, Grads, Optimizer, Params
-from fbp.optimizers.base import Mask, bias_correction, global_norm, stateless, where_mask, zeros_like
+from fbp.optimizers.base import (
+    Mask,
+    bias_correction,
+    global_norm,
+    stateless,
+    where_mask,
+    zeros_like,
+)
 
 
 def clip_by_value(limit: float | Array) -> Optimizer:
     """Each number of the gradient into ``[-limit, limit]``."""
-    return stateless(lambda grads, params: jax.tree.map(lambda g: jnp.clip(g, -limit, limit), grads))
+    return stateless(
+        lambda grads, params: jax.tree.map(lambda g: jnp.clip(g, -limit, limit), grads)
+    )
 
 
 def clip_by_norm(limit: float | Array) -> Optimizer:
     """Each parameter's gradient scaled down to a norm of at most ``limit``."""
     return stateless(
-        lambda grads, params: jax.tree.map(lambda g: g * _shrink(jnp.linalg.norm(g.ravel()), limit), grads)
+        lambda grads, params: jax.tree.map(
+            lambda g: g * _shrink(jnp.linalg.norm(g.ravel()), limit), grads
+        )
     )
 
 
@@ -31,7 +42,7 @@ def clip_by_global_norm(limit: float | Array) -> Optimizer:
     return stateless(update)
 
 
-def clip_adaptively(limit: float | Array, epsilon: float | Array = 1e-3) -> Optimizer:
+def adaptive_grad_clip(limit: float | Array, epsilon: float | Array = 1e-3) -> Optimizer:
     """Each unit's gradient scaled down to at most ``limit`` times the norm of the unit's weights. Brock et al. (2021).
 
     A unit is a column of a weight ``(..., in, out)`` (its norm over all axes but the last), or a whole bias.
@@ -58,13 +69,17 @@ def l2(strength: float | Array, mask: Mask = None) -> Optimizer:
 
     Nielsen's lambda, for the penalty lambda/(2n) |w|^2 over n training examples, is ``strength = lambda / n``.
     """
-    return stateless(lambda grads, params: where_mask(mask, params, lambda g, w: g + strength * w, grads, params))
+    return stateless(
+        lambda grads, params: where_mask(mask, params, lambda g, w: g + strength * w, grads, params)
+    )
 
 
 def l1(strength: float | Array, mask: Mask = None) -> Optimizer:
     """``g + strength sign(w)``: the gradient of the penalty ``strength |w|_1``. Weights only by default."""
     return stateless(
-        lambda grads, params: where_mask(mask, params, lambda g, w: g + strength * jnp.sign(w), grads, params)
+        lambda grads, params: where_mask(
+            mask, params, lambda g, w: g + strength * jnp.sign(w), grads, params
+        )
     )
 
 
@@ -73,7 +88,7 @@ def decoupled_weight_decay(strength: float | Array, mask: Mask = None) -> Optimi
     return l2(strength, mask)
 
 
-class Accumulation(NamedTuple):
+class AccumulateState(NamedTuple):
     """Micro-batches seen, the running mean of their gradients, and the inner optimizer's state."""
 
     step: Array
@@ -84,25 +99,27 @@ class Accumulation(NamedTuple):
 def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
     """Average the gradients of ``every`` micro-batches, then take one step of ``optimizer``; updates are 0 in between."""
 
-    def init(params: Params) -> Accumulation:
-        return Accumulation(jnp.zeros((), jnp.int32), zeros_like(params), optimizer.init(params))
+    def init(params: Params) -> AccumulateState:
+        return AccumulateState(jnp.zeros((), jnp.int32), zeros_like(params), optimizer.init(params))
 
-    def update(grads: Grads, state: Accumulation, params: Params) -> tuple[Grads, Accumulation]:
+    def update(
+        grads: Grads, state: AccumulateState, params: Params
+    ) -> tuple[Grads, AccumulateState]:
         mean = jax.tree.map(lambda m, g: m + g / every, state.mean, grads)
 
-        def step() -> tuple[Grads, Accumulation]:
+        def step() -> tuple[Grads, AccumulateState]:
             updates, inner = optimizer.update(mean, state.inner, params)
-            return updates, Accumulation(jnp.zeros((), jnp.int32), zeros_like(mean), inner)
+            return updates, AccumulateState(jnp.zeros((), jnp.int32), zeros_like(mean), inner)
 
-        def wait() -> tuple[Grads, Accumulation]:
-            return zeros_like(mean), Accumulation(state.step + 1, mean, state.inner)
+        def wait() -> tuple[Grads, AccumulateState]:
+            return zeros_like(mean), AccumulateState(state.step + 1, mean, state.inner)
 
         return jax.lax.cond(state.step + 1 >= every, step, wait)
 
     return Optimizer(init, update)
 
 
-class Average(NamedTuple):
+class EMAState(NamedTuple):
     """The count of updates, the average of the parameters (not yet corrected for its start at 0), and the correction."""
 
     step: Array
@@ -116,23 +133,31 @@ def average_parameters(decay: float | Array) -> Optimizer:
     ``mean = decay mean + (1 - decay) params`` after each update, corrected by ``1 - decay^t``. The updates pass unchanged.
     """
 
-    def init(params: Params) -> Average:
-        return Average(jnp.zeros((), jnp.int32), zeros_like(params), jnp.ones((), jnp.result_type(float)))
+    def init(params: Params) -> EMAState:
+        return EMAState(
+            jnp.zeros((), jnp.int32), zeros_like(params), jnp.ones((), jnp.result_type(float))
+        )
 
-    def update(grads: Grads, state: Average, params: Params) -> tuple[Grads, Average]:
-        mean = jax.tree.map(lambda m, p, u: decay * m + (1 - decay) * (p + u), state.mean, params, grads)
+    def update(grads: Grads, state: EMAState, params: Params) -> tuple[Grads, EMAState]:
+        mean = jax.tree.map(
+            lambda m, p, u: decay * m + (1 - decay) * (p + u), state.mean, params, grads
+        )
         step = state.step + 1
-        return grads, Average(step, mean, bias_correction(decay, step))
+        return grads, EMAState(step, mean, bias_correction(decay, step))
 
     return Optimizer(init, update)
 
 
 def averaged(state: Any, params: Params) -> Params:
     """The averaged parameters that an optimizer's state holds; ``params`` where it holds none (or no step was taken)."""
-    is_average = lambda node: isinstance(node, Average)
+    is_average = lambda node: isinstance(node, EMAState)
     found = [node for node in jax.tree.leaves(state, is_leaf=is_average) if is_average(node)]
     if not found:
         return params
     average = found[0]
     begun = average.step > 0
-    return jax.tree.map(lambda m, p: jnp.where(begun, m / average.correction.astype(m.dtype), p), average.mean, params)
+    return jax.tree.map(
+        lambda m, p: jnp.where(begun, m / average.correction.astype(m.dtype), p),
+        average.mean,
+        params,
+    )

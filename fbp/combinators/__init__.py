@@ -1,0 +1,1 @@
+"""Combinators: layers made of layers."""

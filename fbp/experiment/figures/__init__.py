@@ -1,0 +1,1 @@
+"""Pictures from a finished run's files; draws, decides nothing."""

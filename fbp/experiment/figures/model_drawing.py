@@ -1,0 +1,242 @@
+"""The picture of a model: its diagram in layers from top to bottom.
+
+The usual way of drawing a directed graph (Sugiyama, Tagawa and Toda, 1981): each box stands below all that lead to it; an arrow
+that passes a level gets a place there, so that it runs beside boxes and not through them; the places on a level are ordered
+by the mean place of their neighbours.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Rectangle
+
+from fbp._diagram import Box, Diagram
+
+_LINE, _CHARACTER, _GAP, _LANE = 0.165, 0.074, 0.4, 0.22  # inches
+_SWEEPS = 8
+
+
+class _Place(NamedTuple):
+    """A box, or the passing of an arrow."""
+
+    level: int
+    box: int | None
+    arrow: int | None
+
+
+def draw(drawn: Diagram, title: str = "") -> Figure:
+    """The figure, as large as it must be to be read."""
+    levels, chains = _levels(drawn)
+    _order(levels, chains)
+    x, y, heights = _positions(drawn, levels)
+    left = min(x[p] - _width(drawn, p) / 2 for level in levels for p in level)
+    right = max(x[p] + _width(drawn, p) / 2 for level in levels for p in level)
+    bottom = y[levels[-1][0]] - heights[-1] / 2
+    extra = 0.35 if title else 0.0
+    width, height = right - left + 0.7, -bottom + heights[0] / 2 + 0.4 + extra
+    figure = Figure(figsize=(max(width, 2.5), height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    middle = (left + right) / 2
+    axes.set(
+        xlim=(middle - max(width, 2.5) / 2, middle + max(width, 2.5) / 2),
+        ylim=(bottom - 0.2, heights[0] / 2 + 0.2 + extra),
+    )
+    axes.set_axis_off()
+    if title:
+        axes.text(
+            middle,
+            heights[0] / 2 + 0.28,
+            title,
+            ha="center",
+            va="center",
+            fontsize=10,
+            weight="bold",
+        )
+    _draw_groups(axes, drawn, levels, x, y)
+    for chain in chains:
+        first, last = chain[0], chain[-1]
+        start = y[first] - _height(drawn.boxes[first.box or 0]) / 2
+        end = y[last] + _height(drawn.boxes[last.box or 0]) / 2
+        points = [(x[first], start), *((x[p], y[p]) for p in chain[1:-1]), (x[last], end)]
+        _draw_arrow(axes, points, [heights[p.level] for p in chain[1:-1]])
+    for level in levels:
+        for place in level:
+            if place.box is not None:
+                _draw_box(axes, drawn.boxes[place.box], x[place], y[place])
+    return figure
+
+
+def _levels(drawn: Diagram) -> tuple[list[list[_Place]], list[list[_Place]]]:
+    """The places on each level, and each arrow as the places it visits."""
+    depth = dict.fromkeys(drawn.boxes, 0)
+    for number in sorted(drawn.boxes):  # numbers are in topological order
+        depth[number] = max((depth[a] + 1 for a, b in drawn.arrows if b == number), default=0)
+    levels: list[list[_Place]] = [[] for _ in range(max(depth.values()) + 1)]
+    at = {number: _Place(level, number, None) for number, level in depth.items()}
+    for number in sorted(at):
+        levels[depth[number]].append(at[number])
+    chains = []
+    for i, (a, b) in enumerate(drawn.arrows):
+        passing = [_Place(level, None, i) for level in range(depth[a] + 1, depth[b])]
+        for place in passing:
+            levels[place.level].append(place)
+        chains.append([at[a], *passing, at[b]])
+    return levels, chains
+
+
+def _order(levels: list[list[_Place]], chains: list[list[_Place]]) -> None:
+    """Sort each level by the mean place of its neighbours, above and below in turn."""
+    above: dict[_Place, list[_Place]] = {}
+    below: dict[_Place, list[_Place]] = {}
+    for chain in chains:
+        for a, b in itertools.pairwise(chain):
+            below.setdefault(a, []).append(b)
+            above.setdefault(b, []).append(a)
+    for sweep in range(_SWEEPS):
+        downwards = sweep % 2 == 0
+        for level in levels if downwards else reversed(levels):
+            neighbours = above if downwards else below
+            index = {p: i - (len(other) - 1) / 2 for other in levels for i, p in enumerate(other)}
+            mean = {
+                p: sum(index[n] for n in neighbours[p]) / len(neighbours[p])
+                if p in neighbours
+                else index[p]
+                for p in level
+            }
+            level.sort(key=lambda p: mean[p])
+    for level in levels:  # one box alone keeps to the middle, arrows pass it on the right
+        if sum(p.box is not None for p in level) == 1:
+            level.sort(key=lambda p: p.box is None)
+
+
+def _positions(
+    drawn: Diagram, levels: list[list[_Place]]
+) -> tuple[dict[_Place, float], dict[_Place, float], list[float]]:
+    """Middles of all places, and the height of each level."""
+    x: dict[_Place, float] = {}
+    y: dict[_Place, float] = {}
+    heights: list[float] = []
+    top = 0.0
+    for i, level in enumerate(levels):
+        height = max(
+            (_height(drawn.boxes[p.box]) for p in level if p.box is not None), default=_LINE
+        )
+        heights.append(height)
+        top -= height / 2 if i else 0
+        edges, at = [], 0.0
+        for place in level:
+            width = _width(drawn, place)
+            edges.append(at + width / 2)
+            at += width + _LANE
+        boxes = [edge for edge, place in zip(edges, level, strict=True) if place.box is not None]
+        middle = sum(boxes) / len(boxes) if boxes else at / 2
+        if len(boxes) > 1:
+            middle = (at - _LANE) / 2
+        for place, edge in zip(level, edges, strict=True):
+            x[place], y[place] = edge - middle, top
+        top -= height / 2 + _GAP
+    return x, y, heights
+
+
+def _texts(box: Box) -> list[str]:
+    texts = list(box.lines)
+    if box.shape:
+        texts.append(box.shape + (f"   {box.parameters:,} parameters" if box.parameters else ""))
+    return texts
+
+
+def _height(box: Box) -> float:
+    return len(_texts(box)) * _LINE + (0.12 if box.shape else 0.08)
+
+
+def _width(drawn: Diagram, place: _Place) -> float:
+    if place.box is None:
+        return 0.1
+    box = drawn.boxes[place.box]
+    label = len(box.path) * 0.06 if box.path else 0
+    return max(max(len(text) for text in _texts(box)) * _CHARACTER + 0.2, label + 0.2, 0.45)
+
+
+def _draw_box(axes: Any, box: Box, x: float, y: float) -> None:
+    texts, height = _texts(box), _height(box)
+    width = max(max(len(text) for text in texts) * _CHARACTER + 0.2, 0.45)
+    color = "#e8f0fe" if box.parameters else "#f3f3f3" if box.shape else "white"
+    axes.add_patch(
+        FancyBboxPatch(
+            (x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0,rounding_size=0.06",
+            facecolor=color, edgecolor="#4a6fa5", linewidth=0.9, zorder=3,
+        )
+    )  # fmt: skip
+    for i, text in enumerate(texts):
+        last = bool(box.shape) and i == len(texts) - 1
+        axes.text(
+            x, y + height / 2 - (0.06 if box.shape else 0.04) - (i + 0.5) * _LINE, text, ha="center", va="center",
+            fontsize=7.5 if last else 8.5, color="#555555" if last else "black", zorder=4,
+        )  # fmt: skip
+    if box.path:
+        axes.text(
+            x - width / 2, y + height / 2 + 0.02, box.path, ha="left", va="bottom", fontsize=6, color="#777777", zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
+        )  # fmt: skip
+
+
+def _draw_arrow(axes: Any, points: Sequence[tuple[float, float]], heights: Sequence[float]) -> None:
+    """From point to point, straight down beside the boxes of each level that is passed."""
+    path = [points[0]]
+    for (x, y), height in zip(points[1:-1], heights, strict=True):
+        path += [(x, y + height / 2), (x, y - height / 2)]
+    axes.plot(
+        *zip(*path, strict=True), color="#4a6fa5", linewidth=0.9, zorder=2, solid_joinstyle="round"
+    )
+    axes.annotate(
+        "", xy=points[-1], xytext=path[-1], zorder=2,
+        arrowprops={"arrowstyle": "-|>", "color": "#4a6fa5", "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8},
+    )  # fmt: skip
+
+
+def _draw_groups(
+    axes: Any,
+    drawn: Diagram,
+    levels: list[list[_Place]],
+    x: dict[_Place, float],
+    y: dict[_Place, float],
+) -> None:
+    """A frame around each repeated part."""
+    places = [p for level in levels for p in level if p.box is not None]
+    names = dict.fromkeys(group for p in places for group in drawn.boxes[p.box or 0].groups)
+    for name in names:
+        inside = [p for p in places if name in drawn.boxes[p.box or 0].groups]
+        span = range(min(p.level for p in inside), max(p.level for p in inside) + 1)
+        beside = [p for level in span for p in levels[level]]
+        left = min(x[p] - _width(drawn, p) / 2 for p in beside) - 0.12
+        right = max(x[p] + _width(drawn, p) / 2 for p in beside) + 0.12
+        top = max(y[p] + _height(drawn.boxes[p.box or 0]) / 2 for p in inside) + 0.14
+        low = min(y[p] - _height(drawn.boxes[p.box or 0]) / 2 for p in inside) - 0.12
+        axes.add_patch(
+            Rectangle(
+                (left, low),
+                right - left,
+                top - low,
+                facecolor="#fff8e6",
+                edgecolor="#c9a227",
+                linewidth=0.8,
+                zorder=1,
+            )
+        )
+        times = name.rpartition(" x ")[2]
+        axes.text(
+            right - 0.04,
+            low + 0.03,
+            f"{times} times",
+            ha="right",
+            va="bottom",
+            fontsize=7.5,
+            color="#8a6d00",
+            zorder=2,
+        )

@@ -1,0 +1,1 @@
+"""Every file of one run's folder; no MLflow, no network, no training."""

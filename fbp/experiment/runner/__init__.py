@@ -1,0 +1,1 @@
+"""From a Config to trained parameters, written only through rundir; never imports mlflow."""

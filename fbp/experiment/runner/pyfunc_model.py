@@ -1,0 +1,24 @@
+"""The code of a logged model: MLflow runs this file to load it (``models from code``; nothing is unpickled)."""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+
+from fbp.experiment.runner import trained_model
+
+
+class FbpModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """``predict`` gives what :meth:`fbp.experiment.runner.trained_model.Trained.predict` gives."""
+
+    def load_context(self, context: Any) -> None:
+        """Read configuration and parameters from the model's artifacts."""
+        self.trained = trained_model.read(Path(context.artifacts["model"]))
+
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # hints would be a schema
+        """Predictions ``(N, K)`` for inputs ``(N, *shape)`` in the data set's own units."""
+        return self.trained.predict(np.asarray(model_input))
+
+
+mlflow.models.set_model(FbpModel())

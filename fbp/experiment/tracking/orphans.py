@@ -1,0 +1,60 @@
+"""Runs that MLflow shows as RUNNING though nobody trains them: found and closed. What ``fbp reap`` does."""
+
+import datetime
+from collections.abc import Callable
+
+from fbp.experiment.rundir import journal, locks
+from fbp.experiment.tracking import shipper, store
+from fbp.experiment.tracking.mlflow_runs import Runs
+
+
+def reap(runs: Runs, minutes: float, say: Callable[[str], None]) -> int:
+    """Close the runs that are dead; returns how many.
+
+    A run whose folder is here is dead if no process holds its lock. Of any other run only the heartbeat is known, a tag that
+    its shipper renews every half minute: it is dead if that is older than ``minutes``.
+
+    Args:
+        runs: the store.
+        minutes: how old a heartbeat may be.
+        say: told of each run.
+    """
+    root, closed = store.root(), 0
+    for run in runs.search("attributes.status = 'RUNNING'"):
+        tags = run.data.tags
+        folder = store.inside(root / "runs", tags.get("fbp.folder", ""))
+        if folder is not None and journal.read_start(folder):
+            parent = (journal.read_start(folder) or {}).get("parent")
+            top = store.inside(root / "runs", parent) if parent else folder
+            if top is None or locks.is_training(top):
+                continue
+            dead = shipper.close_orphans(top, [folder])
+            if not shipper.wait(shipper.launch(top, runs.uri), 120):
+                say(
+                    f"{run.info.run_name}: dead, but it could not be closed (see {top / 'shipper.log'})"
+                )
+                continue
+            ending = (
+                f"closed as KILLED (go on with: fbp resume {top.name})"
+                if dead
+                else "had ended; the rest of it was sent"
+            )
+            say(f"{run.info.run_name}: nobody trains it; {ending}")
+        else:
+            seen = _last_seen(tags.get(shipper.HEARTBEAT), run.info.start_time)
+            silent = (datetime.datetime.now(datetime.UTC) - seen).total_seconds() / 60
+            if "fbp.version" not in tags or silent < minutes:
+                continue
+            message = f"no sign of life since {seen.isoformat(timespec='seconds')}"
+            runs.client.set_tag(run.info.run_id, "fbp.message", message)
+            runs.client.set_terminated(run.info.run_id, "KILLED", int(seen.timestamp() * 1000))
+            say(f"{run.info.run_name}: {message}; closed as KILLED")
+        closed += 1
+    return closed
+
+
+def _last_seen(heartbeat: str | None, start: int) -> datetime.datetime:
+    try:
+        return datetime.datetime.fromisoformat(heartbeat or "").astimezone(datetime.UTC)
+    except ValueError:
+        return datetime.datetime.fromtimestamp(start / 1000, datetime.UTC)
