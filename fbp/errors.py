@@ -1,5 +1,8 @@
 """The exceptions a user can cause. Each message is one line: where, what was expected, what came, what to do."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class InputError(ValueError):
     """Something given to fbp (a value, a file, a configuration) cannot be used."""
@@ -21,3 +24,18 @@ class ShapeError(InputError):
     def inside(self, part: str) -> "ShapeError":
         """The same error, seen from one combinator further out."""
         return type(self)(self.problem, (part, *self.where))
+
+
+@contextlib.contextmanager
+def prefixed_by(source: object) -> Iterator[None]:
+    """Prefix each line of an InputError raised inside the block with `source`, such as a file.
+
+    A message that already starts with `source` stays as it is.
+    """
+    try:
+        yield
+    except InputError as error:
+        if str(error).startswith(str(source)):
+            raise
+        lines = [f"{source}: {line}" for line in str(error).splitlines()]
+        raise InputError("\n".join(lines)) from None

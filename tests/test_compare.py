@@ -23,8 +23,8 @@ from rich.console import Console
 
 import fbp
 from fbp.cli import main
-from fbp.experiment.commands import reproduce, tables
-from fbp.experiment.commands.reproduce import compare
+from fbp.experiment.commands import compare, reproduce, tables
+from fbp.experiment.commands.reproduce import compare as compare_runs
 from fbp.experiment.rundir import environment, journal
 from fbp.experiment.rundir.journal import Journal, Series
 from fbp.experiment.rundir.locks import locked
@@ -125,7 +125,7 @@ class TestRuns:
                 ["register", "nothing", "."],
                 "expected letters, digits and . - _ in the name, got '.'",
             ),
-            (["reap", "--minutes", "nan"], "--minutes: expected a number, got nan"),
+            (["close-dead", "--minutes", "nan"], "--minutes: expected a number, got nan"),
             (["runs", "--sort", "foo.bar"], "--sort foo.bar ASC: Invalid"),
             (["runs", "--sort", "nothing"], "--sort nothing ASC: Invalid order_by clause"),
             (["runs", "metrics.acc > 0.9"], "no run has metrics.acc; expected one of best_step"),
@@ -146,7 +146,7 @@ class TestRuns:
     def test_a_narrow_terminal_breaks_no_line(self, inside):
         _, children = runs_of(inside)
         for width in (60, 80, 120, 200):
-            rows = tables.list_of_runs(children, {}, [("metrics", "test_loss")], width)
+            rows = tables.runs_table(children, {}, [("metrics", "test_loss")], width)
             assert {"run", "id", "test_loss"} <= set(rows.columns)
             console = Console(width=width, record=True, file=io.StringIO())
             console.print(rows.rich())
@@ -162,10 +162,10 @@ class TestRuns:
             }
         )
         long.run_name = f"{'small,hidden=_8_,learning_rate=0.001,' * 2}seed=0-ab12"
-        rows = tables.list_of_runs([SimpleNamespace(info=long, data=children[0].data)], {}, [], 80)
+        rows = tables.runs_table([SimpleNamespace(info=long, data=children[0].data)], {}, [], 80)
         assert {"status", "test_accuracy"} <= set(rows.columns)
         assert rows.cells[0][0].endswith("…-ab12")
-        whole = tables.list_of_runs(
+        whole = tables.runs_table(
             [SimpleNamespace(info=long, data=children[0].data)], {}, [], None
         )
         assert whole.cells[0][0] == long.run_name
@@ -187,7 +187,7 @@ class TestRuns:
             "test_loss",
         ):
             assert word in output
-        assert "runs under it" in said("show", parent.info.run_name)
+        assert "child runs" in said("show", parent.info.run_name)
 
 
 class TestCompare:
@@ -262,11 +262,11 @@ class TestVerdict:
         }
         first = series(loss=[1, float("nan"), float("inf")], examples_per_second=[1, 2])
         second = series(loss=[1, float("nan"), float("inf")], examples_per_second=[3, 4])
-        assert compare(first, second, self.BEFORE, same) == (True, (3, 2), [])
+        assert compare_runs(first, second, self.BEFORE, same) == (True, (3, 2), [])
 
     def test_the_first_step_and_by_how_much(self):
         other = float(np.nextafter(0.5, 1))
-        verdict = compare(
+        verdict = compare_runs(
             series(b=[1, 0.5, 3], a=[1, 2, 3]), series(b=[1, other, 3], a=[1, 2, 4]), {}, {}
         )
         assert not verdict.identical
@@ -276,19 +276,19 @@ class TestVerdict:
         )
 
     def test_minus_zero_is_not_zero(self):
-        assert not compare(series(a=[0.0]), series(a=[-0.0]), {}, {}).identical
+        assert not compare_runs(series(a=[0.0]), series(a=[-0.0]), {}, {}).identical
 
     def test_a_number_is_not_nan_and_nothing_proves_nothing(self):
-        assert not compare(series(a=[float("nan")]), series(a=[0.5]), {}, {}).identical
-        assert "there is nothing to compare" in compare({}, {}, {}, {}).lines[0]
+        assert not compare_runs(series(a=[float("nan")]), series(a=[0.5]), {}, {}).identical
+        assert "there is nothing to compare" in compare_runs({}, {}, {}, {}).lines[0]
 
     def test_what_is_missing_differs(self):
         assert (
-            "a was 2.0, and is missing" in compare(series(a=[1, 2]), series(a=[1]), {}, {}).lines[0]
+            "a was 2.0, and is missing" in compare_runs(series(a=[1, 2]), series(a=[1]), {}, {}).lines[0]
         )
 
     def test_the_first_tensor(self):
-        verdict = compare({}, {}, self.BEFORE, self.NOW)
+        verdict = compare_runs({}, {}, self.BEFORE, self.NOW)
         assert (
             "the checkpoint of step 5: tensor 0/b first, 1 of 2 in all; at step 0 they were the same"
             in verdict.lines[0]
@@ -409,7 +409,7 @@ def test_reproduce_a_run_from_its_record_alone(project, three, monkeypatch):
     shutil.copytree(three, project / "copy")
     shutil.rmtree(project / "copy" / "mlruns" / "runs")
     copy = project / "copy"
-    subprocess.run(command("relocate"), cwd=copy, check=True)
+    subprocess.run(command("repair-store"), cwd=copy, check=True)
     _, (first, *_) = runs_of(copy)
     other = {"PJRT_NPROC": "1" if environment.threads() > 1 else "2"}
     output = reproduced(copy, first.info.run_name, 0, **other)

@@ -298,8 +298,8 @@ def test_a_moved_folder_is_recognized_and_repaired(finished, tmp_path, monkeypat
         refused = CliRunner().invoke(main, words)
         assert refused.exit_code == 2, refused.output
         assert "this folder was moved or copied" in refused.output
-        assert "fbp relocate" in refused.output
-    repaired = CliRunner().invoke(main, ["relocate"])
+        assert "fbp repair-store" in refused.output
+    repaired = CliRunner().invoke(main, ["repair-store"])
     assert repaired.exit_code == 0, repaired.output
     assert f"was in {finished[0]}" in repaired.output
     run = the_run(moved)
@@ -307,11 +307,11 @@ def test_a_moved_folder_is_recognized_and_repaired(finished, tmp_path, monkeypat
     assert "config.toml" in {item.path for item in client(moved).list_artifacts(run.info.run_id)}
     (logged,) = client(moved).search_logged_models([run.info.experiment_id])
     assert logged.artifact_location.startswith(str(moved))
-    assert CliRunner().invoke(main, ["relocate"]).output == "nothing was moved\n"
+    assert CliRunner().invoke(main, ["repair-store"]).output == "nothing was moved\n"
     assert fbp.load(run.info.run_id).predict(np.zeros((1, 8, 8, 1))).shape == (1, 10)
 
 
-def test_reap_closes_what_is_dead_and_nothing_else(project, warm):
+def test_close_dead_closes_what_is_dead_and_nothing_else(project, warm):
     mlflow = client(project)
     experiment = mlflow.create_experiment("small")
 
@@ -329,7 +329,7 @@ def test_reap_closes_what_is_dead_and_nothing_else(project, warm):
     writer.write("metrics", step=1, values={"x": 1.0})
     writer.close()
     local = running("local", version="1", folder=folder.name)
-    done = subprocess.run(command("reap"), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command("close-dead"), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "2 runs closed" in done.stdout
     found = {

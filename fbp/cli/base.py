@@ -1,9 +1,9 @@
-"""What all commands share: the group, how bad input ends, options, and how paths and tables are shown."""
+"""The command group, its error handling, common options, and the printing of paths and tables."""
 
-import contextlib
+import shutil
 import signal
 import sys
-from collections.abc import Iterator
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +11,38 @@ import click
 
 from fbp.errors import InputError
 
-_SECTIONS = {
-    "Train": ("run", "resume", "check", "describe", "list", "generate"),
-    "Look": ("ui", "runs", "show", "compare"),
-    "Prove": ("reproduce",),
-    "Keep in order": ("sync", "reap", "relocate", "register"),
+_GROUPS = {
+    "Train": ("run", "resume"),
+    "Inspect": ("ui", "runs", "show", "compare", "list", "describe"),
+    "Verify": ("check", "reproduce"),
+    "Use": ("generate", "register"),
+    "Maintain": ("sync", "close-dead", "repair-store"),
 }
+_NAME_WIDTH = 22  # columns of the names in a list
+_WIDTH_OF_FILES = 240  # columns of a table that is not printed to a terminal
 
 set_option = click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="SECTION.KEY=VALUE",
-    help="Override a value of the configuration; may be repeated. VALUE is TOML, or a bare text.",
+    help="Override a configuration value; may be repeated. VALUE is TOML, or plain text.",
 )
 uri_option = click.option(
     "--tracking-uri",
     metavar="URI",
-    help="That MLflow store, not mlruns/ (or set MLFLOW_TRACKING_URI).",
+    help="MLflow store to use instead of mlruns/ (default: $MLFLOW_TRACKING_URI, if set).",
+)
+code_option = click.option(
+    "--code",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="FILE",
+    help="Python file of your own that the run's configuration names, if it is not installed.",
 )
 
 
 class _Commands(click.Group):
-    """Commands whose bad input ends in one line and exit status 2, never in a traceback."""
+    """Commands that answer bad input with one line and exit status 2, never with a traceback."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -52,20 +61,13 @@ class _Commands(click.Group):
             sys.exit(1)
         except (KeyboardInterrupt, click.Abort) as error:
             click.echo("fbp: stopped", err=True)
-            found = (error.__cause__ or error).args  # click makes an Abort of a KeyboardInterrupt
-            sys.exit(
-                128
-                + next(
-                    (number for number in found if isinstance(number, signal.Signals)),
-                    signal.SIGINT,
-                )
-            )
+            sys.exit(128 + _signal_of(error))
         except (MemoryError, RuntimeError) as error:  # JAX's own error is a RuntimeError
             if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            first = next(iter(str(error).splitlines()), "")
+            reason = next(iter(str(error).splitlines()), "")
             click.echo(
-                f"fbp: not enough memory ({first}); a smaller model, batch or data set needs less",
+                f"fbp: out of memory ({reason}); use a smaller model, batch size or data set",
                 err=True,
             )
             sys.exit(1)
@@ -78,36 +80,33 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The commands by what they are for."""
-        for title, names in _SECTIONS.items():
+        """Write the list of commands, grouped by purpose."""
+        for title, names in _GROUPS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, self.commands[name].short_help or "") for name in names])
+
+
+def _signal_of(error: BaseException) -> int:
+    """Return the signal that caused an interruption; SIGINT if none is recorded."""
+    arguments = (error.__cause__ or error).args  # click turns a KeyboardInterrupt into an Abort
+    return next((n for n in arguments if isinstance(n, signal.Signals)), signal.SIGINT)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fbp")
 def main() -> None:
-    """Neural networks with a backward pass written by hand, every run in MLflow."""
+    """Train neural networks with hand-written backward passes; every run is tracked in MLflow."""
 
 
-def experiment_path(given: str) -> Path:
-    """The file itself, or ``experiments/NAME.toml`` for a bare name."""
-    path = Path(given)
-    named = Path("experiments") / f"{given}.toml"
-    return named if not path.exists() and path.suffix == "" and named.exists() else path
-
-
-@contextlib.contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Problems inside name the experiment's file."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+def experiment_path(experiment: str) -> Path:
+    """Return the path of an experiment: the file itself, or ``experiments/NAME.toml``."""
+    path = Path(experiment)
+    by_name = Path("experiments") / f"{experiment}.toml"
+    return by_name if not path.exists() and path.suffix == "" and by_name.exists() else path
 
 
 def shown(path: Path) -> str:
-    """A path relative to here, where it lies below."""
+    """Return `path` relative to the current folder if it lies below it."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
@@ -115,7 +114,17 @@ def shown(path: Path) -> str:
 
 
 def console() -> Any:
-    """Where tables are printed: as wide as they need, where the output is not a terminal."""
+    """Return the console for tables; it is wide enough for any row if it is not a terminal."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 240)
+    return Console(width=None if sys.stdout.isatty() else _WIDTH_OF_FILES)
+
+
+def wrapped_entry(name: str, text: str) -> str:
+    """Return a list entry: a name and its description, wrapped to the width of the terminal."""
+    first = f"  {name:{_NAME_WIDTH}} "
+    if not sys.stdout.isatty():
+        return f"{first}{text}".rstrip()
+    width = shutil.get_terminal_size().columns
+    indent = " " * (_NAME_WIDTH + 3)
+    return textwrap.fill(text, width, initial_indent=first, subsequent_indent=indent) or first

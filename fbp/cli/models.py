@@ -1,12 +1,36 @@
 """Commands about models and configurations: ``fbp check``, ``describe``, ``list``, ``generate``."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
-from fbp.cli.base import experiment_path, main, named, set_option, shown, uri_option
-from fbp.errors import InputError
+from fbp.cli.base import (
+    code_option,
+    experiment_path,
+    main,
+    set_option,
+    shown,
+    uri_option,
+    wrapped_entry,
+)
+from fbp.errors import InputError, prefixed_by
+
+_PICTURES = (".svg", ".png", ".pdf")
+
+
+def _built_variants(path: Path, overrides: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield each variant's name, configuration and built experiment; without variants one, named ""."""
+    from fbp.experiment.config import reading as configuration
+    from fbp.experiment.runner.build import build
+
+    config = configuration.read(path, overrides)
+    for name, variant in (configuration.variants(config, str(path)) or {"": config}).items():
+        with prefixed_by(path):
+            built = build(variant)
+        yield name, variant, built
 
 
 @main.command("check", short_help="compare an experiment's gradients with jax.vjp")
@@ -17,74 +41,70 @@ from fbp.errors import InputError
     default=8,
     show_default=True,
     type=click.IntRange(1),
-    help="How many examples to check on.",
+    help="Number of training examples to check on.",
 )
 def check(experiment: str, overrides: tuple[str, ...], examples: int) -> None:
-    """Compare the hand-written gradients of EXPERIMENT with jax.vjp and finite differences; exit status 1 if one is off."""
+    """Compare the hand-written gradients of EXPERIMENT with jax.vjp and finite differences.
+
+    The exit status is 1 if a gradient is wrong.
+    """
     import jax
 
     from fbp._gradcheck import check_gradients
-    from fbp.experiment.config import reading as configuration
-    from fbp.experiment.runner.build import build
 
-    path = experiment_path(experiment)
-    config = configuration.read(path, overrides)
-    all_right = True
-    for name, variant in (configuration.variants(config, str(path)) or {"": config}).items():
-        with named(path):
-            built = build(variant)
-        params, _ = built.model.init(jax.random.key(variant.seed), built.shape)
+    path, passed = experiment_path(experiment), True
+    for name, config, built in _built_variants(path, overrides):
+        key = jax.random.key(config.seed)
+        params, _ = built.model.init(key, built.shape)
         x, y = (part[:examples] for part in built.data.train)
-        report = check_gradients(
-            built.model, built.loss, params, x, y, key=jax.random.key(variant.seed)
-        )
+        report = check_gradients(built.model, built.loss, params, x, y, key=key)
         click.echo(f"{path.stem} {name}".strip())
         click.echo(str(report))
-        all_right &= report.ok
-    sys.exit(0 if all_right else 1)
+        passed &= report.ok
+    sys.exit(0 if passed else 1)
 
 
-@main.command("describe", short_help="the layers of an experiment's model, and a picture")
+@main.command("describe", short_help="show a model's layers, and draw them")
 @click.argument("experiment")
 @set_option
 @click.option(
-    "--picture", type=click.Path(path_type=Path), help="A file ending in .svg, .png or .pdf."
+    "--picture",
+    type=click.Path(path_type=Path),
+    help="File of the drawing, ending in .svg, .png or .pdf.",
 )
 def describe(experiment: str, overrides: tuple[str, ...], picture: Path | None) -> None:
-    """Show the layers of EXPERIMENT's model: shapes, parameters, memory and work of each; and draw how they are connected."""
+    """Show shape, parameters, memory and FLOPs of each layer of EXPERIMENT's model.
+
+    A drawing of the connections goes to mlruns/pictures/, or to the file of --picture.
+    """
     from fbp import _summary
     from fbp._diagram import diagram
-    from fbp.experiment.config import reading as configuration
     from fbp.experiment.figures import model_drawing
-    from fbp.experiment.runner.build import build
     from fbp.experiment.tracking import store
 
-    path = experiment_path(experiment)
-    config = configuration.read(path, overrides)
-    chosen = configuration.variants(config, str(path)) or {"": config}
-    if picture and picture.suffix not in (".svg", ".png", ".pdf"):
+    if picture and picture.suffix not in _PICTURES:
         raise InputError(
             f"--picture: expected a file ending in .svg, .png or .pdf, got {str(picture)!r}"
         )
-    for name, variant in chosen.items():
-        with named(path):
-            built = build(variant)
+    for name, config, built in _built_variants(experiment_path(experiment), overrides):
         rows = _summary.layer_rows(built.model, built.shape, built.data.train.x.dtype)
         title = f"{config.name} {name}".strip()
         click.echo(title)
         click.echo(_summary.as_text(rows))
-        end = f"-{name}" if name else ""
         target = picture or store.root() / "pictures" / f"{config.name}.svg"
-        target = target.with_stem(f"{target.stem}{end}")
+        target = target.with_stem(f"{target.stem}-{name}" if name else target.stem)
         target.parent.mkdir(parents=True, exist_ok=True)
         model_drawing.draw(diagram(built.model, rows, built.shape), title).savefig(target, dpi=150)
         click.echo(f"picture: {shown(target)}\n")
 
 
-@main.command("list", short_help="what a configuration can name")
+@main.command("list", short_help="list what a configuration can name")
 @click.argument("kind", required=False)
 def list_names(kind: str | None) -> None:
-    """What can be named in a configuration, one line each; KIND (data, model, loss ...) shows that part alone."""
+    """List everything that a configuration can name, one line each.
+
+    KIND (data, model, loss, ...) restricts the list to one section.
+    """
     from fbp.experiment.config.catalogue import CATALOGUE, suggest, summary
     from fbp.experiment.config.reading import settings
 
@@ -93,39 +113,53 @@ def list_names(kind: str | None) -> None:
         raise InputError(f"unknown kind {kind!r}; {suggest(kind, [*CATALOGUE, *plain])}")
     for section in [kind] if kind else [*CATALOGUE, *plain]:
         click.secho(section, bold=True)
-        if section in plain:
-            for key, default in plain[section].items():
-                click.echo(f"  {key:22} {default}".rstrip())
-            continue
-        for name in CATALOGUE[section]:
-            click.echo(f"  {name:22} {summary(section, name)}".rstrip())
+        entries = (
+            plain[section]
+            if section in plain
+            else {name: summary(section, name) for name in CATALOGUE[section]}
+        )
+        for name, text in entries.items():
+            click.echo(wrapped_entry(name, text))
 
 
 @main.command("generate", short_help="write text with a trained language model")
 @click.argument("run_name", metavar="RUN")
-@click.option("--prompt", default="", help="How the text begins.")
+@click.option("--prompt", default="", help="Text to continue.")
 @click.option(
     "--tokens",
     default=500,
     show_default=True,
     type=click.IntRange(1),
-    help="How many characters to write.",
+    help="Number of characters to write.",
 )
 @click.option(
     "--temperature",
     default=0.8,
     show_default=True,
     type=click.FloatRange(0),
-    help="0 takes the likeliest.",
+    help="Sampling temperature; 0 always takes the most likely character.",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1))
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 2**32 - 1),
+    help="Seed of the sampling.",
+)
+@code_option
 @uri_option
 def generate_text(
-    run_name: str, prompt: str, tokens: int, temperature: float, seed: int, tracking_uri: str | None
+    run_name: str,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    seed: int,
+    code: Path | None,
+    tracking_uri: str | None,
 ) -> None:
-    """Write text with the language model of RUN: its folder, its name, or its MLflow run id."""
+    """Write text with the language model of RUN: a run's folder, name or MLflow run id."""
     from fbp.experiment.commands.generate import generate
     from fbp.experiment.commands.load import load
 
-    trained = load(run_name, tracking_uri)
+    trained = load(run_name, tracking_uri, code=code)
     click.echo(prompt + generate(trained, prompt, count=tokens, temperature=temperature, seed=seed))

@@ -1,4 +1,4 @@
-"""Text from a trained language model: what ``fbp generate`` does."""
+"""Text from a trained language model: the output of ``fbp generate``."""
 
 import jax
 import jax.numpy as jnp
@@ -11,32 +11,37 @@ from fbp.generation import sample
 def generate(
     trained: Trained, prompt: str, *, count: int, temperature: float = 1.0, seed: int = 0
 ) -> str:
-    """What the model writes after ``prompt``.
+    """Return the text with which the model continues `prompt`.
 
     Args:
-        trained: a model of characters, such as ``fbp.load`` gives.
-        prompt: how the text begins; empty for a beginning of the model's own.
-        count: how many characters to write.
-        temperature: see :func:`fbp.generation.sample`.
-        seed: of the random choices.
+        trained: a character language model, as returned by ``fbp.load``.
+        prompt: the text to continue. If it is empty, the model starts after a line break.
+        count: number of characters to write.
+        temperature: of the sampling, see :func:`fbp.generation.sample`; 0 always takes the most
+            likely character. Default: 1.0.
+        seed: of the sampling. Default: 0.
+
+    Returns:
+        `count` characters, without `prompt`.
 
     Raises:
-        InputError: where the model is no language model, or does not know a character of the prompt.
+        InputError: if the model is not a language model, or if `prompt` contains a character that
+            its training text did not.
     """
     if not trained.tokens or trained.tokens != trained.classes or not trained.sequence:
         raise InputError(
-            f"run {trained.config.name!r}: expected a language model (tokens in, the next token out at each position), "
-            f"got a model of {trained.config.data.name!r}"
+            f"run {trained.config.name!r}: expected a language model (which predicts the next "
+            f"token at each position), got a model of {trained.config.data.name!r}"
         )
-    known = {character: token for token, character in enumerate(trained.tokens)}
-    unknown = sorted(set(prompt) - set(known))
+    token_of = {character: token for token, character in enumerate(trained.tokens)}
+    unknown = sorted(set(prompt) - set(token_of))
     if unknown:
         raise InputError(
-            f"--prompt: the model has never seen {', '.join(map(repr, unknown))}; it knows {' '.join(map(repr, known))}"
+            f"--prompt: the model has never seen {', '.join(map(repr, unknown))}; "
+            f"it knows {' '.join(map(repr, token_of))}"
         )
-    first = prompt or ("\n" if "\n" in known else trained.tokens[0])
+    beginning = prompt or ("\n" if "\n" in token_of else trained.tokens[0])
     draw = sample(trained.model, trained.shape, count=count, temperature=temperature)
-    tokens = draw(
-        trained.params, jnp.array([known[character] for character in first]), jax.random.key(seed)
-    )
+    encoded = jnp.array([token_of[character] for character in beginning])
+    tokens = draw(trained.params, encoded, jax.random.key(seed))
     return "".join(trained.tokens[int(token)] for token in tokens)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fbp.errors import InputError
+from fbp.errors import InputError, prefixed_by
 from fbp.experiment.commands.load import find_folder, local_runs
 from fbp.experiment.config import reading as configuration
 from fbp.experiment.config.schema import Config
@@ -115,15 +115,11 @@ def _launch(
     folder = store.new_run_folder(root, config.name)
     (folder / shipper.DESTINATION).write_text(store.portable(uri, root), encoding="utf-8")
     try:
-        return _execute(config, origin, folder, uri, make_reporter, waiting, signals, plan)
-    except BaseException as error:
+        with prefixed_by(origin.source):
+            return _execute(config, origin, folder, uri, make_reporter, waiting, signals, plan)
+    except BaseException:
         if journal.read_start(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)
-        source = str(origin.source)
-        if isinstance(error, InputError) and not str(error).startswith(source):
-            raise InputError(
-                "\n".join(f"{source}: {line}" for line in str(error).splitlines())
-            ) from None
         raise
 
 

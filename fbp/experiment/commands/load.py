@@ -1,4 +1,4 @@
-"""Get a trained model back: from a run's folder, its name, or its MLflow run id."""
+"""Load a trained model: from a run's folder, by its name or MLflow run id, or from the registry."""
 
 import os
 import re
@@ -14,65 +14,88 @@ from fbp.experiment.runner.trained_model import Trained, read
 from fbp.experiment.tracking import mlflow_runs, model_registry, store
 from fbp.experiment.tracking.shipper import shipped
 
+_NEWEST = 5  # local runs that a message names
 
-def load(run: str | os.PathLike[str], tracking_uri: str | None = None) -> Trained:
-    """The trained model of a run.
+
+def load(
+    run: str | os.PathLike[str],
+    tracking_uri: str | None = None,
+    *,
+    code: str | os.PathLike[str] | None = None,
+) -> Trained:
+    """Load the trained model of a run.
 
     Args:
-        run: the run's folder, its name (the folder's or MLflow's), or its MLflow run id; also a folder from MLflow
-            that holds ``params.npz``, or a registered model, ``models:/NAME@ALIAS``.
-        tracking_uri: where to look for a run id that no local run has.
+        run: the run's folder, its name (the folder's or MLflow's), or its MLflow run id; a folder
+            that contains ``params.npz``; or a registered model, ``models:/NAME@ALIAS``.
+        tracking_uri: the store to search for a run that has no local folder. Default:
+            ``MLFLOW_TRACKING_URI``, or the store of this project.
+        code: a Python file of your own that the configuration of a run in a store names, if its
+            module is not installed.
 
     Returns:
-        A :class:`fbp.experiment.runner.trained_model.Trained`: ``.predict(x)``, ``.model``, ``.params``, ``.config``.
+        A :class:`fbp.experiment.Trained` with ``.predict(x)``, ``.model``, ``.params`` and
+        ``.config``.
 
     Raises:
-        InputError: where there is no such run, or it has no model (yet).
+        InputError: if there is no such run, if it has no model (yet), or if a store's record names
+            code that is neither installed nor given by `code`.
+
+    Example::
+
+        trained = fbp.load("digits_mlp-ab12")
+        labels = trained.predict(x).argmax(axis=1)
     """
+    trusted = None if code is None else Path(code)
     if str(run).startswith("models:/"):
-        root = store.root()
-        return _from_mlflow(str(run), store.tracking_uri(root, tracking_uri))
+        uri = store.tracking_uri(store.root(), tracking_uri)
+        return _load_from_mlflow(str(run), uri, trusted)
     run = re.sub(r"^runs:/([0-9a-f]{32})/model$", r"\1", str(run))
     path = Path(run)
     if path.is_dir():
         return read(path if (path / "params.npz").exists() else path / "artifacts" / "model")
     root = store.root()
-    folder = find_folder(root, str(run))
+    folder = find_folder(root, run)
     if folder:
         return read(folder / "artifacts" / "model")
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if uri or (root / "mlflow.db").exists():
-        return _from_mlflow(str(run), store.tracking_uri(root, uri))
+    configured_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if configured_uri or (root / "mlflow.db").exists():
+        return _load_from_mlflow(run, store.tracking_uri(root, configured_uri), trusted)
     raise InputError(
-        f"run {str(run)!r}: there is no such folder, and no run of that name or id in {root}; {local_runs(root)}"
+        f"run {run!r}: there is no such folder, and no run of that name or id in {root}; "
+        f"{local_runs(root)}"
     )
 
 
 def find_folder(root: Path, run: str) -> Path | None:
-    """The local folder of a run, by the folder's name, the run's name in MLflow, or its MLflow run id (or its beginning)."""
+    """Return the local folder of a run; None if there is none, or if `run` is ambiguous.
+
+    Args:
+        root: the project's ``mlruns`` folder.
+        run: the folder's name, the run's name in MLflow, its MLflow run id, or the beginning of
+            the id or end of the name (four characters or more).
+    """
     folders = store.run_folders(root)
     for folder in folders:
-        if run in (
-            folder.name,
-            (journal.read_start(folder) or {}).get("name"),
-            shipped(folder).get("run_id"),
-        ):
+        names = (folder.name, (journal.read_start(folder) or {}).get("name"))
+        if run in (*names, shipped(folder).get("run_id")):
             return folder
     if not re.fullmatch(r"[0-9a-f]{4,31}", run):
         return None
-    found = [folder for folder in folders if shipped(folder).get("run_id", "").startswith(run)]
-    found = found or [folder for folder in folders if folder.name.endswith(f"-{run}")]
-    return found[0] if len(found) == 1 else None
+    matches = [folder for folder in folders if shipped(folder).get("run_id", "").startswith(run)]
+    matches = matches or [folder for folder in folders if folder.name.endswith(f"-{run}")]
+    return matches[0] if len(matches) == 1 else None
 
 
 def local_runs(root: Path) -> str:
-    """For a message: the newest runs that are here."""
+    """Return the names of the newest local runs as part of an error message."""
     names = [(journal.read_start(folder) or {}).get("name") for folder in store.run_folders(root)]
-    shown = [name for name in reversed(names) if name][:5]
-    return f"the newest runs here are {', '.join(shown)}" if shown else "there are no runs here"
+    newest = [name for name in reversed(names) if name][:_NEWEST]
+    return f"the newest local runs are {', '.join(newest)}" if newest else "there are no local runs"
 
 
-def _from_mlflow(run: str, uri: str) -> Trained:
+def _load_from_mlflow(run: str, uri: str, code: Path | None) -> Trained:
+    """Download the model of a run, or a registered model, and read it."""
     from mlflow.exceptions import MlflowException
 
     with tempfile.TemporaryDirectory() as folder, mlflow_runs.opened(uri) as runs:
@@ -83,11 +106,12 @@ def _from_mlflow(run: str, uri: str) -> Trained:
         )
         try:
             with store.global_tracking_uri(uri):
-                copied = runs.client.download_artifacts(run_id, "model", folder)
+                downloaded = Path(runs.client.download_artifacts(run_id, "model", folder))
         except (MlflowException, OSError) as error:
-            why = redact_secrets_of(str(error).partition("\n")[0], uri)
+            reason = redact_secrets_of(str(error).partition("\n")[0], uri)
             raise InputError(
-                f"run {run!r}: no such run with a model in {redact(uri)} ({why}); {local_runs(store.root())}"
+                f"run {run!r}: no such run with a model in {redact(uri)} ({reason}); "
+                f"{local_runs(store.root())}"
             ) from None
-        require_trusted_module(configuration.named_model(Path(copied) / "config.toml"))
-        return read(Path(copied))
+        require_trusted_module(configuration.named_model(downloaded / "config.toml"), code)
+        return read(downloaded)

@@ -1,4 +1,4 @@
-"""Tables of runs as text: for a terminal, and as Markdown. What ``fbp runs`` and ``fbp show`` print."""
+"""Tables of runs, for terminals and as Markdown: the output of ``fbp runs`` and ``fbp show``."""
 
 import re
 import time
@@ -9,32 +9,31 @@ from rich.table import Table
 
 from fbp.experiment.tracking.mlflow_runs import Recorded, Runs
 
-_METRICS = (
-    "test_accuracy",
-    "validation_accuracy",
-    "test_r2",
-    "test_loss",
-    "validation_loss",
-    "train_loss",
-)
-_NUMBER = re.compile(r"|[-+]?(nan|inf|[\d.,]+(e[-+]?\d+)?)( \(.*\)| to .*)?")
-_PARENT = "mlflow.parentRunId"
-_PARAMS = (  # in the order in which they are worth showing
-    "seed", "data_name", "model_name", "model_hidden", "optimizer_name", "optimizer_learning_rate", "training_batch_size",
-    "training_epochs", "training_steps", "loss_name", "schedule_name",
+_METRICS = (  # shown if a run has them, best known first
+    "test_accuracy", "validation_accuracy", "test_r2", "test_loss", "validation_loss", "train_loss",
 )  # fmt: skip
-_MOST_PARAMS = 4  # that differ, in a list of runs
+_PARAMS = (  # in the order of their interest
+    "seed", "data_name", "model_name", "model_hidden", "optimizer_name", "optimizer_learning_rate",
+    "training_batch_size", "training_epochs", "training_steps", "loss_name", "schedule_name",
+)  # fmt: skip
+_MAX_PARAMS = 4  # differing parameters in a list of runs
+_MAX_OTHER_METRICS = 3  # if a list of runs has none of _METRICS
+_MIN_NAME_WIDTH = 20
+_PARENT = "mlflow.parentRunId"
+_NUMBER = re.compile(r"|[-+]?(nan|inf|[\d.,]+(e[-+]?\d+)?)( \(.*\)| to .*)?")
+_BORDER = 3  # columns between two cells
+_MINUTE, _HOUR = 60, 3600
 
 
 class Rows(NamedTuple):
-    """A table: its title, the names of its columns, and its cells."""
+    """A table of text: its title, the names of its columns, and its cells row by row."""
 
     title: str
     columns: list[str]
     cells: list[list[str]]
 
     def rich(self) -> Table:
-        """For a terminal."""
+        """Return the table for a terminal; columns of numbers are right-aligned."""
         table = Table(title=self.title or None, title_justify="left")
         for column, cells in zip(self.columns, zip(*self.cells, strict=True), strict=True):
             numbers = all(_NUMBER.fullmatch(cell) for cell in cells)
@@ -44,158 +43,183 @@ class Rows(NamedTuple):
         return table
 
     def markdown(self) -> str:
-        """As Markdown."""
+        """Return the table as Markdown, under its title as a heading."""
         lines = [self.columns, ["---"] * len(self.columns), *self.cells]
-        body = "\n".join(
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-        )
+        escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+        body = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
         return f"## {self.title}\n\n{body}\n" if self.title else f"{body}\n"
 
 
 def number(value: float | None) -> str:
-    """Five digits, or nothing."""
+    """Return `value` with five significant digits; empty for None."""
     return "" if value is None else f"{value:.5g}"
 
 
-def when(milliseconds: int) -> str:
-    """A moment, in this machine's time."""
+def local_time(milliseconds: int) -> str:
+    """Return a time (milliseconds since 1970) in this machine's time zone, to the minute."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(milliseconds / 1000))
 
 
 def duration(start: int, end: int | None) -> str:
-    """How long a run took; empty while it goes on."""
+    """Return the time from `start` to `end` (milliseconds) as text; empty while running."""
     if end is None:
         return ""
     seconds = (end - start) / 1000
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.1f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 2 * _MINUTE:
+        return f"{seconds:.0f} s"
+    return f"{seconds / _MINUTE:.1f} min" if seconds < 2 * _HOUR else f"{seconds / _HOUR:.1f} h"
 
 
 def differing(params: Sequence[dict[str, str]]) -> list[str]:
-    """The names whose values are not the same everywhere."""
+    """Return the sorted names whose values are not equal in all of `params`."""
     names = sorted(set().union(*params)) if params else []
-    return [name for name in names if len({each.get(name) for each in params}) > 1]
+    return [name for name in names if len({values.get(name) for values in params}) > 1]
 
 
-def asked_for(condition: str, sort: Sequence[str]) -> list[tuple[str, str]]:
-    """The metrics and params that a filter and an order name, as (kind, name)."""
-    found = re.findall(
-        r"\b(metrics|params)\.(?:`([^`]+)`|([\w./\-]+))", " ".join([condition, *sort])
-    )
-    return [(kind, quoted or plain) for kind, quoted, plain in found]
+def names_in_filter(condition: str, sort: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the metrics and params that a filter and sort keys name, as (kind, name) pairs."""
+    pattern = r"\b(metrics|params)\.(?:`([^`]+)`|([\w./\-]+))"
+    matches = re.findall(pattern, " ".join([condition, *sort]))
+    return [(kind, quoted or plain) for kind, quoted, plain in matches]
 
 
-def list_of_runs(
+class _Columns(NamedTuple):
+    """The params and metrics that a list of runs shows, each in order."""
+
+    params: list[str]
+    metrics: list[str]
+
+
+def runs_table(
     runs: Sequence[Any],
     experiments: dict[str, str],
-    asked: Sequence[tuple[str, str]],
+    required: Sequence[tuple[str, str]],
     width: int | None,
 ) -> Rows:
-    """One row for each of MLflow's runs: what was asked about, what differs, and how it ended.
+    """Return a table with one row per run: how it ended, its results, and the differing params.
 
     Args:
-        runs: MLflow's.
-        experiments: their names by id.
-        asked: what must be shown, see :func:`asked_for`.
-        width: of the terminal, in characters: what matters least is left out, so that nothing is broken over lines, and long
-            names are shortened.
+        runs: MLflow's runs.
+        experiments: names of MLflow's experiments by id.
+        required: (kind, name) pairs that are always shown, see :func:`names_in_filter`.
+        width: of the terminal, in characters; None for no limit. The least important columns are
+            left out and long names shortened until each row fits on one line.
     """
-    there = {name for run in runs for name in run.data.metrics if not name.startswith("system/")}
-    usual = [name for name in _METRICS if name in there]
-    metrics = [name for kind, name in asked if kind == "metrics"] + (usual or sorted(there)[:3])
-    others = [
-        name
-        for name in differing([run.data.params for run in runs])
-        if name not in ("name", "description")
-    ]
-    others.sort(key=lambda name: (_PARAMS.index(name) if name in _PARAMS else len(_PARAMS), name))
-    params = [name for kind, name in asked if kind == "params"] + others[:_MOST_PARAMS]
-    names = {run.info.run_id: _shortened(run.info.run_name or "", width) for run in runs}
-    columns: dict[str, list[str]] = {
-        "run": [names[run.info.run_id] for run in runs],
-        "id": [run.info.run_id[:8] for run in runs],
-        "part of": [
-            names.get(parent, parent[:8])
-            for parent in (run.data.tags.get(_PARENT, "") for run in runs)
-        ],
-        "experiment": [experiments.get(run.info.experiment_id, "") for run in runs],
-        "status": [run.info.status for run in runs],
-        "began": [when(run.info.start_time) for run in runs],
-        "took": [duration(run.info.start_time, run.info.end_time) for run in runs],
-    }
-    if not any(columns["part of"]):
-        del columns["part of"]
-    columns |= {name: [run.data.params.get(name, "") for run in runs] for name in params}
-    columns |= {name: [number(run.data.metrics.get(name)) for run in runs] for name in metrics}
-    first = [name for _, name in asked]
-    least = [
-        "took",
-        "began",
-        "experiment",
-        *reversed(metrics[1:]),
-        *reversed(params),
-        "part of",
-        *metrics[:1],
-        "status",
-    ]
-    for name in [name for name in least if name not in first] if width else []:
-        if sum(max(map(len, [key, *cells])) + 3 for key, cells in columns.items()) + 1 <= (
-            width or 0
-        ):
-            break
-        columns.pop(name, None)
+    chosen = choose_columns(runs, required)
+    columns = cells(runs, experiments, chosen, width)
+    if width:
+        shown_always = [name for _, name in required]
+        droppable = [name for name in columns_to_drop_first(chosen) if name not in shown_always]
+        columns = drop_until_fits(columns, droppable, width)
     return Rows("", list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
 
 
+def choose_columns(runs: Sequence[Any], required: Sequence[tuple[str, str]]) -> _Columns:
+    """Return the params and metrics to show: `required` ones, usual metrics, differing params."""
+    recorded = {name for run in runs for name in run.data.metrics if not name.startswith("system/")}
+    usual = [name for name in _METRICS if name in recorded]
+    metrics = usual or sorted(recorded)[:_MAX_OTHER_METRICS]
+    params = differing([run.data.params for run in runs])
+    params = [name for name in params if name not in ("name", "description")]
+    params.sort(key=lambda name: (_PARAMS.index(name) if name in _PARAMS else len(_PARAMS), name))
+    return _Columns(
+        [name for kind, name in required if kind == "params"] + params[:_MAX_PARAMS],
+        [name for kind, name in required if kind == "metrics"] + metrics,
+    )
+
+
+def cells(
+    runs: Sequence[Any], experiments: dict[str, str], chosen: _Columns, width: int | None
+) -> dict[str, list[str]]:
+    """Return the cells of each column of a list of runs, by the column's name."""
+    names = {run.info.run_id: _shortened(run.info.run_name or "", width) for run in runs}
+    parents = [run.data.tags.get(_PARENT, "") for run in runs]
+    columns = {
+        "run": [names[run.info.run_id] for run in runs],
+        "id": [run.info.run_id[:8] for run in runs],
+        "part of": [names.get(parent, parent[:8]) for parent in parents],
+        "experiment": [experiments.get(run.info.experiment_id, "") for run in runs],
+        "status": [run.info.status for run in runs],
+        "started": [local_time(run.info.start_time) for run in runs],
+        "duration": [duration(run.info.start_time, run.info.end_time) for run in runs],
+    }
+    if not any(parents):
+        del columns["part of"]
+    columns |= {name: [run.data.params.get(name, "") for run in runs] for name in chosen.params}
+    return columns | {
+        name: [number(run.data.metrics.get(name)) for run in runs] for name in chosen.metrics
+    }
+
+
+def columns_to_drop_first(chosen: _Columns) -> list[str]:
+    """Return the columns that a narrow terminal can do without, least important first."""
+    best, others = chosen.metrics[:1], chosen.metrics[1:]
+    details = ["duration", "started", "experiment", *reversed(others), *reversed(chosen.params)]
+    return [*details, "part of", *best, "status"]
+
+
+def drop_until_fits(
+    columns: dict[str, list[str]], droppable: Sequence[str], width: int
+) -> dict[str, list[str]]:
+    """Return `columns` without the first names of `droppable`, as few as needed to fit `width`."""
+    columns = dict(columns)
+    for name in droppable:
+        if 1 + sum(max(map(len, [key, *column])) + _BORDER for key, column in columns.items()) <= (
+            width
+        ):
+            break
+        columns.pop(name, None)
+    return columns
+
+
 def _shortened(name: str, width: int | None) -> str:
-    """A name in at most a third of the width; its last four letters, by which a run is found, stay."""
-    most = max(20, (width or 0) // 3)
-    return name if width is None or len(name) <= most else f"{name[: most - 6]}…{name[-5:]}"
+    """Shorten a name to a third of `width`; its last four characters, which identify it, stay."""
+    longest = max(_MIN_NAME_WIDTH, (width or 0) // 3)
+    if width is None or len(name) <= longest:
+        return name
+    return f"{name[: longest - 6]}…{name[-5:]}"
 
 
-def of_run(runs: Runs, found: Any, recorded: Recorded) -> list[Rows]:
-    """All that matters of one run."""
+def run_tables(runs: Runs, run: Any, recorded: Recorded) -> list[Rows]:
+    """Return the tables of one run: identity, configuration, data, metrics, and its child runs.
+
+    Args:
+        runs: the store.
+        run: MLflow's run.
+        recorded: the run as it was read.
+    """
     tags = recorded.tags
-    facts = [
+    identity = [
         ["name", recorded.name],
         ["id", recorded.run_id],
         ["experiment", recorded.experiment],
         ["status", recorded.status],
-        ["began", when(recorded.start)],
-        ["took", duration(recorded.start, recorded.end)],
-        ["artifacts", found.info.artifact_uri],
+        ["started", local_time(recorded.start)],
+        ["duration", duration(recorded.start, recorded.end)],
+        ["artifacts", run.info.artifact_uri],
     ]
-    facts += [
+    identity += [
         [name.removeprefix("fbp.").removeprefix("mlflow."), tags[name]]
         for name in sorted(tags)
-        if _shown(name)
+        if _is_shown(name)
     ]
-    data = [[entry.dataset.name, entry.dataset.digest] for entry in found.inputs.dataset_inputs]
+    params = [[name, text] for name, text in sorted(recorded.params.items()) if text != "None"]
+    data = [[entry.dataset.name, entry.dataset.digest] for entry in run.inputs.dataset_inputs]
     metrics = [
         [name, number(value)] for name, value in sorted(recorded.metrics.items()) if "/" not in name
     ]
-    children = [[child.info.run_name, child.info.status] for child in runs.children(found)]
+    children = [[child.info.run_name, child.info.status] for child in runs.children(run)]
     tables = [
-        Rows("run", ["", "value"], facts),
-        Rows(
-            "configuration (what is None is left out)",
-            ["key", "value"],
-            [[key, value] for key, value in sorted(recorded.params.items()) if value != "None"],
-        ),
+        Rows("run", ["", "value"], identity),
+        Rows("configuration (without keys that are not set)", ["key", "value"], params),
         Rows("data", ["part", "digest"], data),
-        Rows("metrics, the last value of each", ["metric", "value"], metrics),
-        Rows("runs under it", ["run", "status"], children),
+        Rows("metrics (last values)", ["metric", "value"], metrics),
+        Rows("child runs", ["run", "status"], children),
     ]
     return [table for table in tables if table.cells]
 
 
-def _shown(tag: str) -> bool:
-    return (tag.startswith("fbp.") and tag != "fbp.folder") or tag in (
-        "mlflow.source.git.commit",
-        "mlflow.source.name",
-    )
+def _is_shown(tag: str) -> bool:
+    if tag.startswith("fbp."):
+        return tag != "fbp.folder"
+    return tag in ("mlflow.source.git.commit", "mlflow.source.name")

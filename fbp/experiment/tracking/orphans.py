@@ -1,4 +1,4 @@
-"""Runs that MLflow shows as RUNNING though nobody trains them: found and closed. What ``fbp reap`` does."""
+"""Runs that MLflow shows as RUNNING though nobody trains them: found and closed. What ``fbp close-dead`` does."""
 
 import datetime
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from fbp.experiment.tracking import shipper, store
 from fbp.experiment.tracking.mlflow_runs import Runs
 
 
-def reap(runs: Runs, minutes: float, say: Callable[[str], None]) -> int:
+def close_dead(runs: Runs, minutes: float, say: Callable[[str], None]) -> int:
     """Close the runs that are dead; returns how many.
 
     A run whose folder is here is dead if no process holds its lock. Of any other run only the heartbeat is known, a tag that

@@ -119,11 +119,11 @@ def check_not_moved(store: Path) -> None:
     if old:
         raise InputError(
             f"{store}: this folder was moved or copied: its store expects artifacts in {old[0]}, but they are in "
-            f"{artifact_root(store)}; repair it with: fbp relocate"
+            f"{artifact_root(store)}; repair it with: fbp repair-store"
         )
 
 
-def relocate(store: Path) -> int:
+def repair(store: Path) -> int:
     """Let the embedded store expect its artifacts where they are; returns how many records were changed."""
     columns = (
         ("experiments", "artifact_location"),
