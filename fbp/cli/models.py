@@ -22,7 +22,7 @@ _PICTURES = (".svg", ".png", ".pdf")
 
 
 def _built_variants(path: Path, overrides: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield each variant's name, configuration and built experiment; without variants one, named ""."""
+    """Yield name, configuration and built experiment of each variant ("" if it has none)."""
     from fbp.experiment.config import reading as configuration
     from fbp.experiment.runner.build import build
 

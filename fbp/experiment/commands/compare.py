@@ -1,8 +1,11 @@
-"""Runs side by side: what differs in them and in what they reached, with pictures. What ``fbp compare`` does."""
+"""A comparison of runs: configurations, results, statistics over seeds, and plots.
+
+This is the work of ``fbp compare``.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -15,14 +18,12 @@ from fbp.experiment.tracking import mlflow_runs
 from fbp.experiment.tracking.mlflow_runs import Recorded, Runs
 
 _RESAMPLES = 10_000
-_FEW = 5  # with fewer values, resampling them cannot show how far the mean may lie
-_RESULTS = ("train_", "validation_", "test_", "best_")
+_MIN_FOR_BOOTSTRAP = 5  # fewer values give an interval that is too narrow
+_RESULTS = ("train_", "validation_", "test_", "best_")  # beginnings of metrics of the whole run
 _DATA = "fbp.data_fingerprint"  # a tag
-_WITHOUT_MEANING = (
-    "name",
-    "description",
-    "tracking_experiment",
-)  # differences that change no result
+_WITHOUT_EFFECT = ("name", "description", "tracking_experiment")  # params that change no result
+_SHORT_DIGEST = 12
+_SHORT_ID = 6
 
 
 class Comparison(NamedTuple):
@@ -33,55 +34,69 @@ class Comparison(NamedTuple):
 
 
 def compare(runs: Runs, names: Sequence[str], folder: Path) -> Comparison:
-    """Compare runs, and write ``report.md`` with its pictures into a folder.
+    """Compare runs, and write ``report.md`` with its plots into a folder.
 
     Args:
         runs: the store.
-        names: the runs' ids or names; one with runs under it stands for these.
-        folder: where the report goes; made if it is not there.
+        names: the runs' ids or names; a run with child runs stands for its children.
+        folder: of the report; created if it does not exist.
+
+    Returns:
+        The tables, and the paths of the report and its plots.
 
     Raises:
-        InputError: where a run does not exist, or there is only one.
+        InputError: if a run does not exist, or if fewer than two different runs are named.
     """
-    found = [
-        run for name in names for run in (lambda run: runs.children(run) or [run])(runs.find(name))
-    ]
-    every = [runs.read(run) for run in {run.info.run_id: run for run in found}.values()]
-    if len(every) < 2:
+    selected = [run for name in names for run in expand(runs, runs.find(name))]
+    records = [runs.read(run) for run in {run.info.run_id: run for run in selected}.values()]
+    if len(records) < 2:
         raise InputError(
-            "compare: expected two different runs or more (or one with runs under it), got one"
+            "compare: expected at least two different runs (or one that has child runs), got one"
         )
-    labels = _labels(every)
-    tables = [_configuration(every, labels), _metrics(every, labels), *_over_seeds(every)]
+    labels = _labels(records)
+    statistics = [seed_statistics(group) for group in groups_by_seed(records)]
+    tables = [
+        _differences(records, labels),
+        _final_metrics(records, labels),
+        *(statistic.table(_distinguishing_params(statistics)) for statistic in statistics),
+    ]
     folder.mkdir(parents=True, exist_ok=True)
-    series = {label: runs.series(run) for label, run in zip(labels, every, strict=True)}
-    pictures = _draw(every, series, folder)
+    series = {label: runs.series(run) for label, run in zip(labels, records, strict=True)}
+    plot_files = _draw(records, series, folder)
     report = folder / "report.md"
-    report.write_text(
-        "\n".join(
-            [
-                f"# Comparison of {len(labels)} runs\n",
-                *(table.markdown() for table in tables),
-                *(f"![{path.stem.replace('_', ' ')}]({path.name})\n" for path in pictures),
-            ]
-        ),
-        encoding="utf-8",
-    )
-    return Comparison(tables, [report, *pictures])
+    report.write_text(_report(labels, tables, plot_files), encoding="utf-8")
+    return Comparison(tables, [report, *plot_files])
 
 
-def _labels(every: Sequence[Recorded]) -> list[str]:
-    names = [run.name for run in every]
+def expand(runs: Runs, run: Any) -> list[Any]:
+    """Return the children of `run`, or `run` itself if it has none."""
+    return runs.children(run) or [run]
+
+
+def _report(labels: Sequence[str], tables: Sequence[Rows], plot_files: Sequence[Path]) -> str:
+    """Return the comparison as Markdown."""
+    images = (f"![{path.stem.replace('_', ' ')}]({path.name})\n" for path in plot_files)
+    head = f"# Comparison of {len(labels)} runs\n"
+    return "\n".join([head, *(table.markdown() for table in tables), *images])
+
+
+def _labels(records: Sequence[Recorded]) -> list[str]:
+    """Return the runs' names, followed by the beginning of their ids if they are not unique."""
+    names = [run.name for run in records]
     return [
-        f"{run.name} {run.run_id[:6]}" if names.count(run.name) > 1 else run.name for run in every
+        f"{run.name} {run.run_id[:_SHORT_ID]}" if names.count(run.name) > 1 else run.name
+        for run in records
     ]
 
 
-def _configuration(every: Sequence[Recorded], labels: list[str]) -> Rows:
-    different = [
-        name for name in differing([run.params for run in every]) if name not in _WITHOUT_MEANING
+def _differences(records: Sequence[Recorded], labels: list[str]) -> Rows:
+    """Return the params, code, device and data in which the runs differ."""
+    params = differing([run.params for run in records])
+    rows = [
+        [name, *(run.params.get(name, "") for run in records)]
+        for name in params
+        if name not in _WITHOUT_EFFECT
     ]
-    cells = [[name, *(run.params.get(name, "") for run in every)] for name in different]
     tags = {
         "git commit": "mlflow.source.git.commit",
         "device": "fbp.device",
@@ -89,119 +104,143 @@ def _configuration(every: Sequence[Recorded], labels: list[str]) -> Rows:
         "data": _DATA,
     }
     for title, tag in tags.items():
-        values = [run.tags.get(tag, "")[:12] for run in every]
+        values = [run.tags.get(tag, "")[:_SHORT_DIGEST] for run in records]
         if len(set(values)) > 1:
-            cells.append([title, *values])
-    return Rows("what differs", ["", *labels], cells or [["nothing", *[""] * len(labels)]])
+            rows.append([title, *values])
+    return Rows("differences", ["", *labels], rows or [["none", *[""] * len(labels)]])
 
 
-def _metrics(every: Sequence[Recorded], labels: list[str]) -> Rows:
-    names = sorted({name for run in every for name in run.metrics if "/" not in name})
-    cells = []
+def _final_metrics(records: Sequence[Recorded], labels: list[str]) -> Rows:
+    """Return the last value of each metric, and its difference to that of the first run."""
+    names = sorted({name for run in records for name in run.metrics if "/" not in name})
+    rows = []
     for name in names:
-        first = every[0].metrics.get(name)
-        row = [name, number(first)]
-        for run in every[1:]:
-            value = run.metrics.get(name)
-            gap = (
-                f" ({value - first:+.3g})"
-                if value is not None and first is not None and value != first
-                else ""
-            )
-            row.append(number(value) + gap)
-        cells.append(row)
-    return Rows("final metrics, and the difference to the first run", ["metric", *labels], cells)
+        reference = records[0].metrics.get(name)
+        values = [run.metrics.get(name) for run in records[1:]]
+        rows.append(
+            [name, number(reference), *(_with_difference(value, reference) for value in values)]
+        )
+    return Rows("final metrics (difference to the first run)", ["metric", *labels], rows)
 
 
-def bootstrap(values: Sequence[float], share: float = 0.95) -> tuple[float, float]:
-    """A percentile interval for the mean (Efron, 1979, "Bootstrap methods: another look at the jackknife").
+def _with_difference(value: float | None, reference: float | None) -> str:
+    if value is None or reference is None or value == reference:
+        return number(value)
+    return f"{number(value)} ({value - reference:+.3g})"
 
-    The resamples are drawn from a fixed seed: the same values give the same interval.
+
+def bootstrap(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Return a bootstrap percentile interval for the mean.
+
+    The resampling uses a fixed seed: equal values give the same interval. After Efron (1979),
+    "Bootstrap methods: another look at the jackknife".
+
+    Args:
+        values: the sample.
+        confidence: of the interval, between 0 and 1. Default: 0.95.
+
+    Returns:
+        The interval's ends, ``(low, high)``.
     """
-    numbers = np.asarray(values, np.float64)
-    drawn = np.random.default_rng(0).choice(numbers, (_RESAMPLES, len(numbers))).mean(axis=1)
-    low, high = np.quantile(drawn, [(1 - share) / 2, (1 + share) / 2])
+    sample = np.asarray(values, np.float64)
+    resampled = np.random.default_rng(0).choice(sample, (_RESAMPLES, len(sample)))
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = np.quantile(resampled.mean(axis=1), tails)
     return float(low), float(high)
 
 
-def _over_seeds(every: Sequence[Recorded]) -> list[Rows]:
-    """For runs that differ in nothing but their seed: mean, standard deviation and interval of each result.
+def groups_by_seed(records: Sequence[Recorded]) -> list[dict[str, Recorded]]:
+    """Return groups of runs with equal configuration and data but different seeds.
 
-    A seed counts once: of runs that are the same again, such as reproductions, the first.
+    Args:
+        records: the runs.
+
+    Returns:
+        Groups of at least two runs, each by seed. Of several runs with the same seed, such as
+        reproductions, a group contains the first.
     """
     groups: dict[tuple[tuple[str, str], ...], dict[str, Recorded]] = {}
-    for run in every:
-        same = {
-            key: value
-            for key, value in run.params.items()
-            if key not in ("seed", *_WITHOUT_MEANING)
+    for run in records:
+        key = {
+            name: text
+            for name, text in run.params.items()
+            if name not in ("seed", *_WITHOUT_EFFECT)
         }
-        same[_DATA] = run.tags.get(_DATA, "")
-        groups.setdefault(tuple(sorted(same.items())), {}).setdefault(
-            run.params.get("seed", ""), run
-        )
-    several = [group for group in groups.values() if len(group) > 1]
-    different = [
-        name
-        for name in differing([next(iter(group.values())).params for group in several])
-        if name != "seed"
-    ]
-    tables = []
-    for group in several:
-        runs = list(group.values())
-        names = sorted(
-            {
-                name
-                for run in runs
-                for name in run.metrics
-                if name.startswith(_RESULTS) and not is_timing(name)
-            }
-        )
-        cells = []
-        for name in names:
-            values = [
-                run.metrics[name] for run in runs if np.isfinite(run.metrics.get(name, np.nan))
-            ]
-            if len(values) > 1:
-                low, high = bootstrap(values)
-                middle, spread = (
-                    number(float(np.mean(values))),
-                    number(float(np.std(values, ddof=1))),
-                )
-                cells.append([name, str(len(values)), middle, spread, f"{low:.5g} to {high:.5g}"])
-        which = ", ".join(
-            f"{key}={runs[0].params.get(key, '')}"
-            for key in different
-            if key not in _WITHOUT_MEANING
-        )
-        seeds = ", ".join(sorted(group, key=lambda seed: (len(seed), seed)))
-        title = f"over the seeds {seeds} of {runs[0].params.get('name', runs[0].experiment)} {which}".strip()
-        if len(group) < _FEW:
-            title += f" (a bootstrap interval of fewer than {_FEW} runs is too narrow)"
-        columns = [
-            "metric",
-            "runs",
-            "mean",
-            "standard deviation",
-            "95 % bootstrap interval of the mean",
-        ]
-        tables.append(Rows(title, columns, cells))
-    return tables
+        key[_DATA] = run.tags.get(_DATA, "")
+        group = groups.setdefault(tuple(sorted(key.items())), {})
+        group.setdefault(run.params.get("seed", ""), run)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+class SeedStatistics(NamedTuple):
+    """Statistics of runs that differ only in their seed.
+
+    Attributes:
+        seeds: the seeds, in order.
+        name, params: the experiment's name and the configuration of the first run.
+        rows: cells of each metric: name, number of runs, mean, standard deviation, interval.
+    """
+
+    seeds: list[str]
+    name: str
+    params: dict[str, str]
+    rows: list[list[str]]
+
+    def table(self, distinguishing: Sequence[str]) -> Rows:
+        """Return the statistics as a table; its title has the values of `distinguishing` params."""
+        setting = ", ".join(f"{key}={self.params.get(key, '')}" for key in distinguishing)
+        title = f"over the seeds {', '.join(self.seeds)} of {self.name} {setting}".strip()
+        if len(self.seeds) < _MIN_FOR_BOOTSTRAP:
+            title += (
+                f" (a bootstrap interval of fewer than {_MIN_FOR_BOOTSTRAP} runs is too narrow)"
+            )
+        interval = "95 % bootstrap interval of the mean"
+        columns = ["metric", "runs", "mean", "standard deviation", interval]
+        return Rows(title, columns, self.rows)
+
+
+def seed_statistics(group: dict[str, Recorded]) -> SeedStatistics:
+    """Return mean, standard deviation and bootstrap interval of each result over the seeds.
+
+    Args:
+        group: runs by seed, see :func:`groups_by_seed`.
+    """
+    runs = list(group.values())
+    names = {name for run in runs for name in run.metrics if name.startswith(_RESULTS)}
+    rows = []
+    for name in sorted(names):
+        values = [run.metrics[name] for run in runs if np.isfinite(run.metrics.get(name, np.nan))]
+        if is_timing(name) or len(values) < 2:
+            continue
+        low, high = bootstrap(values)
+        mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+        interval = f"{low:.5g} to {high:.5g}"
+        rows.append([name, str(len(values)), number(mean), number(deviation), interval])
+    seeds = sorted(group, key=lambda seed: (len(seed), seed))
+    params = runs[0].params
+    return SeedStatistics(seeds, params.get("name", runs[0].experiment), params, rows)
+
+
+def _distinguishing_params(statistics: Sequence[SeedStatistics]) -> list[str]:
+    """Return the params, other than the seed, in which groups differ from each other."""
+    names = differing([statistic.params for statistic in statistics])
+    return [name for name in names if name not in ("seed", *_WITHOUT_EFFECT)]
 
 
 def _draw(
-    every: Sequence[Recorded], series: dict[str, dict[str, Series]], folder: Path
+    records: Sequence[Recorded], series: dict[str, dict[str, Series]], folder: Path
 ) -> list[Path]:
-    maps = {
+    """Write the plots of the learning curves and delta norms; return those that have content."""
+    norms = {
         label: (series[label], mlflow_runs.layers(run))
-        for label, run in zip(series, every, strict=True)
+        for label, run in zip(series, records, strict=True)
     }
+    written = []
     with matplotlib.rc_context(plots.STYLE):
         figures = {
             "learning_curves": plots.compared_curves(series),
-            "delta_norms": plots.delta_norms(maps),
+            "delta_norms": plots.delta_norms(norms),
         }
-        written = []
         for name, figure in figures.items():
             if figure is not None:
                 figure.savefig(folder / f"{name}.png", bbox_inches="tight")
