@@ -56,7 +56,7 @@ class _Watch:
         pass
 
 
-class _Forgetful(fbp.experiment.runner.run.Journal):
+class _Forgetful(journal.Journal):
     """A journal that writes only how the run begins and ends."""
 
     def write(self, kind: str, **fields: object) -> None:
@@ -67,7 +67,7 @@ class _Forgetful(fbp.experiment.runner.run.Journal):
         pass
 
 
-class _Timed(fbp.experiment.runner.run.Journal):
+class _Timed(journal.Journal):
     """A journal that adds up the time spent in it."""
 
     seconds = 0.0
