@@ -486,7 +486,7 @@ class TestOtherCommands:
 
 def test_compiled_programs_are_kept_by_processor_and_threads(tmp_path):
     """JAX's own key does not know the number of threads, by which the compiler cuts loops."""
-    words = "import jax; from fbp.experiment.rundir.environment import _keep_programs; _keep_programs(); "
+    words = "import jax; from fbp.experiment.runner.jax_setup import _enable_compilation_cache as on; on(); "
     words += "print(jax.config.jax_compilation_cache_dir)"
 
     def folder(**variables):

@@ -11,6 +11,7 @@ from fbp.experiment.commands.load import find_folder, local_runs
 from fbp.experiment.config import reading as configuration
 from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import environment, journal, locks
+from fbp.experiment.runner.jax_setup import configure_jax
 from fbp.experiment.runner.loop import Reporter
 from fbp.experiment.runner.run import Outcome, RunIdentity, run
 from fbp.experiment.runner.variants import run_group
@@ -178,7 +179,7 @@ def continue_run(
     config = configuration.read(folder / "artifacts" / "config.toml")
     uri = store.tracking_uri(folder.parent.parent, tracking_uri or shipper.destination(folder))
     store.check_not_moved(folder.parent.parent)
-    environment.prepare(config, environment.recorded(folder / "artifacts"))
+    configure_jax(config, environment.recorded(folder / "artifacts"))
     origin = RunIdentity(
         Path(start["tags"].get("mlflow.source.name", "config.toml")), start["label"]
     )
@@ -229,7 +230,7 @@ def _execute(
 ) -> Launched:
     """Train what is to be trained in a folder, with a shipper beside it."""
     variants = configuration.variants(config, str(origin.source))
-    environment.prepare(config)
+    configure_jax(config)
     process = None
     try:
         with locks.training(folder) as mine:

@@ -1,10 +1,11 @@
-"""What a run runs on: code, packages, devices, threads. Recorded because all of it can change a result, and set again from
-the record where that is possible."""
+"""Records what a run runs on, and compares two records: code, packages, devices, threads.
+
+All of it can change a result. `runner/jax_setup.py` sets what can be set.
+"""
 
 import getpass
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -17,13 +18,10 @@ from typing import Any
 import jax
 
 import fbp
-from fbp.errors import InputError
-from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir.redact import redact
 
 _FLAGS = ("enable_x64", "default_prng_impl", "threefry_partitionable", "default_matmul_precision")
-_GPU_FLAGS = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
-_THREADS = "PJRT_NPROC"
+THREADS = "PJRT_NPROC"
 _MOST_THREADS = 4096  # that a record can ask for
 _PLAIN_FLAG = re.compile(r"--xla_(?!.*(dump|dir|path|file|log))[a-z0-9_]+(=(true|false|\d+))?")
 NAME = "environment.json"
@@ -31,7 +29,7 @@ NAME = "environment.json"
 
 def threads() -> int:
     """How many threads XLA computes with on a CPU: sums over other numbers of threads round in another way."""
-    chosen = os.environ.get(_THREADS) or os.environ.get("NPROC") or ""
+    chosen = os.environ.get(THREADS) or os.environ.get("NPROC") or ""
     return int(chosen) if chosen.isdigit() and int(chosen) else _cores()
 
 
@@ -39,65 +37,17 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def prepare(config: Config, record: dict[str, Any] | None = None) -> None:
-    """Set what JAX reads when it starts: threads, and what makes a GPU deterministic.
-
-    Args:
-        config: the experiment's; see ``training.strict`` and ``training.deterministic``.
-        record: the environment of the run that goes on, as :func:`facts` gave it: its number of threads is taken over.
-
-    Raises:
-        InputError: where JAX has started already with another number of threads than ``strict`` asks for.
-    """
-    before = threads()
-    if config.training.strict:
-        os.environ[_THREADS] = "1"
-    elif record and _THREADS not in os.environ:
-        os.environ |= _threads_of(record)
-    if threads() != before and config.training.strict and _has_started():
-        raise InputError(
-            f"training.strict: JAX has started already with {before} threads; start the process with {_THREADS}=1"
-        )
-    if config.training.deterministic and any(
-        importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)
-    ):
-        flags = os.environ.get("XLA_FLAGS", "")
-        missing = [flag for flag in _GPU_FLAGS if flag.partition("=")[0] not in flags]
-        os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
-    _keep_programs()
-
-
-def _keep_programs() -> None:
-    """Let JAX keep compiled programs in the user's cache folder, unless a cache is set or switched off already.
-
-    JAX's own key leaves out what its compiler reads from the machine: the processor's abilities, and the number of threads, by
-    which loops are cut. Both are in the folder's name.
-    """
-    settings: Any = jax.config
-    if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
-        return
-    machine = hashlib.sha256(
+def machine_digest() -> str:
+    """Return a digest of what compiled programs depend on: processor, instruction sets, threads."""
+    return hashlib.sha256(
         f"{platform.machine()} {_processor()} {_abilities()} {threads()}".encode()
     ).hexdigest()[:12]
+
+
+def cache_folder() -> Path:
+    """Return fbp's folder in the user's cache folder; it may not exist yet."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "fbp" / f"programs-{machine}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError:  # a home that cannot be written: compile anew each time
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update(
-        "jax_persistent_cache_min_compile_time_secs", 0
-    )  # what is kept does not depend on the clock
-    jax.config.update(
-        "jax_compilation_cache_max_size", 2**30
-    )  # bytes; what was not used for longest goes first
-
-
-def _has_started() -> bool:
-    from jax._src import xla_bridge
-
-    return bool(xla_bridge.backends_are_initialized())
+    return base / "fbp"
 
 
 def recorded(artifacts: Path) -> dict[str, Any]:
@@ -120,7 +70,7 @@ def variables(record: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
     A record may come from anybody: only numbers of threads, JAX's switches for numbers, and XLA flags that are true, false or
     a number are taken over; none that names a file.
     """
-    found, left = _threads_of(record), []
+    found, left = threads_of(record), []
     settings = record.get("jax", {})
     for name in _FLAGS:
         value = str(settings.get(name))
@@ -134,10 +84,10 @@ def variables(record: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
     return found, left
 
 
-def _threads_of(record: dict[str, Any]) -> dict[str, str]:
+def threads_of(record: dict[str, Any]) -> dict[str, str]:
     """The variable that sets as many threads as a record names, where that is a number of threads."""
     count = record.get("threads")
-    return {_THREADS: str(count)} if type(count) is int and 0 < count <= _MOST_THREADS else {}
+    return {THREADS: str(count)} if type(count) is int and 0 < count <= _MOST_THREADS else {}
 
 
 def code_digest() -> str:

@@ -1,0 +1,79 @@
+"""Sets what JAX reads when it starts: threads, GPU determinism, the cache of compiled programs."""
+
+import importlib.util
+import os
+from typing import Any
+
+import jax
+
+from fbp.errors import InputError
+from fbp.experiment.config.schema import Config
+from fbp.experiment.rundir import environment
+
+_GPU_FLAGS = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
+_CACHE_BYTES = 2**30
+
+
+def configure_jax(config: Config, record: dict[str, Any] | None = None) -> None:
+    """Set the environment variables and options that JAX reads when it starts.
+
+    Args:
+        config: the experiment; `training.strict` asks for one thread, `training.deterministic` for
+            deterministic programs on a GPU.
+        record: the environment of a run that is resumed, as `environment.json` has it; its number of
+            threads is set again unless the process has chosen one.
+
+    Raises:
+        InputError: if JAX has started already, with another number of threads than `strict` needs.
+    """
+    threads = environment.threads()
+    if config.training.strict:
+        os.environ[environment.THREADS] = "1"
+    elif record and environment.THREADS not in os.environ:
+        os.environ |= environment.threads_of(record)
+    if config.training.strict and environment.threads() != threads and _has_started():
+        raise InputError(
+            f"training.strict: JAX has started already with {threads} threads; start the process "
+            f"with {environment.THREADS}=1"
+        )
+    if config.training.deterministic and any(
+        importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)
+    ):
+        flags = os.environ.get("XLA_FLAGS", "")
+        missing = [flag for flag in _GPU_FLAGS if flag.partition("=")[0] not in flags]
+        os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
+    _enable_compilation_cache()
+
+
+def _enable_compilation_cache() -> None:
+    """Let JAX keep compiled programs in the user's cache folder.
+
+    A cache that is set or switched off already stays as it is. JAX's own key leaves out the
+    processor's instruction sets and the number of threads, by which XLA cuts loops; both are in the
+    folder's name.
+    """
+    settings: Any = jax.config
+    if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
+        return
+    folder = environment.cache_folder() / f"programs-{environment.machine_digest()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:  # a home that cannot be written: compile anew each time
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # programs are kept however fast they compiled: which ones must not depend on the clock
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    # the program that was not used for longest goes first
+    jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
+
+
+def _has_started() -> bool:
+    """Return whether JAX has made its devices: their number on a CPU can then not be changed."""
+    settings: Any = jax.config
+    devices = settings.jax_num_cpu_devices
+    try:
+        jax.config.update("jax_num_cpu_devices", 2 if devices == 1 else 1)
+    except RuntimeError:
+        return True
+    jax.config.update("jax_num_cpu_devices", devices)
+    return False
