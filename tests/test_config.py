@@ -9,8 +9,8 @@ import pytest
 
 import fbp
 from fbp.errors import InputError
-from fbp.experiment.config import reading
-from fbp.experiment.config.catalogue import CATALOGUE, find, require_trusted_module, summary
+from fbp.experiment.config import reading, writing
+from fbp.experiment.config.catalogue import CATALOGUE, lookup, require_trusted_module, summary
 from fbp.experiment.runner import build
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.toml"))
@@ -55,12 +55,12 @@ def test_shipped_experiments_are_valid_and_say_source_cost_and_expected_result(p
 def test_the_resolved_configuration_reads_back_as_itself(path, tmp_path):
     read = reading.read(path)
     resolved = tmp_path / "resolved.toml"
-    resolved.write_text(reading.to_toml(read))
-    assert reading.to_table(reading.read(resolved)) == reading.to_table(read)
+    resolved.write_text(writing.to_toml(read))
+    assert writing.to_table(reading.read(resolved)) == writing.to_table(read)
 
 
 def test_every_default_is_filled_in(minimal):
-    flat = reading.flat(reading.read(minimal))
+    flat = writing.flat_params(reading.read(minimal))
     assert flat["optimizer_name"] == "adam"
     assert flat["optimizer_beta2"] == "0.999"
     assert flat["training_batch_size"] == "32"
@@ -78,7 +78,7 @@ def test_overrides(minimal):
             "seed=3",
         ],
     )
-    flat = reading.flat(read)
+    flat = writing.flat_params(read)
     assert flat["optimizer_learning_rate"] == "0.0003"
     assert flat["model_hidden"] == "[8, 8]"
     assert flat["model_activation"] == "tanh"
@@ -87,7 +87,7 @@ def test_overrides(minimal):
     nested = reading.read(
         minimal, ["model.activation.name=leaky_relu", "model.activation.slope=0.3"]
     )
-    assert reading.flat(nested)["model_activation_slope"] == "0.3"
+    assert writing.flat_params(nested)["model_activation_slope"] == "0.3"
 
 
 @pytest.mark.parametrize(
@@ -315,8 +315,8 @@ class TestFit:
 def test_a_variant_may_change_what_a_section_names(minimal):
     minimal.write_text(MINIMAL + '[[variant]]\nname = "a"\nset = { "optimizer.name" = "sgd" }\n')
     variant = reading.variants(reading.read(minimal), "x")["a"]
-    assert reading.flat(variant)["optimizer_name"] == "sgd"
-    assert "optimizer_beta1" not in reading.flat(variant)
+    assert writing.flat_params(variant)["optimizer_name"] == "sgd"
+    assert "optimizer_beta1" not in writing.flat_params(variant)
 
 
 @pytest.mark.parametrize("name", ["", "lr=0.1", "a/b"])
@@ -346,7 +346,7 @@ def test_variants_override_and_are_checked(minimal):
     minimal.write_text(MINIMAL + '[[variant]]\nname = "a"\nset = { "model.hidden" = [3] }\n')
     read = reading.read(minimal)
     ((name, variant),) = reading.variants(read, "x").items()
-    assert (name, reading.flat(variant)["model_hidden"]) == ("a", "[3]")
+    assert (name, writing.flat_params(variant)["model_hidden"]) == ("a", "[3]")
     minimal.write_text(MINIMAL + '[[variant]]\nname = "a"\nset = { "model.hiden" = [3] }\n')
     with pytest.raises(
         InputError, match=r"variant 'a': model.hiden: unknown key; did you mean 'hidden'"
@@ -390,4 +390,4 @@ def test_models_named_in_records_must_be_installed_or_given(project, monkeypatch
             require_trusted_module("unheard_of:model", code)
     for name in ("os:system", "subprocess:run", "importlib.util:find_spec"):
         with pytest.raises(fbp.InputError, match="one of Python's own"):
-            find("model", name)
+            lookup("model", name)

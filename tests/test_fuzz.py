@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fbp
-from fbp.experiment.config import reading
+from fbp.experiment.config import reading, writing
 from fbp.experiment.rundir import checkpoints, environment, journal
 from fbp.experiment.rundir.checkpoints import Checkpoint
 from fbp.experiment.runner.trained_model import read
@@ -90,8 +90,8 @@ def test_configurations_of_any_shape(changes):
         place[path[-1]] = value
     found = used_or_refused(lambda: reading.parse(table, "fuzz.toml"))
     if found is not None:
-        text = reading.to_toml(found)
-        assert reading.to_toml(reading.parse(reading.tomllib.loads(text), "again")) == text
+        text = writing.to_toml(found)
+        assert writing.to_toml(reading.parse(reading.tomllib.loads(text), "again")) == text
         used_or_refused(lambda: reading.variants(found, "fuzz.toml"))
 
 

@@ -105,12 +105,12 @@ def list_names(kind: str | None) -> None:
 
     KIND (data, model, loss, ...) restricts the list to one section.
     """
-    from fbp.experiment.config.catalogue import CATALOGUE, suggest, summary
-    from fbp.experiment.config.reading import settings
+    from fbp.experiment.config.catalogue import CATALOGUE, did_you_mean, summary
+    from fbp.experiment.config.schema import settings
 
     plain = settings()
     if kind and kind not in CATALOGUE and kind not in plain:
-        raise InputError(f"unknown kind {kind!r}; {suggest(kind, [*CATALOGUE, *plain])}")
+        raise InputError(f"unknown kind {kind!r}; {did_you_mean(kind, [*CATALOGUE, *plain])}")
     for section in [kind] if kind else [*CATALOGUE, *plain]:
         click.secho(section, bold=True)
         entries = (

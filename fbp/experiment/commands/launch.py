@@ -9,6 +9,7 @@ from typing import NamedTuple
 from fbp.errors import InputError, prefixed_by
 from fbp.experiment.commands.load import find_folder, local_runs
 from fbp.experiment.config import reading as configuration
+from fbp.experiment.config import writing
 from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import environment, journal, locks
 from fbp.experiment.runner.jax_setup import configure_jax
@@ -200,7 +201,7 @@ def _label(name: str, overrides: Sequence[str]) -> str:
 
 def _unfinished(root: Path, config: Config) -> Path | None:
     """The newest run of exactly this configuration that is not finished and that nobody trains."""
-    text = configuration.to_toml(config)
+    text = writing.to_toml(config)
     for folder in reversed(store.run_folders(root)):
         start, end, copy = (
             journal.read_start(folder),

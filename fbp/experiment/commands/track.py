@@ -14,7 +14,7 @@ import numpy as np
 
 from fbp.errors import InputError
 from fbp.experiment.commands.load import find_folder
-from fbp.experiment.config import reading as configuration
+from fbp.experiment.config import writing
 from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import checkpoints, environment, journal, locks
 from fbp.experiment.rundir.checkpoints import Checkpoints
@@ -223,7 +223,7 @@ def track(
     if keep < 1:
         raise InputError(f"track: expected to keep at least one checkpoint, got keep={keep}")
     if isinstance(config, Config):
-        experiment, params = config.tracking.experiment or config.name, configuration.flat(config)
+        experiment, params = config.tracking.experiment or config.name, writing.flat_params(config)
     else:
         params = {}
         for key, text in _flat("config", config or {}, _text):

@@ -12,14 +12,14 @@ from pydantic.errors import PydanticUserError
 
 from fbp.blocks import Activation
 from fbp.errors import InputError
-from fbp.experiment.config.catalogue import find
-from fbp.experiment.config.schema import NAMED, Model
-from fbp.experiment.config.validation_messages import lines
+from fbp.experiment.config import validation_messages
+from fbp.experiment.config.catalogue import lookup
+from fbp.experiment.config.schema import NAMED, ModelSection
 from fbp.layer import Array, Initializer, Loss
 from fbp.optimizers.base import Mask, Scalar
 
 # what the runner gives to a constructor itself
-_GIVEN = {
+_SUPPLIED_BY_RUNNER = {
     "model": {"outputs", "vocabulary", "sequence"},
     "schedule": {"value"},
     "optimizer": {"mask"},
@@ -81,12 +81,12 @@ def _nested(kind: str) -> Any:
                 f"expected the name of an {kind} or a table with 'name', got {value!r}"
             )
         try:
-            model = section(kind, table["name"])
+            model = section_model(kind, table["name"])
             checked = model(**table)
         except InputError as error:
             raise ValueError(str(error)) from None
         except ValidationError as error:
-            raise ValueError("; ".join(lines(error, (), {(): model}))) from None
+            raise ValueError("; ".join(validation_messages.format(error, (), {(): model}))) from None
         given = checked.model_dump(exclude_none=True)
         return given["name"] if given == {"name": given["name"]} else given
 
@@ -119,17 +119,17 @@ def _field_type(annotation: Any, name: str) -> Any:
 
 
 @functools.cache
-def section(kind: str, name: str) -> type[BaseModel]:
+def section_model(kind: str, name: str) -> type[BaseModel]:
     """The model of a section for what it names: the section's own keys and the constructor's arguments."""
-    constructor = find(kind, name)
-    base = NAMED.get(kind, Model)
+    constructor = lookup(kind, name)
+    base = NAMED.get(kind, ModelSection)
     fields: dict[str, Any] = {}
     if not isinstance(constructor, Loss):
         for parameter in _parameters(kind, name, constructor):
             variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
             if (
                 variadic
-                or parameter.name in _GIVEN.get(kind, set())
+                or parameter.name in _SUPPLIED_BY_RUNNER.get(kind, set())
                 or parameter.annotation == Mask
             ):
                 continue

@@ -65,7 +65,7 @@ LOSS_SUMMARIES = {
 }
 
 
-def find(kind: str, name: str) -> Constructor | Loss:
+def lookup(kind: str, name: str) -> Constructor | Loss:
     """The constructor of that name; for a model also ``package.module:function``.
 
     Raises:
@@ -74,7 +74,7 @@ def find(kind: str, name: str) -> Constructor | Loss:
     if kind == "model" and ":" in name:
         return _import(name)
     if name not in CATALOGUE[kind]:
-        raise InputError(f"unknown {kind} {name!r}; {suggest(name, CATALOGUE[kind])}")
+        raise InputError(f"unknown {kind} {name!r}; {did_you_mean(name, CATALOGUE[kind])}")
     return CATALOGUE[kind][name]
 
 
@@ -129,7 +129,7 @@ def require_trusted_module(name: str, code: Path | None = None) -> None:
         )
 
 
-def suggest(wrong: str, valid: Any) -> str:
+def did_you_mean(wrong: str, valid: Any) -> str:
     """``did you mean 'x'?`` with the nearest valid names, or all of them where none is near."""
     import difflib
 

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from fbp.errors import InputError
-from fbp.experiment.config.arguments import section
-from fbp.experiment.config.catalogue import CATALOGUE, suggest
+from fbp.experiment.config import validation_messages
+from fbp.experiment.config.arguments import section_model
+from fbp.experiment.config.catalogue import CATALOGUE, did_you_mean
 from fbp.experiment.config.schema import NAMED, PLAIN, Config
-from fbp.experiment.config.validation_messages import lines
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -52,7 +51,7 @@ def named_model(path: Path) -> str:
 
 def _experiments(path: Path) -> str:
     here = sorted(found.stem for found in Path("experiments").glob("*.toml"))
-    return suggest(path.stem, here) if here else "there is no folder 'experiments' here"
+    return did_you_mean(path.stem, here) if here else "there is no folder 'experiments' here"
 
 
 def override(table: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -109,14 +108,14 @@ def parse(table: dict[str, Any], where: str) -> Config:
             )
             continue
         try:
-            model = section(kind, name)
+            model = section_model(kind, name)
         except InputError as error:
             problems.append(f"{kind}.name: {error}")
             continue
         try:
             sections[kind] = model(**given)
         except ValidationError as error:
-            problems += lines(error, (kind,), {(kind,): model})
+            problems += validation_messages.format(error, (kind,), {(kind,): model})
             sections[kind] = model.model_construct(**given)
     rest = {key: value for key, value in table.items() if key not in NAMED}
     for kind, base in NAMED.items():
@@ -125,7 +124,7 @@ def parse(table: dict[str, Any], where: str) -> Config:
     try:
         config = Config(**rest, **sections)
     except ValidationError as error:
-        problems += lines(error, (), fields)
+        problems += validation_messages.format(error, (), fields)
     if problems:
         raise InputError("\n".join(f"{where}: {problem}" for problem in problems))
     config._given = table
@@ -163,53 +162,3 @@ def variants(config: Config, where: str) -> dict[str, Config]:
     if problems:
         raise InputError("\n".join(problems))
     return found
-
-
-def settings() -> dict[str, dict[str, str]]:
-    """The keys of the sections that name nothing, such as ``training``, each with its default."""
-    plain = {key: model for key, model in PLAIN.items() if key != "variant"}
-    return {
-        key: {
-            name: "" if field.default is None else f"= {field.default!r}"
-            for name, field in model.model_fields.items()
-        }
-        for key, model in plain.items()
-    }
-
-
-def to_table(config: Config) -> dict[str, Any]:
-    """The configuration as TOML's types, every default filled in; what is not set is left out."""
-    table: dict[str, Any] = config.model_dump(exclude_none=True, serialize_as_any=True)
-    return (
-        table
-        if table["variant"]
-        else {key: value for key, value in table.items() if key != "variant"}
-    )
-
-
-def to_toml(config: Config) -> str:
-    """The resolved configuration; reading it gives the same configuration again."""
-    return tomli_w.dumps(to_table(config))
-
-
-def flat(config: Config) -> dict[str, str]:
-    """Every value under one name, ``optimizer_learning_rate``: MLflow's parameters."""
-    result: dict[str, str] = {}
-
-    def collect(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                collect(f"{prefix}_{key}" if prefix else key, inner)
-        elif value != "":
-            result[prefix] = str(value)
-
-    collect(
-        "", {k: v for k, v in config.model_dump(serialize_as_any=True).items() if k != "variant"}
-    )
-    return result
-
-
-def arguments(section: BaseModel) -> dict[str, Any]:
-    """The constructor's arguments that a section holds."""
-    own = set(next(base for base in NAMED.values() if isinstance(section, base)).model_fields)
-    return {key: getattr(section, key) for key in type(section).model_fields if key not in own}

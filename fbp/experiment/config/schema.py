@@ -16,7 +16,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Data(_Section):
+class DataSection(_Section):
     """``[data]``: what to learn from, and how it is split."""
 
     name: str
@@ -28,7 +28,7 @@ class Data(_Section):
     reconstruct: bool = False
 
 
-class Augmentation(_Section):
+class AugmentationSection(_Section):
     """``[augmentation]``: how training pictures are changed at random, in this order; all in pixels."""
 
     crop: Annotated[int, Field(ge=0)] = 0
@@ -37,7 +37,7 @@ class Augmentation(_Section):
     cutout: Annotated[int, Field(ge=0)] = 0
 
 
-class Model(_Section):
+class ModelSection(_Section):
     """``[model]``: what learns."""
 
     name: str
@@ -71,7 +71,7 @@ class ScheduleSection(_Section):
     warmup: Annotated[int, Field(ge=0)] = 0
 
 
-class Training(_Section):
+class TrainingSection(_Section):
     """``[training]``: how long, and in what portions; ``steps``, where it is given, in place of ``epochs``.
 
     ``strict`` trains with one thread, so that no number of cores can change a bit; ``deterministic`` sets what a GPU needs
@@ -87,7 +87,7 @@ class Training(_Section):
     deterministic: bool = True
 
 
-class Selection(_Section):
+class SelectionSection(_Section):
     """``[selection]``: by which logged metric an evaluation is the best, and what follows from it.
 
     Training stops after ``patience`` evaluations that were not better by more than ``min_delta``; ``restore_best`` makes the
@@ -101,7 +101,7 @@ class Selection(_Section):
     restore_best: bool = False
 
 
-class Checkpoint(_Section):
+class CheckpointSection(_Section):
     """``[checkpoint]``: when the run is saved so that it can be resumed, and how many such states are kept.
 
     By time, at most every so many seconds (more often at first); or, where ``every_steps`` is given, by steps.
@@ -112,13 +112,13 @@ class Checkpoint(_Section):
     keep: _Count = 2
 
 
-class Tracking(_Section):
+class TrackingSection(_Section):
     """``[tracking]``: where the run appears in MLflow."""
 
     experiment: Annotated[str, Field(min_length=1)] | None = None
 
 
-class Variant(_Section):
+class VariantSection(_Section):
     """``[[variant]]``: one of several runs of an experiment; ``set`` overrides keys of the other sections."""
 
     name: _Name
@@ -131,34 +131,52 @@ class Config(_Section):
     name: _Name
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    data: Data
-    model: Model
+    data: DataSection
+    model: ModelSection
     loss: LossSection
     optimizer: OptimizerSection
     schedule: ScheduleSection = ScheduleSection()
-    augmentation: Augmentation = Augmentation()
-    training: Training = Training()
-    selection: Selection = Selection()
-    checkpoint: Checkpoint = Checkpoint()
-    tracking: Tracking = Tracking()
-    variant: list[Variant] = []
+    augmentation: AugmentationSection = AugmentationSection()
+    training: TrainingSection = TrainingSection()
+    selection: SelectionSection = SelectionSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    tracking: TrackingSection = TrackingSection()
+    variant: list[VariantSection] = []
 
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)  # as it came, without defaults
 
 
 NAMED: Mapping[str, type[_Section]] = {
-    "data": Data,
-    "model": Model,
+    "data": DataSection,
+    "model": ModelSection,
     "loss": LossSection,
     "optimizer": OptimizerSection,
     "schedule": ScheduleSection,
 }
 
 PLAIN: Mapping[str, type[_Section]] = {
-    "augmentation": Augmentation,
-    "training": Training,
-    "selection": Selection,
-    "checkpoint": Checkpoint,
-    "tracking": Tracking,
-    "variant": Variant,
+    "augmentation": AugmentationSection,
+    "training": TrainingSection,
+    "selection": SelectionSection,
+    "checkpoint": CheckpointSection,
+    "tracking": TrackingSection,
+    "variant": VariantSection,
 }
+
+
+def settings() -> dict[str, dict[str, str]]:
+    """The keys of the sections that name nothing, such as ``training``, each with its default."""
+    plain = {key: model for key, model in PLAIN.items() if key != "variant"}
+    return {
+        key: {
+            name: "" if field.default is None else f"= {field.default!r}"
+            for name, field in model.model_fields.items()
+        }
+        for key, model in plain.items()
+    }
+
+
+def arguments(section: BaseModel) -> dict[str, Any]:
+    """The constructor's arguments that a section holds."""
+    own = set(next(base for base in NAMED.values() if isinstance(section, base)).model_fields)
+    return {key: getattr(section, key) for key in type(section).model_fields if key not in own}

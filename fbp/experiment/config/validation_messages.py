@@ -6,10 +6,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from fbp.experiment.config.catalogue import suggest
+from fbp.experiment.config.catalogue import did_you_mean
 
 
-def lines(
+def format(
     error: ValidationError,
     prefix: tuple[str, ...],
     models: Mapping[tuple[str, ...], type[BaseModel]],
@@ -27,7 +27,7 @@ def lines(
         if problem["type"] == "extra_forbidden":
             owner = tuple(part for part in (*prefix, *location[:-1]) if not part.isdigit())
             valid = models[owner].model_fields if owner in models else {}
-            text = f"unknown key; {suggest(str(problem['loc'][-1]), valid)}"
+            text = f"unknown key; {did_you_mean(str(problem['loc'][-1]), valid)}"
         elif problem["type"] == "missing":
             text = "expected a value, got none; add it"
         elif problem["type"] == "string_pattern_mismatch":

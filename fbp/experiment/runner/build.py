@@ -15,9 +15,8 @@ from fbp._backprop import backpropagate
 from fbp.augmentation import Augmentation
 from fbp.datasets import Dataset, Examples, Splits
 from fbp.errors import InputError, ShapeError
-from fbp.experiment.config.catalogue import find, suggest
-from fbp.experiment.config.reading import arguments
-from fbp.experiment.config.schema import Config
+from fbp.experiment.config.catalogue import did_you_mean, lookup
+from fbp.experiment.config.schema import Config, arguments
 from fbp.layer import Array, Layer, Loss, Optimizer, Shape
 from fbp.optimizers.base import Schedule
 from fbp.training import Metric
@@ -73,7 +72,7 @@ def build(config: Config) -> Experiment:
     Raises:
         InputError: where it does not.
     """
-    dataset = datasets.check(call("data", config.data))
+    dataset = datasets.check(construct("data", config.data))
     if config.data.reconstruct:
         dataset = datasets.as_autoencoding(dataset)
     data = datasets.prepare(
@@ -143,9 +142,9 @@ def build(config: Config) -> Experiment:
     )
 
 
-def call(kind: str, section: BaseModel, *given: Any, **told: Any) -> Any:
+def construct(kind: str, section: BaseModel, *given: Any, **told: Any) -> Any:
     """What a section names, called with the section's arguments."""
-    named = find(kind, section.name)  # type: ignore[attr-defined]
+    named = lookup(kind, section.name)  # type: ignore[attr-defined]
     if isinstance(named, Loss):
         return named
     values = {
@@ -166,7 +165,7 @@ def _resolved(key: str, value: Any) -> Any:
     if kind is None:
         return value
     table = {"name": value} if isinstance(value, str) else dict(value)
-    constructor: Any = find(kind, table.pop("name"))
+    constructor: Any = lookup(kind, table.pop("name"))
     return (lambda: constructor(**table)) if kind == "activation" else constructor(**table)
 
 
@@ -180,11 +179,11 @@ def build_model(config: Config, outputs: int, vocabulary: int = 0, sequence: boo
         sequence: whether there is a target for each position. This and ``vocabulary`` reach a constructor that has
             arguments of these names.
     """
-    constructor: Any = find("model", config.model.name)
+    constructor: Any = lookup("model", config.model.name)
     told = {"vocabulary": vocabulary, "sequence": sequence}
     try:
         known = inspect.signature(constructor).parameters
-        model = call(
+        model = construct(
             "model",
             config.model,
             outputs,
@@ -232,7 +231,7 @@ def build_augmentation(config: Config, shape: Shape) -> Augmentation | None:
 
 def build_loss(config: Config) -> Loss:
     """The loss that the configuration names."""
-    loss = call("loss", config.loss)
+    loss = construct("loss", config.loss)
     assert isinstance(loss, Loss)
     return loss
 
@@ -241,7 +240,7 @@ def build_schedule(config: Config, steps: int) -> Schedule:
     """The learning rate by step; a schedule without ``steps`` of its own spans the run (after the warm-up)."""
     section, warmup = config.schedule, config.schedule.warmup
     rate = getattr(config.optimizer, "learning_rate", 1.0)
-    constructor: Any = find("schedule", section.name)
+    constructor: Any = lookup("schedule", section.name)
     values = arguments(section)
     if "steps" in values and values["steps"] is None:
         values["steps"] = max(steps - warmup, 1)
@@ -257,7 +256,7 @@ def build_schedule(config: Config, steps: int) -> Schedule:
 def build_optimizer(config: Config, schedule: Schedule) -> Optimizer:
     """The rule with its transforms: penalties and clipping before it, the average of the parameters after it."""
     section = config.optimizer
-    constructor: Any = find("optimizer", section.name)
+    constructor: Any = lookup("optimizer", section.name)
     values = {
         key: value
         for key, value in arguments(section).items()
@@ -409,10 +408,10 @@ def _check_selection(
         names += diagnostics.as_metrics(jax.eval_shape(norms, x, y))
     if wanted not in names:
         raise InputError(
-            f"selection.metric: no metric {wanted!r} is logged at evaluations; {suggest(wanted, names)}"
+            f"selection.metric: no metric {wanted!r} is logged at evaluations; {did_you_mean(wanted, names)}"
         )
 
 
-def reading(config: Config) -> Callable[[Array], Array]:
+def output_transform(config: Config) -> Callable[[Array], Array]:
     """From a model's output to what a reader wants: probabilities, rates, or the output itself."""
     return _READING.get(config.loss.name, lambda output: output)

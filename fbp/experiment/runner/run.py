@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fbp import _diagram, _summary
 from fbp.errors import InputError
-from fbp.experiment.config import reading as configuration
+from fbp.experiment.config import writing
 from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import checkpoints, environment, journal
 from fbp.experiment.rundir.checkpoints import Checkpoint, Checkpoints
@@ -228,7 +228,7 @@ def begin_journal(
     """
     folder = writer.folder
     (folder / "artifacts" / "config.toml").write_text(
-        configuration.to_toml(config), encoding="utf-8"
+        writing.to_toml(config), encoding="utf-8"
     )
     repository = environment.git(origin.source.resolve().parent)
     environment.write(folder / "artifacts", repository)
@@ -239,7 +239,7 @@ def begin_journal(
         folder,
         label=origin.label,
         experiment=config.tracking.experiment or config.name,
-        params=configuration.flat(config),
+        params=writing.flat_params(config),
         tags=every | tags | origin.tags,
         **more,
     )

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from fbp.experiment.config.schema import Selection
+from fbp.experiment.config.schema import SelectionSection
 from fbp.layer import Params
 
 _HIGHER_IS_BETTER = ("accuracy", "r2", "examples_per_second")
@@ -27,13 +27,13 @@ class Best(NamedTuple):
     waited: int = 0
 
 
-def goal(selection: Selection) -> str:
+def goal(selection: SelectionSection) -> str:
     """``max`` or ``min``: as configured, or as the metric's name tells."""
     return selection.goal or ("max" if selection.metric.endswith(_HIGHER_IS_BETTER) else "min")
 
 
 def updated(
-    selection: Selection, best: Best | None, step: int, shown: dict[str, float], params: Params
+    selection: SelectionSection, best: Best | None, step: int, shown: dict[str, float], params: Params
 ) -> Best | None:
     """The best after one more evaluation; a value that is not a number is never better."""
     value = shown[selection.metric]
@@ -50,6 +50,6 @@ def updated(
     return best and best._replace(waited=best.waited + 1)
 
 
-def exhausted(selection: Selection, best: Best | None) -> bool:
+def exhausted(selection: SelectionSection, best: Best | None) -> bool:
     """Whether to stop: nothing was better for ``patience`` evaluations."""
     return selection.patience is not None and best is not None and best.waited >= selection.patience

@@ -8,7 +8,7 @@ import numpy as np
 
 from fbp import training
 from fbp.experiment.rundir.npz import flatten_by_path, write_arrays
-from fbp.experiment.runner.build import Experiment, reading
+from fbp.experiment.runner.build import Experiment, output_transform
 from fbp.layer import Params
 
 _AT_ONCE = 500  # test examples at a time
@@ -33,9 +33,9 @@ def evaluate_and_write(experiment: Experiment, params: Params, folder: Path) -> 
     if experiment.dataset.sequence:
         arrays |= _by_position(experiment, output)
     elif experiment.config.data.reconstruct:
-        arrays |= _reconstructed(experiment, np.asarray(reading(experiment.config)(output)))
+        arrays |= _reconstructed(experiment, np.asarray(output_transform(experiment.config)(output)))
     elif experiment.dataset.classes:
-        arrays |= _classified(experiment, np.asarray(reading(experiment.config)(output)))
+        arrays |= _classified(experiment, np.asarray(output_transform(experiment.config)(output)))
     else:
         predicted, true = (
             _in_own_units(experiment, np.asarray(output)),
@@ -123,7 +123,7 @@ def _boundary(experiment: Experiment, params: Params) -> dict[str, np.ndarray]:
     output = jax.jit(training.make_predict(experiment.model, batch_size=1000))(
         params, jnp.asarray(points)
     )
-    probabilities = np.asarray(reading(experiment.config)(output)).reshape(_GRID, _GRID, -1)
+    probabilities = np.asarray(output_transform(experiment.config)(output)).reshape(_GRID, _GRID, -1)
     undo = inputs.undo if inputs else lambda values: values
     corners = undo(np.stack([points[0], points[-1]]))
     return {

@@ -13,7 +13,7 @@ from fbp import training
 from fbp._backprop import count_parameters
 from fbp.datasets import Dataset, Standardization
 from fbp.errors import InputError
-from fbp.experiment.config import reading as configuration
+from fbp.experiment.config import reading, writing
 from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir.npz import (
     READ_ERRORS,
@@ -23,7 +23,7 @@ from fbp.experiment.rundir.npz import (
     write_arrays,
     write_text,
 )
-from fbp.experiment.runner.build import build_model, reading
+from fbp.experiment.runner.build import build_model, output_transform
 from fbp.layer import Array, Layer, Params, Shape
 
 _FACTS = "model.json"
@@ -78,7 +78,7 @@ class Trained(NamedTuple):
                 )
             x = x.reshape(len(x), *self.shape)
         x = self.inputs.apply(x) if self.inputs else x
-        output = np.asarray(reading(self.config)(self.forward(self.params, jnp.asarray(x))))
+        output = np.asarray(output_transform(self.config)(self.forward(self.params, jnp.asarray(x))))
         return self.targets.undo(output) if self.targets else output
 
 
@@ -113,7 +113,7 @@ def save(
         for field in s._fields
     }
     write_arrays(folder / "params.npz", arrays)
-    write_text(folder / "config.toml", configuration.to_toml(config))
+    write_text(folder / "config.toml", writing.to_toml(config))
     facts = _Facts(
         shape=shape,
         outputs=dataset.outputs,
@@ -145,7 +145,7 @@ def read(folder: Path) -> Trained:
         ) from None
     except (OSError, *READ_ERRORS) as error:
         raise InputError(f"{folder}: the trained model is damaged ({error})") from None
-    config = configuration.read(folder / "config.toml")
+    config = reading.read(folder / "config.toml")
     model = build_model(config, facts.outputs, len(facts.tokens), facts.sequence)
     template = jax.eval_shape(lambda key: model.init(key, facts.shape)[0], jax.random.key(0))
     found = {

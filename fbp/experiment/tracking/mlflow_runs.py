@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fbp.errors import InputError
-from fbp.experiment.config.catalogue import suggest
+from fbp.experiment.config.catalogue import did_you_mean
 from fbp.experiment.rundir import journal
 from fbp.experiment.rundir.journal import Series
 from fbp.experiment.rundir.redact import redact, redact_secrets_of
@@ -104,7 +104,7 @@ class Runs:
             known = {key for run in newest for key in getattr(run.data, kind)}
             if newest and name not in known:
                 near = sorted(key for key in known if ("/" in key) == ("/" in name))
-                raise InputError(f"no run has {kind}.{name}; {suggest(name, near[:60])}")
+                raise InputError(f"no run has {kind}.{name}; {did_you_mean(name, near[:60])}")
 
     def find(self, name: str) -> Any:
         """The one run of that id (or its beginning), name (or its end, of four letters), or folder.
@@ -140,7 +140,7 @@ class Runs:
                 f"run {name!r}: {len(found)} runs in {redact(self.uri)} are called so; give one of the ids {ids}"
             )
         names = [run.info.run_name for run in self.search(limit=200)]
-        hint = suggest(name, names[:10]) if names else "it has no runs"
+        hint = did_you_mean(name, names[:10]) if names else "it has no runs"
         raise InputError(f"run {name!r}: no run of that name or id in {redact(self.uri)}; {hint}")
 
     def children(self, run: Any) -> list[Any]:
