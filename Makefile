@@ -47,7 +47,7 @@ bench: $(VENV)/ready ## measure; the peers' columns need: .venv/bin/pip install 
 lock: $(VENV)/ready ## pin the newest versions of all requirements
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
-		--upgrade --group dev pyproject.toml --output-file requirements.lock
+		--upgrade --extra run --group dev pyproject.toml --output-file requirements.lock
 
 clean: ## remove what was built, but no run
 	rm -rf $(VENV) .mypy_cache .ruff_cache build dist

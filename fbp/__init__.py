@@ -1,7 +1,10 @@
 """fbp: neural networks from pure JAX functions, with a backward pass written by hand.
 
-``import fbp`` needs jax and numpy only. The runner, data sets and MLflow live in ``fbp.experiment`` and ``fbp.datasets``.
+``import fbp`` needs jax and numpy only. ``fbp.experiment`` (the runner and MLflow) and ``fbp.load``
+need the packages of ``pip install 'fbp[run]'``; so do some of ``fbp.datasets``.
 """
+
+from typing import TYPE_CHECKING
 
 from fbp import augmentation as augmentation
 from fbp import blocks as blocks
@@ -35,17 +38,30 @@ from fbp.combinators._compose import residual as residual
 from fbp.combinators._compose import shared as shared
 from fbp.combinators._graph import graph as graph
 from fbp.errors import InputError as InputError
+from fbp.errors import MissingDependency as MissingDependency
 from fbp.errors import ShapeError as ShapeError
 from fbp.layer import Layer as Layer
 from fbp.layer import Loss as Loss
 from fbp.layer import Optimizer as Optimizer
 from fbp.layer import map_layers as map_layers
 
+if TYPE_CHECKING:  # the names that __getattr__ imports
+    from fbp import datasets as datasets
+    from fbp import experiment as experiment
+    from fbp.experiment import load as load
+
 __version__ = "0.1.0"
+
+_IMPORTED_WHEN_USED = ("datasets", "experiment", "load")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, those that are imported when first used among them."""
+    return sorted({*globals(), *_IMPORTED_WHEN_USED})
 
 
 def __getattr__(name: str) -> object:
-    """``fbp.load``, ``fbp.datasets`` and ``fbp.experiment`` are imported when first used: they need more than jax."""
+    """Import ``fbp.datasets``, ``fbp.experiment`` or ``fbp.load`` when it is first used."""
     import importlib
 
     if name in ("datasets", "experiment"):

@@ -1,19 +1,71 @@
-"""The exceptions a user can cause. Each message is one line: where, what was expected, what came, what to do."""
+"""The exceptions that a user can cause.
+
+Each message is one line: where, what was expected, what came, what to do.
+"""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 
 class InputError(ValueError):
-    """Something given to fbp (a value, a file, a configuration) cannot be used."""
+    """A value, a file or a configuration that fbp cannot use."""
+
+
+class MissingDependency(InputError, ImportError):
+    """A package that a part of fbp needs and that is not installed.
+
+    Args:
+        user: the function, module or command that needs it.
+        packages: the missing distributions, as pip calls them; the extra ``run`` has all of them.
+    """
+
+    def __init__(self, user: str, packages: Sequence[str]):
+        several = len(packages) > 1
+        super().__init__(
+            f"{user} needs {' and '.join(filter(None, (', '.join(packages[:-1]), packages[-1])))}, "
+            f"which {'are' if several else 'is'} not installed; "
+            f"install {'them' if several else 'it'} with: pip install 'fbp[run]'"
+        )
+
+
+class ArgumentError(InputError):
+    """An argument that a function cannot use.
+
+    Args:
+        function: the name of the function.
+        argument: the name of the argument.
+        problem: what was expected, what came, what to do.
+    """
+
+    def __init__(self, function: str, argument: str, problem: str):
+        self.argument, self.problem = argument, problem
+        super().__init__(f"{function}: {argument}: {problem}")
+
+
+@contextlib.contextmanager
+def as_keys_of(section: str, **keys: str) -> Iterator[None]:
+    """Let an :class:`ArgumentError` inside the block name the key of a configuration instead.
+
+    Args:
+        section: the section of the configuration that holds the arguments.
+        keys: the key for an argument that is called otherwise there.
+
+    Raises:
+        InputError: ``section.key: problem``, if an argument cannot be used.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        key = keys.get(error.argument, error.argument)
+        raise InputError(f"{section}.{key}: {error.problem}") from None
 
 
 class ShapeError(InputError):
-    """An array or a layer does not fit where it was put.
+    """An array or a layer that does not fit the layer around it.
 
     Args:
         problem: what was expected and what came.
-        where: the path of the layer, outermost first; combinators prepend their part's name on the way out.
+        where: path of the layer, outermost first; combinators prepend their part's name.
     """
 
     def __init__(self, problem: str, where: tuple[str, ...] = ()):
@@ -22,7 +74,7 @@ class ShapeError(InputError):
         super().__init__(f"layer {'/'.join(where)}: {problem}" if where else problem)
 
     def inside(self, part: str) -> "ShapeError":
-        """The same error, seen from one combinator further out."""
+        """Return the same error with `part` put before the path of the layer."""
         return type(self)(self.problem, (part, *self.where))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from fbp import datasets
 from fbp.datasets import Dataset, Examples, check, download, prepare
-from fbp.errors import InputError
+from fbp.errors import InputError, as_keys_of
 
 OFFLINE = {
     "digits": ((1797, 8, 8, 1), 10),
@@ -93,7 +93,7 @@ class TestPrepare:
         assert np.abs(parts.test.x.mean(axis=0)).max() > 1e-3
         raw = prepare(data, seed=0)
         np.testing.assert_allclose(
-            parts.inputs.undo(parts.test.x), raw.test.x, rtol=1e-4, atol=1e-4
+            parts.input_scaling.undo(parts.test.x), raw.test.x, rtol=1e-4, atol=1e-4
         )
 
     def test_a_constant_feature_stays_finite(self):
@@ -197,9 +197,7 @@ class TestFiles:
         with pytest.raises(InputError, match="test labels that the training part lacks: cow"):
             datasets.file(str(tmp_path / "e.npz"))
         self.frame().to_csv(tmp_path / "d.csv", index=False)
-        with pytest.raises(
-            InputError, match=r"data\.target: expected a column of .* \(a, b\), got 'z'"
-        ):
+        with pytest.raises(InputError, match=r"target: expected a column of .* \(a, b\), got 'z'"):
             datasets.file(str(tmp_path / "d.csv"), target="z")
 
 
@@ -247,7 +245,7 @@ class TestImages:
 
     def test_damage_is_recognized(self, tmp_path, monkeypatch):
         monkeypatch.delenv("FBP_DATA", raising=False)
-        with pytest.raises(InputError, match=r"got no such folder; set data\.folder"):
+        with pytest.raises(InputError, match=r"folder: expected .* got no such folder; set folder"):
             datasets.mnist(str(tmp_path / "nowhere"))
         with pytest.raises(
             InputError,
@@ -302,7 +300,7 @@ class TestDownload:
                 InputError, match=r"expected the .* digest .* the file was not kept"
             ):
                 download.verify(archive, gzip.compress(b"other"))
-        with pytest.raises(InputError, match="what was fetched is damaged"):
+        with pytest.raises(InputError, match="the fetched file is damaged"):
             download.verify(download.ARCHIVES["mnist"][0], b"not gzip")
 
     def test_original_files_have_the_checksums(self, mnist_folder):
@@ -333,3 +331,40 @@ class TestDownload:
         )
         with pytest.raises(InputError, match="could not be fetched"):
             download.fetch("mnist", tmp_path / "third")
+
+
+@pytest.mark.parametrize(("examples", "seed", "noise"), [(1000, 0, 0.15), (101, 3, 0.0)])
+def test_moons_and_circles_are_those_of_scikit_learn(examples, seed, noise):
+    from sklearn.datasets import make_circles, make_moons
+
+    for ours, (x, y) in (
+        (
+            datasets.moons(examples, noise, seed),
+            make_moons(examples, noise=noise, random_state=seed),
+        ),
+        (
+            datasets.circles(examples, noise, 0.5, seed),
+            make_circles(examples, noise=noise, factor=0.5, random_state=seed),
+        ),
+    ):
+        np.testing.assert_array_equal(ours.train.x, x.astype(np.float32))
+        np.testing.assert_array_equal(ours.train.y, y)
+
+
+def test_an_argument_is_named_as_the_caller_writes_it():
+    """A function's own name and argument for a library's user, the key for a configuration's."""
+    with pytest.raises(InputError, match=r"^file: path: expected a file, got 'nowhere\.npz'"):
+        datasets.file("nowhere.npz")
+    with (
+        pytest.raises(InputError, match=r"^data\.path: expected a file, got 'nowhere\.npz'"),
+        as_keys_of("data"),
+    ):
+        datasets.file("nowhere.npz")
+    tokens = datasets.copy_memory(20)
+    with (
+        pytest.raises(InputError, match=r"^data\.reconstruct: expected numbers as inputs"),
+        as_keys_of("data", dataset="reconstruct"),
+    ):
+        datasets.as_autoencoding(tokens)
+    with pytest.raises(InputError, match=r"^circles: factor: expected a number from 0"):
+        datasets.circles(factor=1.0)

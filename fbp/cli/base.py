@@ -98,11 +98,22 @@ def main() -> None:
     """Train neural networks with hand-written backward passes; every run is tracked in MLflow."""
 
 
+_PACKAGE = Path(__file__).parent.parent
+
+
 def experiment_path(experiment: str) -> Path:
-    """Return the path of an experiment: the file itself, or ``experiments/NAME.toml``."""
+    """Return the path of an experiment.
+
+    Args:
+        experiment: a path, or a bare name: of a file in ``experiments/`` of the working folder, or
+            of an experiment that was installed with fbp.
+    """
     path = Path(experiment)
-    by_name = Path("experiments") / f"{experiment}.toml"
-    return by_name if not path.exists() and path.suffix == "" and by_name.exists() else path
+    if path.exists() or path.suffix:
+        return path
+    folders = Path("experiments"), _PACKAGE / "experiments", _PACKAGE.parent / "experiments"
+    files = [folder / f"{experiment}.toml" for folder in folders]
+    return next((file for file in files if file.exists()), path)
 
 
 def shown(path: Path) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from fbp._optional import require
 from fbp.cli.base import console, main, shown, uri_option
 from fbp.errors import InputError
 
@@ -104,6 +105,7 @@ def ui(port: int, tracking_uri: str | None) -> None:
     from fbp.experiment.rundir.redact import redact
     from fbp.experiment.tracking import store
 
+    require("fbp ui", "mlflow")
     root = store.root()
     uri = tracking_uri or store.default_uri(root)
     if uri.startswith("http"):

@@ -1,4 +1,8 @@
-"""Data sets: functions that give a :class:`Dataset`, arrays with a fingerprint. Importing this reads and fetches nothing."""
+"""Data sets: functions that return a :class:`Dataset`, arrays with a fingerprint.
+
+Importing this module reads and fetches nothing. The formulas, the sequence tasks and ``.npz`` files
+need numpy alone; scikit-learn's data sets and tables need the extra ``run``.
+"""
 
 from fbp.datasets.base import Dataset as Dataset
 from fbp.datasets.base import Examples as Examples

@@ -1,31 +1,37 @@
-"""What a data set is, and how it becomes the three parts that a run works with."""
+"""The type of a data set, its checks, and its split into the three parts that a run works with."""
 
 import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fbp.errors import InputError
+from fbp.errors import ArgumentError, InputError
 
 
 class Examples(NamedTuple):
-    """Inputs ``x (N, ...)``, float32 or int32 tokens, and targets ``y``: int32 labels ``(N,)``, or ``(N, T)`` for each
-    position of a sequence (negative where there is none), or float32 numbers ``(N, K)``."""
+    """Inputs and targets of N examples.
+
+    Attributes:
+        x: inputs ``(N, ...)``, float32 numbers or int32 tokens.
+        y: targets: int32 labels ``(N,)``; int32 labels ``(N, T)``, one for each position of a
+            sequence (negative if a position has none); or float32 numbers ``(N, K)``.
+    """
 
     x: np.ndarray
     y: np.ndarray
 
 
 class Dataset(NamedTuple):
-    """Arrays and what they mean.
+    """Arrays and their meaning.
 
     Attributes:
         name: what the run's record calls it.
-        train: the examples to train and validate with (and to test with, where ``test`` is None).
+        train: the examples to train and validate with; also to test with if ``test`` is None.
         test: the examples that the data set's authors set apart, if they did.
-        classes: the names of the classes; empty for regression.
-        tokens: what the inputs' whole numbers stand for; empty where the inputs are numbers.
-        ordered: the examples follow each other; validation and test are cut from their end, not drawn.
+        classes: names of the classes; empty for a regression.
+        tokens: meanings of the inputs' whole numbers; empty if the inputs are numbers.
+        ordered: True if the examples follow each other; validation and test are then cut from
+            their end instead of being shuffled.
     """
 
     name: str
@@ -37,12 +43,12 @@ class Dataset(NamedTuple):
 
     @property
     def outputs(self) -> int:
-        """How many numbers a model answers with: the classes, or the targets of an example."""
+        """Number of outputs a model needs: the classes, or the targets of an example."""
         return len(self.classes) or int(self.train.y.shape[1])
 
     @property
     def sequence(self) -> bool:
-        """Whether there is a target for each position."""
+        """True if each position of a sequence has a target."""
         return bool(self.classes) and self.train.y.ndim == 2
 
     @property
@@ -56,115 +62,168 @@ class Dataset(NamedTuple):
 
 
 class Standardization(NamedTuple):
-    """``(value - mean) / scale``, fitted on the training part."""
+    """``(value - mean) / scale``, fitted on the training part.
+
+    Attributes:
+        mean: the mean of each feature, float32.
+        scale: the standard deviation of each feature, float32; 1 for a constant feature.
+    """
 
     mean: np.ndarray
     scale: np.ndarray
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        """Standardized values, float32."""
+        """Return standardized values, float32."""
         return ((values - self.mean) / self.scale).astype(np.float32)
 
     def undo(self, values: np.ndarray) -> np.ndarray:
-        """Values in their own units again."""
+        """Return standardized values in their own units."""
         return np.asarray(values * self.scale + self.mean)
 
 
 class Splits(NamedTuple):
-    """A data set in three parts; ``inputs`` and ``targets`` are the scalings already applied, None where there are none."""
+    """A data set in three parts.
+
+    Attributes:
+        train: the examples that gradients are computed on.
+        validation: the examples that choose among models.
+        test: the examples that the chosen model is judged by.
+        input_scaling: the standardization of the inputs, already applied; None if there is none.
+        target_scaling: the standardization of the targets, already applied; None if there is none.
+    """
 
     train: Examples
     validation: Examples
     test: Examples
-    inputs: Standardization | None
-    targets: Standardization | None
+    input_scaling: Standardization | None
+    target_scaling: Standardization | None
 
 
 def classification(
     name: str, x: Any, labels: Any, classes: Any, test: Examples | None = None
 ) -> Dataset:
-    """A data set of labelled examples with its dtypes set."""
+    """Return a data set of labelled examples with the dtypes of :class:`Examples`.
+
+    Args:
+        name: its name.
+        x: inputs ``(N, ...)``.
+        labels: whole numbers ``(N,)`` from 0.
+        classes: the name of each class.
+        test: the test part, if the authors set one apart.
+    """
     examples = Examples(np.asarray(x, np.float32), np.asarray(labels, np.int32))
     return Dataset(name, examples, test, tuple(str(c) for c in classes))
 
 
 def regression(name: str, x: Any, y: Any) -> Dataset:
-    """A data set with numbers as targets, ``(N,)`` or ``(N, K)``, with its dtypes set."""
+    """Return a data set with numbers as targets and the dtypes of :class:`Examples`.
+
+    Args:
+        name: its name.
+        x: inputs ``(N, ...)``.
+        y: targets ``(N,)`` or ``(N, K)``.
+    """
     targets = np.asarray(y, np.float32)
     return Dataset(name, Examples(np.asarray(x, np.float32), targets.reshape(len(targets), -1)))
 
 
 def check(dataset: Dataset) -> Dataset:
-    """The data set, or InputError where it cannot be learned from: NaN, infinity, labels out of range, unequal lengths."""
+    """Check that a data set can be learned from.
+
+    Args:
+        dataset: the data set.
+
+    Returns:
+        The data set, its whole numbers as int32.
+
+    Raises:
+        InputError: an array holds NaN or infinity, a label or token out of range, no features, or
+            shapes that do not fit each other.
+    """
     parts = {"train": dataset.train} | ({"test": dataset.test} if dataset.test else {})
-    for part, (x, y) in parts.items():
+    for part, examples in parts.items():
         where = f"data {dataset.name!r}, {part} part"
-        if x.ndim < 2 or y.ndim < 1 or not x.size:
-            raise InputError(
-                f"{where}: expected examples with features, got arrays of shapes {x.shape} and {y.shape}"
-            )
-        for what, array, like in (
-            ("examples", x, dataset.train.x),
-            ("targets", y, dataset.train.y),
-        ):
-            if array.shape[1:] != like.shape[1:]:
-                raise InputError(
-                    f"{where}: expected {what} of the training part's shape (N, {', '.join(map(str, like.shape[1:]))}), "
-                    f"got {array.shape}"
-                )
-        if len(x) != len(y):
-            raise InputError(
-                f"{where}: expected as many targets as examples, got {len(x)} examples, {len(y)} targets"
-            )
-        for what, values in (("features", x), ("targets", y)):
-            bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
-            if bad.any():
-                raise InputError(
-                    f"{where}: expected finite {what}, got NaN or infinity in {bad.sum()} of {len(bad)} rows, "
-                    f"the first in row {bad.argmax()} (counted from 0); remove or replace them"
-                )
-        lowest = -1 if dataset.sequence else 0  # -1: a position without a target
-        if (
-            dataset.classes
-            and len(y)
-            and not (y.min() >= lowest and y.max() < len(dataset.classes))
-        ):
-            raise InputError(
-                f"{where}: expected labels from 0 to {len(dataset.classes) - 1}, got labels from {y.min()} to {y.max()}"
-            )
-        if dataset.tokens and not (
-            x.dtype.kind in "iu" and x.min() >= 0 and x.max() < len(dataset.tokens)
-        ):
-            raise InputError(
-                f"{where}: expected tokens, whole numbers from 0 to {len(dataset.tokens) - 1}, got {x.dtype} numbers from "
-                f"{x.min()} to {x.max()}"
-            )
-    return _narrow(dataset)
+        _check_shapes(where, examples, dataset.train)
+        _check_finite(where, examples)
+        _check_numbering(where, examples, dataset)
+    test = _as_int32(dataset.test) if dataset.test else None
+    return dataset._replace(train=_as_int32(dataset.train), test=test)
 
 
-def _narrow(dataset: Dataset) -> Dataset:
-    """Whole numbers in int32, which is what devices take; checked before, so that none is cut off."""
+def _check_shapes(where: str, examples: Examples, train: Examples) -> None:
+    x, y = examples
+    if x.ndim < 2 or y.ndim < 1 or not x.size:
+        raise InputError(
+            f"{where}: expected examples with features, got arrays of shapes {x.shape} and "
+            f"{y.shape}"
+        )
+    for kind, array, like in (("examples", x, train.x), ("targets", y, train.y)):
+        if array.shape[1:] != like.shape[1:]:
+            shape = ", ".join(map(str, like.shape[1:]))
+            raise InputError(
+                f"{where}: expected {kind} of the training part's shape (N, {shape}), "
+                f"got {array.shape}"
+            )
+    if len(x) != len(y):
+        raise InputError(
+            f"{where}: expected as many targets as examples, got {len(x)} examples, "
+            f"{len(y)} targets"
+        )
 
-    def narrow(examples: Examples | None) -> Examples | None:
-        if examples is None:
-            return None
-        return Examples(*(a.astype(np.int32) if a.dtype.kind in "iu" else a for a in examples))
 
-    train = narrow(dataset.train)
-    assert train is not None
-    return dataset._replace(train=train, test=narrow(dataset.test))
+def _check_finite(where: str, examples: Examples) -> None:
+    for kind, values in (("features", examples.x), ("targets", examples.y)):
+        bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if bad.any():
+            raise InputError(
+                f"{where}: expected finite {kind}, got NaN or infinity in {bad.sum()} of "
+                f"{len(bad)} rows, the first in row {bad.argmax()} (counted from 0); remove or "
+                "replace them"
+            )
+
+
+def _check_numbering(where: str, examples: Examples, dataset: Dataset) -> None:
+    """Raise InputError unless labels and tokens stand for the data set's classes and tokens."""
+    x, y = examples
+    lowest = -1 if dataset.sequence else 0  # -1: a position without a target
+    classes, tokens = len(dataset.classes), len(dataset.tokens)
+    if classes and len(y) and not (y.min() >= lowest and y.max() < classes):
+        raise InputError(
+            f"{where}: expected labels from 0 to {classes - 1}, got labels from {y.min()} to "
+            f"{y.max()}"
+        )
+    if tokens and not (x.dtype.kind in "iu" and x.min() >= 0 and x.max() < tokens):
+        raise InputError(
+            f"{where}: expected tokens, whole numbers from 0 to {tokens - 1}, got {x.dtype} "
+            f"numbers from {x.min()} to {x.max()}"
+        )
+
+
+def _as_int32(examples: Examples) -> Examples:
+    """Convert whole numbers, whose range was checked, to int32, which is what devices take."""
+    return Examples(*(a.astype(np.int32) if a.dtype.kind in "iu" else a for a in examples))
 
 
 def as_autoencoding(dataset: Dataset) -> Dataset:
-    """The same examples with themselves as targets, flat: what an autoencoder learns."""
-    if dataset.tokens:
-        raise InputError("data.reconstruct: expected numbers as inputs, got tokens")
+    """Replace the targets by the inputs, flattened: what an autoencoder learns.
 
-    def itself(examples: Examples) -> Examples:
+    Args:
+        dataset: a data set whose inputs ``(N, ...)`` are numbers.
+
+    Returns:
+        A regression with targets ``(N, K)``, K the numbers of an example.
+
+    Raises:
+        InputError: the inputs are tokens.
+    """
+    if dataset.tokens:
+        raise ArgumentError("as_autoencoding", "dataset", "expected numbers as inputs, got tokens")
+
+    def inputs_as_targets(examples: Examples) -> Examples:
         return Examples(examples.x, examples.x.reshape(len(examples.x), -1))
 
-    test = itself(dataset.test) if dataset.test else None
-    return dataset._replace(train=itself(dataset.train), test=test, classes=())
+    test = inputs_as_targets(dataset.test) if dataset.test else None
+    return dataset._replace(train=inputs_as_targets(dataset.train), test=test, classes=())
 
 
 def prepare(
@@ -180,55 +239,68 @@ def prepare(
     """Split, then standardize with the mean and deviation of the training part alone.
 
     Args:
-        dataset: what to split; by a permutation, or, where it is ordered, into training, validation and test as they follow.
+        dataset: the data set. It is shuffled unless it is ``ordered``: then training, validation
+            and test are consecutive.
         seed: of the permutation that splits.
-        validation, test: shares of the examples; ``test`` is not used where the data set has a test part of its own.
-        limit: keep only so many training examples.
-        standardize: give every feature mean 0 and deviation 1 on the training part (constant features stay 0).
+        validation: share of the examples for validation.
+        test: share of the examples for the test; unused if the data set has a test part.
+        limit: number of training examples to keep; all of them by default.
+        standardize: give every feature mean 0 and deviation 1 on the training part (constant
+            features stay 0).
         standardize_targets: the same for the targets of a regression.
 
     Raises:
-        InputError: where a part would be empty.
+        InputError: a part would be empty, or what cannot be standardized was to be.
     """
     if limit is not None and limit < 1:
-        raise InputError(f"data.limit: expected at least 1, got {limit}")
+        raise ArgumentError("prepare", "limit", f"expected at least 1, got {limit}")
     if standardize_targets and dataset.classes:
-        raise InputError("data.standardize_targets: expected a regression, got classes; remove it")
+        raise ArgumentError(
+            "prepare", "standardize_targets", "expected a regression, got classes; remove it"
+        )
     if standardize and dataset.tokens:
-        raise InputError("data.standardize: expected numbers as inputs, got tokens; remove it")
-    count = len(dataset.train.x)
-    order = (
-        np.arange(count)[::-1]
-        if dataset.ordered
-        else np.random.default_rng(seed).permutation(count)
-    )
-    test_count = 0 if dataset.test else round(test * len(order))
-    validation_count = round(validation * len(order))
-    held_out = test_count + validation_count
-    rows = {
-        "test": order[:test_count],
-        "validation": order[test_count:held_out],
-        "train": order[held_out:][:limit],
-    }
-    if dataset.ordered:
-        rows = {name: chosen[::-1] for name, chosen in rows.items()}
+        raise ArgumentError(
+            "prepare", "standardize", "expected numbers as inputs, got tokens; remove it"
+        )
+    rows = _split_rows(dataset, seed, validation, test, limit)
     parts = {
-        name: Examples(dataset.train.x[chosen], dataset.train.y[chosen])
-        for name, chosen in rows.items()
+        name: Examples(*(array[part] for array in dataset.train)) for name, part in rows.items()
     }
     if dataset.test:
         parts["test"] = dataset.test
     for name, part in parts.items():
         if not len(part.x):
             raise InputError(
-                f"data {dataset.name!r}: the {name} part is empty (validation {validation}, test {test} of "
-                f"{len(order)} examples); change the shares"
+                f"data {dataset.name!r}: the {name} part is empty (validation {validation}, "
+                f"test {test} of {len(dataset.train.x)} examples); change the shares"
             )
     inputs = _fit(parts["train"].x) if standardize else None
     targets = _fit(parts["train"].y) if standardize_targets else None
     for name, (x, y) in parts.items():
         parts[name] = Examples(inputs.apply(x) if inputs else x, targets.apply(y) if targets else y)
     return Splits(parts["train"], parts["validation"], parts["test"], inputs, targets)
+
+
+def _split_rows(
+    dataset: Dataset, seed: int, validation: float, test: float, limit: int | None
+) -> dict[str, np.ndarray]:
+    """Return the rows of each part; those of ordered data stay in order, the test part last."""
+    count = len(dataset.train.x)
+    order = (
+        np.arange(count)[::-1]
+        if dataset.ordered
+        else np.random.default_rng(seed).permutation(count)
+    )
+    test_count = 0 if dataset.test else round(test * count)
+    held_out = test_count + round(validation * count)
+    rows = {
+        "test": order[:test_count],
+        "validation": order[test_count:held_out],
+        "train": order[held_out:][:limit],
+    }
+    if dataset.ordered:
+        rows = {name: part[::-1] for name, part in rows.items()}
+    return rows
 
 
 def _fit(values: np.ndarray) -> Standardization:

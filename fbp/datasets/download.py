@@ -1,4 +1,4 @@
-"""Fetch a data set's files when the user asks for it, and verify them."""
+"""Download and verification of a data set's files, when the user asks for it."""
 
 import gzip
 import hashlib
@@ -11,10 +11,13 @@ from fbp.errors import InputError
 
 
 class Archive(NamedTuple):
-    """A file to fetch: its name, the address of its folder, and its checksum.
+    """A file to fetch.
 
-    ``checksum`` is ``sha256:`` and the digest of the decompressed content, or ``md5:`` and the digest of the file as its
-    publisher lists it.
+    Attributes:
+        name: of the file.
+        base: address of its folder.
+        checksum: ``sha256:`` and the digest of the decompressed content, or ``md5:`` and the digest
+            of the file as its publisher lists it.
     """
 
     name: str
@@ -65,7 +68,16 @@ ARCHIVES = {
 
 
 def fetch(name: str, folder: Path) -> None:
-    """Download the files of data set ``name`` that ``folder`` lacks; a file whose checksum is wrong is not kept."""
+    """Download the files of a data set that ``folder`` lacks, making the folder if needed.
+
+    Args:
+        name: of the data set, a key of ``ARCHIVES``.
+        folder: where the files are written.
+
+    Raises:
+        InputError: the folder cannot be made, a file cannot be fetched, or its checksum is wrong;
+            a file with a wrong checksum is not written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -82,7 +94,8 @@ def fetch(name: str, folder: Path) -> None:
                 content = response.read()
         except (urllib.error.URLError, OSError) as error:
             raise InputError(
-                f"data {name!r}: {address} could not be fetched ({error}); put the file into {folder} yourself"
+                f"data {name!r}: {address} could not be fetched ({error}); put the file into "
+                f"{folder} yourself"
             ) from None
         verify(archive, content)
         partial = path.with_name(path.name + ".partial")
@@ -91,14 +104,15 @@ def fetch(name: str, folder: Path) -> None:
 
 
 def verify(archive: Archive, content: bytes) -> None:
-    """Raise InputError unless the content has the archive's checksum."""
+    """Raise InputError unless the content of a fetched file has the archive's checksum."""
     kind, _, expected = archive.checksum.partition(":")
     try:
         data = gzip.decompress(content) if kind == "sha256" else content
     except (OSError, EOFError) as error:
-        raise InputError(f"{archive.name}: what was fetched is damaged ({error})") from None
-    found = hashlib.new(kind, data, usedforsecurity=False).hexdigest()
-    if found != expected:
+        raise InputError(f"{archive.name}: the fetched file is damaged ({error})") from None
+    digest = hashlib.new(kind, data, usedforsecurity=False).hexdigest()
+    if digest != expected:
         raise InputError(
-            f"{archive.name}: expected the {kind} digest {expected}, got {found}; the file was not kept"
+            f"{archive.name}: expected the {kind} digest {expected}, got {digest}; the file was "
+            "not kept"
         )

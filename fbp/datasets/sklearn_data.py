@@ -1,43 +1,55 @@
 """The small real data sets that come with scikit-learn, so that they work offline."""
 
+from typing import Any
+
+from fbp._optional import require
 from fbp.datasets.base import Dataset, classification, regression
 
 
 def digits() -> Dataset:
-    """1,797 handwritten digits, 8 x 8 pixels in [0, 1], ten classes. Alpaydin and Kaynak (1998), UCI."""
-    from sklearn.datasets import load_digits
+    """Return 1,797 handwritten digits, 8 x 8 pixels in [0, 1], ten classes.
 
-    bunch = load_digits()
+    Alpaydin and Kaynak (1998), *Optical recognition of handwritten digits*, UCI.
+    """
+    bunch = _load("digits")
     return classification("digits", bunch.images[..., None] / 16, bunch.target, range(10))
 
 
 def iris() -> Dataset:
-    """150 iris flowers, 4 lengths in cm, three species. Fisher (1936)."""
-    from sklearn.datasets import load_iris
-
-    bunch = load_iris()
+    """Return 150 iris flowers, 4 lengths in cm, three species. Fisher (1936)."""
+    bunch = _load("iris")
     return classification("iris", bunch.data, bunch.target, bunch.target_names)
 
 
 def wine() -> Dataset:
-    """178 wines, 13 chemical measurements, three cultivars. Aeberhard and Forina (1992), UCI."""
-    from sklearn.datasets import load_wine
+    """Return 178 wines, 13 chemical measurements, three cultivars.
 
-    bunch = load_wine()
+    Aeberhard and Forina (1992), *Wine*, UCI.
+    """
+    bunch = _load("wine")
     return classification("wine", bunch.data, bunch.target, bunch.target_names)
 
 
 def breast_cancer() -> Dataset:
-    """569 tumours, 30 measurements of cell nuclei, malignant or benign. Wolberg et al. (1995), UCI."""
-    from sklearn.datasets import load_breast_cancer
+    """Return 569 tumours, 30 measurements of cell nuclei, malignant or benign.
 
-    bunch = load_breast_cancer()
+    Wolberg et al. (1995), *Breast cancer Wisconsin (diagnostic)*, UCI.
+    """
+    bunch = _load("breast_cancer")
     return classification("breast_cancer", bunch.data, bunch.target, bunch.target_names)
 
 
 def diabetes() -> Dataset:
-    """442 patients, 10 measurements, the disease's progression after a year as a number. Efron et al. (2004)."""
-    from sklearn.datasets import load_diabetes
+    """Return 442 patients, 10 measurements, the disease's progression after a year as a number.
 
-    bunch = load_diabetes()
+    Efron et al. (2004), *Least angle regression*.
+    """
+    bunch = _load("diabetes")
     return regression("diabetes", bunch.data, bunch.target)
+
+
+def _load(name: str) -> Any:
+    require(f"fbp.datasets.{name}", "sklearn")
+    import sklearn.datasets
+
+    return getattr(sklearn.datasets, f"load_{name}")()

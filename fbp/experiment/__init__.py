@@ -1,4 +1,8 @@
-"""The runner: experiments from TOML files, tracked in MLflow. Importing this does not import mlflow."""
+"""The runner: experiments from TOML files, tracked in MLflow; it never imports mlflow."""
+
+from fbp import _optional
+
+_optional.require("fbp.experiment", *_optional.RUNNER)
 
 from fbp.experiment.commands.launch import launch as launch
 from fbp.experiment.commands.load import load as load

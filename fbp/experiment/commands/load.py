@@ -5,6 +5,7 @@ import re
 import tempfile
 from pathlib import Path
 
+from fbp._optional import require
 from fbp.errors import InputError
 from fbp.experiment.config import reading as configuration
 from fbp.experiment.config.catalogue import require_trusted_module
@@ -96,6 +97,7 @@ def local_runs(root: Path) -> str:
 
 def _load_from_mlflow(run: str, uri: str, code: Path | None) -> Trained:
     """Download the model of a run, or a registered model, and read it."""
+    require("a run in MLflow", "mlflow")
     from mlflow.exceptions import MlflowException
 
     with tempfile.TemporaryDirectory() as folder, mlflow_runs.opened(uri) as runs:

@@ -140,7 +140,8 @@ def did_you_mean(wrong: str, valid: Any) -> str:
 
 
 def summary(kind: str, name: str) -> str:
-    """What it is, in one line."""
+    """What it is, in one line: its docstring's first, without the word Return."""
     if name in LOSS_SUMMARIES and kind == "loss":
         return LOSS_SUMMARIES[name]
-    return (CATALOGUE[kind][name].__doc__ or "").strip().split("\n")[0]
+    line = (CATALOGUE[kind][name].__doc__ or "").strip().split("\n")[0].removeprefix("Return ")
+    return line[:1].upper() + line[1:]

@@ -14,7 +14,7 @@ from fbp import augmentation, datasets, diagnostics, losses, metrics, optimizers
 from fbp._backprop import backpropagate
 from fbp.augmentation import Augmentation
 from fbp.datasets import Dataset, Examples, Splits
-from fbp.errors import InputError, ShapeError
+from fbp.errors import InputError, ShapeError, as_keys_of
 from fbp.experiment.config.catalogue import did_you_mean, lookup
 from fbp.experiment.config.schema import Config, arguments
 from fbp.layer import Array, Layer, Loss, Optimizer, Shape
@@ -72,18 +72,19 @@ def build(config: Config) -> Experiment:
     Raises:
         InputError: where it does not.
     """
-    dataset = datasets.check(construct("data", config.data))
-    if config.data.reconstruct:
-        dataset = datasets.as_autoencoding(dataset)
-    data = datasets.prepare(
-        dataset,
-        seed=config.seed,
-        validation=config.data.validation,
-        test=config.data.test,
-        limit=config.data.limit,
-        standardize=config.data.standardize,
-        standardize_targets=config.data.standardize_targets,
-    )
+    with as_keys_of("data", dataset="reconstruct"):
+        dataset = datasets.check(construct("data", config.data))
+        if config.data.reconstruct:
+            dataset = datasets.as_autoencoding(dataset)
+        data = datasets.prepare(
+            dataset,
+            seed=config.seed,
+            validation=config.data.validation,
+            test=config.data.test,
+            limit=config.data.limit,
+            standardize=config.data.standardize,
+            standardize_targets=config.data.standardize_targets,
+        )
     data = _with_targets(data, config, len(dataset.classes))
     next_token = dataset.sequence and dataset.tokens == dataset.classes and dataset.ordered
     if next_token and getattr(config.model, "bidirectional", False):

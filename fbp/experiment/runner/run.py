@@ -337,6 +337,6 @@ def _save(experiment: Experiment, params: Params, folder: Path) -> None:
         params,
         shape=experiment.shape,
         dataset=dataset,
-        inputs=data.inputs,
-        targets=data.targets,
+        inputs=data.input_scaling,
+        targets=data.target_scaling,
     )

@@ -55,7 +55,7 @@ def evaluate_and_write(experiment: Experiment, params: Params, folder: Path) -> 
 
 
 def _in_own_units(experiment: Experiment, values: np.ndarray) -> np.ndarray:
-    return experiment.data.targets.undo(values) if experiment.data.targets else values
+    return experiment.data.target_scaling.undo(values) if experiment.data.target_scaling else values
 
 
 def _labels(y: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ def _classified(experiment: Experiment, probabilities: np.ndarray) -> dict[str, 
     wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:_SHOWN]
     return {
         "confusion": confusion,
-        "wrong_x": experiment.data.inputs.undo(x[wrong]) if experiment.data.inputs else x[wrong],
+        "wrong_x": experiment.data.input_scaling.undo(x[wrong]) if experiment.data.input_scaling else x[wrong],
         "wrong_true": true[wrong],
         "wrong_predicted": predicted[wrong],
         "wrong_confidence": probabilities[wrong].max(axis=1),
@@ -94,7 +94,7 @@ def _by_position(experiment: Experiment, output: jax.Array) -> dict[str, np.ndar
 def _reconstructed(experiment: Experiment, output: np.ndarray) -> dict[str, np.ndarray]:
     """Test examples and what became of them."""
     shape, shown = experiment.shape, slice(_SHOWN)
-    undo = experiment.data.inputs.undo if experiment.data.inputs else lambda values: values
+    undo = experiment.data.input_scaling.undo if experiment.data.input_scaling else lambda values: values
     target_undo = lambda values: _in_own_units(experiment, values)
     originals = undo(experiment.data.test.x[shown])
     return {
@@ -112,7 +112,7 @@ def _first_weights(params: Params) -> np.ndarray:
 
 def _boundary(experiment: Experiment, params: Params) -> dict[str, np.ndarray]:
     """What the model says on a grid over the plane, and the training points on it, in their own units."""
-    train, inputs = experiment.data.train, experiment.data.inputs
+    train, inputs = experiment.data.train, experiment.data.input_scaling
     low, high = train.x.min(axis=0), train.x.max(axis=0)
     margin = 0.1 * (high - low)
     axes = [

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fbp._optional import require
 from fbp.errors import InputError
 from fbp.experiment.config.catalogue import did_you_mean
 from fbp.experiment.rundir import journal
@@ -284,6 +285,7 @@ def opened(tracking_uri: str | None) -> Iterator[Runs]:
     Raises:
         InputError: where there is no store, or it does not answer, now or later.
     """
+    require("MLflow tracking", "mlflow")
     from mlflow.exceptions import MlflowException
 
     root = store.root()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from fbp._optional import require
 from fbp.errors import InputError
 from fbp.experiment.rundir.redact import move_login_to_environment, redact
 
@@ -45,6 +46,7 @@ def portable(uri: str, store: Path) -> str:
 
 def tracking_uri(store: Path, chosen: str | None) -> str:
     """The tracking URI: the one chosen on the command line, ``MLFLOW_TRACKING_URI``, or the embedded store's."""
+    require("MLflow tracking", "mlflow")
     uri = chosen or os.environ.get(_VARIABLE)
     if not uri and re.search("[?%]", str(store.resolve())):
         raise InputError(
