@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from fbp.experiment.rundir.locks import locked
-from tests.projects import command, empty_store, write_config
+from tests.projects import SEEDS, command, empty_store, write_config
 
 REPOSITORY = Path(__file__).parent.parent
 DATA = Path(os.environ.get("FBP_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -92,3 +92,31 @@ def warm(project, finished):
     """A project whose store is open already."""
     shutil.copy(finished[0] / "empty.db", project / "mlruns" / "mlflow.db")
     return project
+
+
+@pytest.fixture(scope="session")
+def three(finished, tmp_path_factory, worker_id):
+    """A project with one group of three runs that differ in their seeds: made once for all test processes."""
+    base = tmp_path_factory.getbasetemp()
+    project = (base if worker_id == "master" else base.parent) / "three"
+    with locked(project.with_suffix(".lock")):
+        if not project.exists():
+            (project / "mlruns").mkdir(parents=True)
+            shutil.copy(finished[0] / "empty.db", project / "mlruns" / "mlflow.db")
+            write_config(project, data="digits", more=SEEDS)
+            done = subprocess.run(
+                command("run", "small.toml"),
+                cwd=project,
+                capture_output=True,
+                text=True,
+                timeout=240,
+            )
+            assert done.returncode == 0, done.stderr
+    return project
+
+
+@pytest.fixture
+def inside(three, monkeypatch):
+    monkeypatch.chdir(three)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return three

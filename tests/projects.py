@@ -59,6 +59,11 @@ def one(folder: Path) -> Path:
     return found
 
 
+SEEDS = "".join(
+    f'[[variant]]\nname = "seed-{seed}"\nset = {{ seed = {seed} }}\n' for seed in range(3)
+)
+
+
 LEARNING = """[loss]
 name = "softmax_cross_entropy"
 [optimizer]
@@ -108,3 +113,24 @@ def empty_store(full: Path, empty: Path) -> None:
     database.execute("delete from experiments where experiment_id != 0")
     database.commit()
     database.close()
+
+
+def said(*words, status=0):
+    from click.testing import CliRunner
+
+    from fbp.cli import main
+
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == status, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def runs_of(project):
+    found = client(project)
+    every = found.search_runs(
+        [found.get_experiment_by_name("small").experiment_id], order_by=["start_time ASC"]
+    )
+    parent = next(run for run in every if "mlflow.parentRunId" not in run.data.tags)
+    children = [run for run in every if run is not parent and run.info.run_name.startswith("seed-")]
+    return parent, children

@@ -1,4 +1,8 @@
-"""Run a recorded experiment again, from its record in MLflow alone, and compare bit for bit: what ``fbp reproduce`` does."""
+"""Train a recorded run again, from its record alone, and compare it bit for bit.
+
+This is the work of ``fbp reproduce``, in five steps: :func:`.run_record.load_record`,
+:func:`.run_record.check_record`, :func:`train_again`, :func:`compare`, :func:`report`.
+"""
 
 import contextlib
 import json
@@ -10,292 +14,282 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from fbp.errors import InputError
-from fbp.experiment.config import reading as configuration
-from fbp.experiment.config.catalogue import require_trusted_module
+from fbp.experiment.commands.run_record import (
+    Record,
+    check_record,
+    last_step,
+    load_record,
+    read_params,
+)
+from fbp.experiment.commands.verdict import Verdict, compare_runs, shortened, tensor_differences
 from fbp.experiment.rundir import environment, journal
-from fbp.experiment.rundir.journal import Series, is_timing
-from fbp.experiment.rundir.npz import READ_ERRORS, digest_of, read_arrays
-from fbp.experiment.tracking import mlflow_format, mlflow_runs, shipper
+from fbp.experiment.rundir.journal import Series
+from fbp.experiment.tracking import mlflow_runs, shipper
 from fbp.experiment.tracking.mlflow_runs import Recorded, Runs
 
 _CHILD = "import sys; from fbp.experiment.commands.reproduce import child; sys.exit(child())"
 _DIGESTS = ("fbp.params_digest", "fbp.metrics_digest")
-_OURS = (
-    "XLA_FLAGS",
-    "PJRT_NPROC",
-    "NPROC",
-)  # with JAX_*: what the child gets from the record, not from here
-
-
-class Verdict(NamedTuple):
-    """How a second run compares with the first.
-
-    Attributes:
-        identical: whether no bit differs.
-        compared: how many values of metrics, and how many checkpoints, were compared.
-        lines: what differs, where first and by how much.
-    """
-
-    identical: bool
-    compared: tuple[int, int]
-    lines: list[str]
+_VARIABLES_FROM_RECORD = ("XLA_FLAGS", "PJRT_NPROC", "NPROC")  # beside all JAX_* variables
+_MAX_LABEL = 100  # characters of the second run's name
+_MAX_LINES = 20  # of differences between environments
+_SHORT_DIGEST = 12
+_LONGEST_VALUE = 60  # characters of a value of the environment
 
 
 def reproduce(
     name: str, tracking_uri: str | None, say: Callable[[str], None], code: Path | None = None
 ) -> bool:
-    """Run a run (or each run of a group) again and say how it compares; returns whether all are identical.
+    """Train a run (or each run of a group) again and report how it compares.
+
+    Trains in a subprocess, and records each reproduction as a new run.
 
     Args:
-        name: the run's id or name in MLflow, or its folder.
-        tracking_uri: the store.
-        say: takes the report, line by line.
-        code: the file of the user's own model, where it is not installed.
+        name: the run's id or name, or its folder.
+        tracking_uri: the store. Default: ``MLFLOW_TRACKING_URI``, or the store of this project.
+        say: called with each line of the report.
+        code: a Python file of the user's own that the configuration names, if not installed.
+
+    Returns:
+        Whether all runs are identical to their records.
 
     Raises:
-        InputError: where there is no such run, or its record or data cannot be used.
+        InputError: if there is no such run, or if its record or data cannot be used.
     """
     with mlflow_runs.opened(tracking_uri) as runs:
         run = runs.find(name)
-        found = runs.children(run) or [run]
-        verdicts = [_one(runs, runs.read(each, model=True), say, code) for each in found]
-        return all(verdicts)
+        selected = runs.children(run) or [run]
+        results = [_reproduce_run(runs, each, say, code) for each in selected]
+        return all(results)
 
 
-def _one(runs: Runs, first: Recorded, say: Callable[[str], None], code: Path | None) -> bool:
-    from mlflow.exceptions import MlflowException
-
-    config = first.folder / "config.toml"
-    if not config.exists():
-        raise InputError(
-            f"run {first.name}: its record has no config.toml; only runs made by fbp can be run again"
-        )
-    require_trusted_module(configuration.named_model(config), code)
-    record = environment.recorded(first.folder)
-    variables, left = environment.variables(record)
-    say(f"run {first.name} ({first.run_id}), {first.status}")
-    for line in _surroundings(first, record, set(variables)):
-        say(f"  {line}")
-    for flag in left:
-        say(f"  XLA flag {flag} of the record is not taken over: it is not a plain switch")
-    series, checkpoints = runs.series(first), mlflow_runs.checkpoints(first)
-    if first.status != "FINISHED" and not series and not checkpoints:
-        raise InputError(
-            f"run {first.name}: its record has neither metrics nor checkpoints; there is nothing to compare"
-        )
-    contradictions = _contradictions(runs, first, series)
-    stop_at = (
-        None
-        if first.status == "FINISHED"
-        else max([*checkpoints, *map(_last, series.values())], default=None)
-    )
-    folder = _again(first, config, variables, sorted(checkpoints), stop_at, runs.uri)
-    start, end = journal.read_start(folder) or {}, journal.read_end(folder) or {}
-    data = first.tags.get("fbp.data_fingerprint", "")[:12]
-    say(
-        f"  run again as {start.get('name')}; {f'the data is the same ({data})' if data else 'of which data is not recorded'}"
-    )
-    history = journal.history(folder)
-    if (first.status, end.get("status")) == (
-        "FAILED",
-        "FAILED",
-    ):  # found out at the end of a chunk, early or late
-        until = max(map(_last, history.values()), default=0)
-        series = {
-            key: Series(*(column[points.steps <= until] for column in points))
-            for key, points in series.items()
-        }
-    verdict = compare(series, history, checkpoints, journal.checkpoints(folder))
-    contradictions += _other_digests(first, folder) if first.status == "FINISHED" else []
-    if contradictions:
-        verdict = Verdict(False, verdict.compared, verdict.lines + contradictions)
-    if not verdict.identical and first.status == "FINISHED":
-        verdict.lines.extend(
-            _tensors(
-                first.folder / "model" / "params.npz", folder / "artifacts" / "model" / "params.npz"
-            )
-        )
-    for line in _summary(first, verdict):
-        say(f"  {line}")
-    second = shipper.shipped(folder).get("run_id")
-    if second:
-        try:
-            runs.client.set_tag(
-                second, "fbp.reproduction", "identical" if verdict.identical else verdict.lines[0]
-            )
-        except MlflowException:
-            say(
-                f"  the store does not answer: run {start.get('name')} there does not show how it compares"
-            )
+def _reproduce_run(runs: Runs, run: Any, say: Callable[[str], None], code: Path | None) -> bool:
+    """Reproduce one run; return whether it is identical."""
+    record = load_record(runs, run)
+    inconsistencies = check_record(runs, record, code)
+    for line in _introduction(record):
+        say(line)
+    folder = train_again(record, runs.uri)
+    say(f"  {_trained_as(record, folder)}")
+    verdict = compare(record, folder, inconsistencies)
+    report(runs, record, folder, verdict, say)
     return verdict.identical
 
 
-def _last(points: Series) -> int:
-    return int(points.steps[-1]) if len(points.steps) else 0
+def train_again(record: Record, uri: str) -> Path:
+    """Train the recorded configuration in a subprocess, in the recorded environment.
 
+    A run that did not finish is trained up to the last step of its record.
 
-def _contradictions(runs: Runs, first: Recorded, series: Mapping[str, Series]) -> list[str]:
-    """Where a record does not agree with itself: somebody or something has changed it."""
-    lines: list[str] = []
-    if first.status == "RUNNING":
-        return lines
-    known = {
-        mlflow_format.key_of(key): dict(zip(*points[:2], strict=True))
-        for key, points in series.items()
+    Returns:
+        The new run's folder.
+
+    Raises:
+        InputError: if training cannot start, for example because the data are missing.
+    """
+    task = {
+        "config": str(record.config),
+        "uri": uri,
+        "label": f"{record.run.name}-again"[:_MAX_LABEL],
+        "source": record.run.tags.get("mlflow.source.name", "config.toml"),
+        "fingerprint": record.run.tags.get("fbp.data_fingerprint", ""),
+        "tags": {"fbp.reproduces": record.run.run_id},
+        "checkpoint_steps": sorted(record.checkpoints) or None,
+        "stop_at": None if record.finished else record.last_step,
     }
-    for key, points in runs.points(first).items():
-        for step, value in zip(*points[:2], strict=True):
-            kept = known.get(key, {}).get(step)
-            if kept is None:
-                agrees = (
-                    first.status != "FINISHED"
-                )  # of a run that died, the history may be from an earlier end
-            else:  # MLflow has no infinity, and some stores no -0
-                agrees = _same(value, kept) or value == kept or (np.isnan(value) and np.isinf(kept))
-            if not agrees:
-                lines.append(
-                    f"the record contradicts itself: {key} at step {step} is {value!s} in MLflow, "
-                    f"and {'missing' if kept is None else kept} in the run's history"
-                )
-                break
-    if first.status != "FINISHED":
-        return lines[:5]
-    if journal.metrics_digest(series) != first.tags.get("fbp.metrics_digest"):
-        lines.append(
-            "the record contradicts itself: the run's history is not what fbp.metrics_digest was taken of"
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _VARIABLES_FROM_RECORD and not name.startswith("JAX_")
+    }
+    if record.environment.get("device", {}).get("platform") == "cpu":
+        inherited["JAX_PLATFORMS"] = "cpu"
+    answer, status = _train_in_subprocess(task, inherited | record.variables)
+    if answer is None:
+        raise InputError(
+            f"run {record.run.name}: it could not be trained again (exit status {status})"
         )
-    if not mlflow_runs.checkpoints(first):
-        lines.append("the record has no digests of the parameters at checkpoints")
-    arrays = _params(first.folder / "model" / "params.npz")
-    if arrays is None or digest_of(arrays) != first.tags.get("fbp.params_digest"):
-        lines.append(
-            "the record contradicts itself: the model's parameters are not what fbp.params_digest was taken of"
-        )
-    return lines[:5]
+    if "problem" in answer:
+        raise InputError(answer["problem"])
+    return Path(answer["folder"])
 
 
-def _other_digests(first: Recorded, folder: Path) -> list[str]:
-    """Which of a finished run's digests are others when it is run again."""
+def compare(record: Record, folder: Path, inconsistencies: list[str]) -> Verdict:
+    """Compare a record with the run in `folder` that reproduces it.
+
+    Args:
+        record: the first run.
+        folder: the second run's.
+        inconsistencies: in the record, see :func:`check_record`; they count as differences.
+    """
+    history, series = journal.history(folder), record.series
+    end = journal.read_end(folder) or {}
+    if (record.run.status, end.get("status")) == ("FAILED", "FAILED"):
+        # a divergence is noticed at the end of a chunk, which may be earlier or later this time
+        until = max(map(last_step, history.values()), default=0)
+        series = {name: _until(until, points) for name, points in series.items()}
+    verdict = compare_runs(series, history, record.checkpoints, journal.checkpoints(folder))
+    verdict = verdict.with_differences(inconsistencies)
+    if not record.finished:
+        return verdict
+    verdict = verdict.with_differences(_different_digests(record.run, folder))
+    if verdict.identical:
+        return verdict
+    params = read_params(record.run.folder / "model" / "params.npz")
+    new_params = read_params(folder / "artifacts" / "model" / "params.npz")
+    if params is None or new_params is None:
+        return verdict
+    return verdict.with_differences(tensor_differences(params, new_params))
+
+
+def report(
+    runs: Runs, record: Record, folder: Path, verdict: Verdict, say: Callable[[str], None]
+) -> None:
+    """Say how a reproduction compares, and tag its run in the store with the result."""
+    from mlflow.exceptions import MlflowException
+
+    for line in _conclusion(record, verdict):
+        say(f"  {line}")
+    run_id = shipper.shipped(folder).get("run_id")
+    if not run_id:
+        return
+    result = "identical" if verdict.identical else verdict.differences[0]
+    try:
+        runs.client.set_tag(run_id, "fbp.reproduction", result)
+    except MlflowException:
+        name = (journal.read_start(folder) or {}).get("name")
+        say(f"  the store does not answer: run {name} is not tagged with this result")
+
+
+def _introduction(record: Record) -> list[str]:
+    """Return the lines that are shown before training."""
+    run = record.run
+    differences = _environment_differences(run, record.environment, set(record.variables))
+    flags = [
+        f"XLA flag {flag} of the record is not passed on, because it is not a plain switch"
+        for flag in record.refused_flags
+    ]
+    lines = [*(differences or ["the environment is the same"]), *flags]
+    return [f"run {run.name} ({run.run_id}), {run.status}", *(f"  {line}" for line in lines)]
+
+
+def _trained_as(record: Record, folder: Path) -> str:
+    name = (journal.read_start(folder) or {}).get("name")
+    fingerprint = record.run.tags.get("fbp.data_fingerprint", "")[:_SHORT_DIGEST]
+    data = f"the data are the same ({fingerprint})" if fingerprint else "its data are not recorded"
+    return f"trained again as {name}; {data}"
+
+
+def _conclusion(record: Record, verdict: Verdict) -> list[str]:
+    """Return the lines that are shown after the comparison."""
+    if not verdict.identical:
+        return ["DIFFERENT", *(f"  {line}" for line in verdict.differences)]
+    extent = "" if record.finished else f", as far as the record goes ({record.run.status})"
+    return [
+        f"identical to the bit: {verdict.values:,} metric values and the parameters at "
+        f"{verdict.checkpoints} checkpoints{extent}"
+    ]
+
+
+def _until(step: int, points: Series) -> Series:
+    """Return the points up to `step`."""
+    return Series(*(column[points.steps <= step] for column in points))
+
+
+def _different_digests(run: Recorded, folder: Path) -> list[str]:
+    """Return a line for each digest of a finished run that the run in `folder` does not have."""
     tags: dict[str, str] = {}
     for _, line in journal.lines(folder, kinds=["tags"]):
         tags |= line["values"]
-    pairs = [(name, first.tags.get(name, "")[:12], tags.get(name, "")[:12]) for name in _DIGESTS]
+    pairs = [
+        (name, run.tags.get(name, "")[:_SHORT_DIGEST], tags.get(name, "")[:_SHORT_DIGEST])
+        for name in _DIGESTS
+    ]
     return [
-        f"{name} was {old or 'nothing'}, is {new or 'nothing'}"
+        f"{name} was {old or 'missing'}, is {new or 'missing'}"
         for name, old, new in pairs
         if old != new
     ]
 
 
-def _summary(first: Recorded, verdict: Verdict) -> list[str]:
-    values, checkpoints = verdict.compared
-    if verdict.identical:
-        until = (
-            ""
-            if first.status == "FINISHED"
-            else f", as far as the first one's history goes ({first.status})"
-        )
-        return [
-            f"identical to the bit: {values:,} values of metrics and the parameters at {checkpoints} checkpoints{until}"
-        ]
-    return ["DIFFERENT", *(f"  {line}" for line in verdict.lines)]
+def _environment_differences(
+    run: Recorded, recorded: dict[str, Any], restored: set[str]
+) -> list[str]:
+    """Return lines on what has changed since the run and cannot be restored.
 
-
-def _surroundings(first: Recorded, record: dict[str, Any], given: set[str]) -> list[str]:
-    """What is another now than when the run was made, of what the child does not get from the record."""
-    now = environment.facts()
-    same = {"threads", "XLA_FLAGS"} | {f"jax.{name.removeprefix('JAX_').lower()}" for name in given}
+    Args:
+        run: the run.
+        recorded: its environment.
+        restored: names of the environment variables that the subprocess gets from the record.
+    """
+    ignored = {"threads", "XLA_FLAGS"}
+    ignored |= {f"jax.{name.removeprefix('JAX_').lower()}" for name in restored}
     lines = [
-        f"{name}: then {old[:60]}, now {new[:60]}"
-        for name, old, new in environment.differences(record, now)
-        if name not in same
+        f"{name}: was {old[:_LONGEST_VALUE]}, is {new[:_LONGEST_VALUE]}"
+        for name, old, new in environment.differences(recorded, environment.facts())
+        if name not in ignored
     ]
-    if len(lines) > 20:
-        lines[20:] = [f"and {len(lines) - 20} more"]
-    commit = first.tags.get("mlflow.source.git.commit")
-    here = environment.git(Path.cwd())
-    if commit and here and here["commit"] != commit:
-        lines.append(f"git commit: then {commit[:12]}, now {here['commit'][:12]}")
-    elif commit and here:
-        path = first.folder / "git.diff"
-        if (path.read_text(encoding="utf-8") if path.exists() else "") != here.get("diff", ""):
-            lines.append(
-                "git: uncommitted changes are others than then (the run's artifact git.diff has them)"
-            )
-    return lines or ["the environment is the same"]
+    lines = shortened(lines, _MAX_LINES)
+    commit = run.tags.get("mlflow.source.git.commit")
+    repository = environment.git(Path.cwd())
+    if not commit or not repository:
+        return lines
+    if repository["commit"] != commit:
+        now = repository["commit"][:_SHORT_DIGEST]
+        return [*lines, f"git commit: was {commit[:_SHORT_DIGEST]}, is {now}"]
+    path = run.folder / "git.diff"
+    diff = path.read_text(encoding="utf-8") if path.exists() else ""
+    if diff != repository.get("diff", ""):
+        lines.append("git: the uncommitted changes differ (the run's artifact git.diff has them)")
+    return lines
 
 
-def _again(
-    first: Recorded,
-    config: Path,
-    variables: dict[str, str],
-    steps: list[int],
-    stop_at: int | None,
-    uri: str,
-) -> Path:
-    """Train in a process of its own, which ends with this one; returns the new run's folder."""
-    inherited = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in _OURS and not key.startswith("JAX_")
-    }
-    if environment.recorded(first.folder).get("device", {}).get("platform") == "cpu":
-        inherited["JAX_PLATFORMS"] = "cpu"
+def _train_in_subprocess(
+    task: dict[str, Any], variables: Mapping[str, str]
+) -> tuple[dict[str, str] | None, int]:
+    """Train in a process of its own, which ends when this one does.
+
+    Args:
+        task: see :func:`child`; the name of the file for its answer is added.
+        variables: the subprocess's environment.
+
+    Returns:
+        The answer, None if the process died without one; and its exit status.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        answer = Path(scratch) / "answer.json"
-        task = {
-            "config": str(config),
-            "uri": uri,
-            "label": f"{first.name}-again"[:100],
-            "source": first.tags.get("mlflow.source.name", "config.toml"),
-            "fingerprint": first.tags.get("fbp.data_fingerprint", ""),
-            "tags": {"fbp.reproduces": first.run_id},
-            "checkpoint_steps": steps or None,
-            "stop_at": stop_at,
-            "answer": str(answer),
-        }
+        path = Path(scratch) / "answer.json"
         process = subprocess.Popen(
             [sys.executable, "-c", _CHILD],
             stdin=subprocess.PIPE,
             text=True,
-            env=inherited | variables,
-            start_new_session=True,  # Ctrl-C is for this process, which ends the other
+            env=variables,
+            start_new_session=True,  # Ctrl-C is for this process, which stops the other
         )
         try:
             assert process.stdin is not None
-            with contextlib.suppress(
-                BrokenPipeError
-            ):  # it stays open: the child sees by its end that this one is gone
-                process.stdin.write(json.dumps(task) + "\n")
+            # the pipe stays open; the child notices by its closing that this process has died
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(task | {"answer": str(path)}) + "\n")
                 process.stdin.flush()
             process.wait()
         except BaseException:
             process.terminate()
             process.wait()
             raise
-        if not answer.exists():
-            raise InputError(
-                f"run {first.name}: it could not be run again (exit status {process.returncode})"
-            )
-        said = json.loads(answer.read_text(encoding="utf-8"))
-    if "problem" in said:
-        raise InputError(said["problem"])
-    return Path(said["folder"])
+        answer = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return answer, process.returncode
 
 
 def child() -> int:
-    """The process that trains: its task comes as JSON on the standard input, its answer goes into a file."""
+    """Run the training process: read its task from standard input, write its answer to a file."""
     from fbp.experiment.commands.launch import launch_config
     from fbp.experiment.commands.progress import Bar
     from fbp.experiment.runner.run import RunIdentity
 
     task = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_stop_when_parent_dies, daemon=True).start()
     origin = RunIdentity(
         Path(task["source"]), task["label"], tags=task["tags"], fingerprint=task["fingerprint"]
     )
@@ -309,114 +303,8 @@ def child() -> int:
     return 0
 
 
-def _end_with_parent() -> None:
-    """Wait until nobody can write to the standard input any more, then stop training as a SIGTERM does."""
+def _stop_when_parent_dies() -> None:
+    """Block until standard input is closed, then stop training as a SIGTERM does."""
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def compare(
-    first: Mapping[str, Series],
-    second: Mapping[str, Series],
-    before: Mapping[int, dict[str, Any]],
-    now: Mapping[int, dict[str, Any]],
-) -> Verdict:
-    """Compare two runs' metrics and checkpoints. What the first has, the second must have, to the bit.
-
-    Args:
-        first, second: metrics by name.
-        before, now: checkpoints by step; ``params`` or ``params_digest`` is of all parameters, ``tensors`` of each.
-    """
-    lines, found, values = [], [], 0
-    for key, series in first.items():
-        if is_timing(key):
-            continue
-        other = second.get(key)
-        there = (
-            dict(zip(other.steps.tolist(), other.values.tolist(), strict=True))
-            if other is not None
-            else {}
-        )
-        for step, value in zip(series.steps.tolist(), series.values.tolist(), strict=True):
-            values += 1
-            if step not in there:
-                found.append((step, key, f"{key} was {value!r}, and is missing"))
-            elif not _same(value, there[step]):
-                gap = abs(there[step] - value)
-                found.append(
-                    (step, key, f"{key} was {value!r}, is {there[step]!r} (difference {gap:.3g})")
-                )
-    if found:
-        step, _, line = min(found)
-        lines.append(
-            f"first different metric, at step {step}: {line}; {len(found):,} of {values:,} values differ"
-        )
-    common = sorted(set(before) & set(now))
-    for step in common:
-        one, other_one = before[step], now[step]
-        if one["params"] != other_one["params_digest"]:
-            names = [
-                name
-                for name, digest in one["tensors"].items()
-                if other_one["tensors"].get(name) != digest
-            ]
-            tensors = (
-                f"tensor {names[0]} first, {len(names)} of {len(one['tensors'])} in all"
-                if names
-                else "all of them"
-            )
-            same = [earlier for earlier in common if earlier < step]
-            lines.append(
-                f"parameters first differ at the checkpoint of step {step}: {tensors}"
-                + (
-                    f"; at step {same[-1]} they were the same"
-                    if same
-                    else "; that is the first checkpoint"
-                )
-            )
-            break
-    if not values and not common:
-        lines.append("there is nothing to compare: the record has neither metrics nor checkpoints")
-    lost = sorted(set(before) - set(now))
-    if lost:
-        lines.append(f"no checkpoint at step {', '.join(map(str, lost[:5]))} to compare with")
-    return Verdict(not lines, (values, len(common)), lines)
-
-
-def _same(one: float, other: float) -> bool:
-    """To the bit, but for the many forms of NaN."""
-    return np.float64(one).tobytes() == np.float64(other).tobytes() or (
-        one != one and other != other
-    )
-
-
-def _params(path: Path) -> dict[str, np.ndarray] | None:
-    """The parameters in a model's file, by path; None where it is absent or damaged."""
-    try:
-        return {
-            key.partition("/")[2]: array
-            for key, array in read_arrays(path).items()
-            if key.partition("/")[0] == "params"
-        }
-    except (OSError, *READ_ERRORS):
-        return None
-
-
-def _tensors(before: Path, now: Path) -> list[str]:
-    """By how much the final parameters differ."""
-    old, new = _params(before), _params(now)
-    if old is None or new is None:
-        return []
-    lines = []
-    for name, array in old.items():
-        other = new.get(name)
-        if other is None or other.shape != array.shape:
-            lines.append(f"{name} is missing or has another shape")
-        elif other.tobytes() != array.tobytes():
-            gap = np.abs(other.astype(np.float64) - array.astype(np.float64))
-            size = float(np.abs(array.astype(np.float64)).max())
-            lines.append(
-                f"at the end, {name} differs by at most {gap.max():.3g} (its largest number is {size:.3g})"
-            )
-    return lines[:10] + ([f"and {len(lines) - 10} more"] if len(lines) > 10 else [])

@@ -1,0 +1,321 @@
+"""Reproducing recorded runs: the verdict, the check of a record, and whole reproductions."""
+
+import contextlib
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+
+import fbp
+from fbp.experiment.commands import run_record
+from fbp.experiment.commands.verdict import compare_runs
+from fbp.experiment.rundir import environment, journal
+from fbp.experiment.rundir.journal import Journal, Series
+from fbp.experiment.rundir.npz import read_arrays, write_arrays
+from fbp.experiment.tracking import mlflow_format, mlflow_runs, shipper, store
+from fbp.experiment.tracking.mlflow_runs import Recorded, Runs
+from tests.projects import client, command, fbp_run, one, runs_of, said, the_run, write_config
+
+
+def series(**values):
+    return {
+        key: Series(
+            np.arange(1, len(numbers) + 1), np.array(numbers, float), np.zeros(len(numbers), int)
+        )
+        for key, numbers in values.items()
+    }
+
+
+class TestVerdict:
+    RECORDED = {
+        0: {"params": "a", "tensors": {"0/w": "1"}},
+        5: {"params": "b", "tensors": {"0/w": "2", "0/b": "3"}},
+    }
+    REPRODUCED = {
+        0: {"params_digest": "a", "tensors": {"0/w": "1"}},
+        5: {"params_digest": "c", "tensors": {"0/w": "2", "0/b": "9"}},
+    }
+
+    def test_identical(self):
+        same = {
+            step: {"params_digest": entry["params"], "tensors": {}}
+            for step, entry in self.RECORDED.items()
+        }
+        first = series(loss=[1, float("nan"), float("inf")], examples_per_second=[1, 2])
+        second = series(loss=[1, float("nan"), float("inf")], examples_per_second=[3, 4])
+        verdict = compare_runs(first, second, self.RECORDED, same)
+        assert verdict == (3, 2, ())
+        assert verdict.identical
+
+    def test_the_first_step_and_by_how_much(self):
+        other = float(np.nextafter(0.5, 1))
+        verdict = compare_runs(
+            series(b=[1, 0.5, 3], a=[1, 2, 3]), series(b=[1, other, 3], a=[1, 2, 4]), {}, {}
+        )
+        assert not verdict.identical
+        assert (
+            f"at step 2: b was 0.5, is {other!r} (difference 1.11e-16); 2 of 6 values differ"
+            in verdict.differences[0]
+        )
+
+    def test_minus_zero_is_not_zero(self):
+        assert not compare_runs(series(a=[0.0]), series(a=[-0.0]), {}, {}).identical
+
+    def test_a_number_is_not_nan_and_nothing_proves_nothing(self):
+        assert not compare_runs(series(a=[float("nan")]), series(a=[0.5]), {}, {}).identical
+        assert "there is nothing to compare" in compare_runs({}, {}, {}, {}).differences[0]
+
+    def test_what_is_missing_differs(self):
+        assert (
+            "a was 2.0, and is missing"
+            in compare_runs(series(a=[1, 2]), series(a=[1]), {}, {}).differences[0]
+        )
+
+    def test_the_first_tensor(self):
+        verdict = compare_runs({}, {}, self.RECORDED, self.REPRODUCED)
+        assert (
+            "the checkpoint of step 5: tensor 0/b first, 1 of 2 in all; "
+            "at step 0 they were the same" in verdict.differences[0]
+        )
+
+
+def test_only_plain_switches_are_taken_from_a_record():
+    record = {
+        "threads": 3,
+        "jax": {
+            "enable_x64": True,
+            "threefry_partitionable": "0; rm",
+            "default_matmul_precision": None,
+        },
+        "variables": {
+            "XLA_FLAGS": "--xla_gpu_deterministic_ops=true --xla_dump_to=/tmp/x "
+            "--xla_cpu_max_isa=AVX2 --xla_x=3",
+            "LD_PRELOAD": "x.so",
+        },
+    }
+    found, left = environment.variables(record)
+    assert found == {
+        "PJRT_NPROC": "3",
+        "JAX_ENABLE_X64": "True",
+        "XLA_FLAGS": "--xla_gpu_deterministic_ops=true --xla_x=3",
+    }
+    assert left == ["--xla_dump_to=/tmp/x", "--xla_cpu_max_isa=AVX2"]
+    assert environment.variables({"threads": True}) == ({}, [])
+
+
+def a_record(folder, status="KILLED"):
+    return Recorded("id", "name", "experiment", status, 0, 0, {}, {}, {}, folder)
+
+
+def test_names_with_commas_and_quotes_come_back_from_the_history(tmp_path):
+    (tmp_path / "artifacts").mkdir()
+    values = {'delta_norm/a,b "c"': 1.5, "loss": float("nan")}
+    Journal(tmp_path).write("metrics", step=3, values=values)
+    mlflow_format.write_history(tmp_path)
+    found = mlflow_runs.from_artifacts(a_record(tmp_path / "artifacts"))
+    assert {key: points.steps.tolist() for key, points in found.items()} == {
+        key: [3] for key in values
+    }
+    assert found['delta_norm/a,b "c"'].values.tolist() == [1.5]
+
+
+def test_what_a_store_cannot_hold_and_an_old_history_are_no_inconsistencies(tmp_path):
+    shown = SimpleNamespace(points=lambda first: series(a=[0.0, float("nan"), 3.0], b=[1.0, 2.0]))
+
+    def inconsistencies(status, history):
+        recorded = a_record(tmp_path, status)
+        record = run_record.Record(recorded, tmp_path, {}, {}, [], history, {})
+        return run_record._inconsistencies_in_record(shown, record)
+
+    kept = series(a=[-0.0, float("inf"), 3.0], b=[1.0])
+    assert inconsistencies("KILLED", kept) == []
+    lines = inconsistencies("FINISHED", kept)
+    assert "b at step 2 is 2.0 in MLflow, and missing" in lines[0]
+    (line,) = inconsistencies("KILLED", series(a=[0.5]))
+    assert "a at step 1 is 0.0 in MLflow, and 0.5 in" in line
+
+
+def test_a_record_that_is_not_fbps_cannot_be_run_again(project, warm):
+    run = client(project).create_run("0", run_name="foreign")
+    assert "has no config.toml" in said("reproduce", run.info.run_id, status=2)
+    with mlflow_runs.opened(None) as runs:
+        assert mlflow_runs.checkpoints(runs.read(run)) == {}
+
+
+def test_a_run_that_recorded_nothing_is_not_run_again(inside, monkeypatch):
+    read = Runs.read
+    monkeypatch.setattr(
+        Runs, "read", lambda *args, **kwargs: read(*args, **kwargs)._replace(status="KILLED")
+    )
+    monkeypatch.setattr(Runs, "series", lambda *_: {})
+    monkeypatch.setattr(mlflow_runs, "checkpoints", lambda _: {})
+    _, (first, *_) = runs_of(inside)
+    assert "neither metrics nor checkpoints" in said("reproduce", first.info.run_name, status=2)
+
+
+MODEL = """
+import fbp
+def model(outputs: int):
+    hidden = fbp.layers.dense(8), fbp.layers.{}()
+    return fbp.chain(fbp.layers.flatten(), *hidden, fbp.layers.dense(outputs))
+"""
+
+
+def reproduced(project, run, status, *options, **settings):
+    done = subprocess.run(
+        command("reproduce", run, *options),
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | settings,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def test_reproduce_a_run_from_its_record_alone(project, three, monkeypatch):
+    """Its folder is away, and the number of threads, which changes bits, is another here."""
+    shutil.copytree(three, project / "copy")
+    shutil.rmtree(project / "copy" / "mlruns" / "runs")
+    copy = project / "copy"
+    subprocess.run(command("repair-store"), cwd=copy, check=True)
+    _, (first, *_) = runs_of(copy)
+    other = {"PJRT_NPROC": "1" if environment.threads() > 1 else "2"}
+    output = reproduced(copy, first.info.run_name, 0, **other)
+    assert "identical to the bit" in output
+    again = client(copy).search_runs(
+        [first.info.experiment_id], f"tags.`fbp.reproduces` = '{first.info.run_id}'"
+    )
+    assert [run.data.tags["fbp.reproduction"] for run in again] == ["identical"]
+    assert again[0].data.tags["fbp.params_digest"] == first.data.tags["fbp.params_digest"]
+    assert again[0].data.tags["fbp.metrics_digest"] == first.data.tags["fbp.metrics_digest"]
+    monkeypatch.chdir(copy)
+    assert fbp.load(first.info.run_name).config.name == "small"
+    assert not (
+        copy / "mlflow.db"
+    ).exists()  # MLflow's own default store, which some of its calls make
+
+
+@pytest.mark.slow
+def test_reproduce_says_where_a_changed_model_first_differs(project, warm):
+    (project / "mine.py").write_text(MODEL.format("tanh"))
+    path = write_config(project, data="digits")
+    options = ["--set", "model={name='mine:model'}", "--set", "checkpoint.every_steps=10"]
+    assert (
+        subprocess.run(command("run", path, *options), timeout=240, capture_output=True).returncode
+        == 0
+    )
+    name = one(project / "mlruns" / "runs").name
+    assert "not installed; if you trust it" in reproduced(project, name, 2)
+    assert "identical to the bit" in reproduced(project, name, 0, "--code", "mine.py")
+    (project / "mine.py").write_text(MODEL.format("sigmoid"))
+    output = reproduced(project, name, 1, "--code", "mine.py")
+    assert "DIFFERENT" in output
+    assert "first different metric, at step 0: delta_norm" in output
+    assert "parameters first differ at the checkpoint of step 10: tensor" in output
+    assert "at step 0 they were the same" in output
+    assert "at the end, 1/w differs by at most" in output
+
+
+@pytest.mark.slow
+def test_reproduce_a_killed_run_as_far_as_it_came(project, warm):
+    path = write_config(project, data="digits", more="[checkpoint]\nevery_steps = 100000\n")
+    process = subprocess.Popen(
+        command("run", path, "--set", "training.epochs=3000"), stderr=subprocess.DEVNULL
+    )
+    deadline, folder = time.monotonic() + 120, None
+    while time.monotonic() < deadline and not (folder and journal.history(folder, ["steps"])):
+        time.sleep(0.1)
+        folder = next(iter(store.run_folders(project / "mlruns")), None)
+    process.kill()
+    process.wait()
+    while time.monotonic() < deadline and not shipper.is_sent(folder):
+        time.sleep(0.1)
+    output = reproduced(project, folder.name, 0)
+    steps = len(journal.history(folder)["loss"].steps)
+    assert steps > 0
+    assert "identical to the bit" in output
+    assert "as far as the record goes (KILLED)" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
+def test_a_reproduction_that_is_stopped_leaves_no_process(inside, sent):
+    _, (first, *_) = runs_of(inside)
+    with subprocess.Popen(
+        command("reproduce", first.info.run_name), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        deadline, children = time.monotonic() + 60, []
+        while time.monotonic() < deadline and not children:
+            time.sleep(0.05)
+            every = psutil.Process(process.pid).children()
+            children = [
+                child for child in every if "reproduce import child" in " ".join(child.cmdline())
+            ]
+        process.send_signal(sent)
+        assert process.wait(timeout=60) == (128 + sent if sent == signal.SIGTERM else -sent)
+        children[0].wait(timeout=60)
+        output = process.stdout.read().decode()
+    assert sent != signal.SIGTERM or "stopped" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_a_changed_record_is_told_from_another_result(project, warm):
+    """Every bit is the same again, but the record says something else than it said."""
+    fbp_run(write_config(project, data="digits"))
+    found, first = client(project), the_run(project)
+    saved = (
+        project
+        / "mlruns"
+        / "artifacts"
+        / "small"
+        / first.info.run_id
+        / "artifacts"
+        / "model"
+        / "params.npz"
+    )
+    assert saved.exists()
+    arrays = read_arrays(saved)
+    write_arrays(saved, {name: array + 1 for name, array in arrays.items()})
+    found.set_tag(first.info.run_id, "fbp.metrics_digest", "0" * 64)
+    with (
+        contextlib.closing(sqlite3.connect(project / "mlruns" / "mlflow.db")) as database,
+        database,
+    ):
+        database.execute(
+            "update metrics set value = 0.5 where key = 'validation_loss' and step = 88"
+        )
+    output = reproduced(project, first.info.run_name, 1)
+    assert "validation_loss at step 88 is 0.5 in MLflow, and" in output
+    assert "does not match fbp.metrics_digest" in output
+    assert "do not match fbp.params_digest" in output
+    assert "fbp.metrics_digest was 000000000000, is" in output
+    assert "first different metric" not in output
+    assert not (project / "mlflow.db").exists()
+
+
+@pytest.mark.slow
+def test_strict_runs_have_the_same_bits_with_any_number_of_threads(project, warm):
+    path = write_config(project, data="digits")
+    digests = set()
+    for threads in ("1", "2"):
+        experiment = "--set", f"tracking.experiment=t{threads}"
+        done = subprocess.run(
+            command("run", path, "--set", "training.strict=true", *experiment),
+            env=os.environ | {"PJRT_NPROC": threads}, capture_output=True, timeout=240,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = client(project)
+        (run,) = found.search_runs([found.get_experiment_by_name(f"t{threads}").experiment_id])
+        digests.add(run.data.tags["fbp.params_digest"])
+    assert len(digests) == 1
