@@ -190,12 +190,10 @@ class SeedStatistics(NamedTuple):
         """Return the statistics as a table; its title has the values of `distinguishing` params."""
         setting = ", ".join(f"{key}={self.params.get(key, '')}" for key in distinguishing)
         title = f"over the seeds {', '.join(self.seeds)} of {self.name} {setting}".strip()
+        title += "; bootstrap interval of the mean"
         if len(self.seeds) < _MIN_FOR_BOOTSTRAP:
-            title += (
-                f" (a bootstrap interval of fewer than {_MIN_FOR_BOOTSTRAP} runs is too narrow)"
-            )
-        interval = "95 % bootstrap interval of the mean"
-        columns = ["metric", "runs", "mean", "standard deviation", interval]
+            title += f" (too narrow with fewer than {_MIN_FOR_BOOTSTRAP} runs)"
+        columns = ["metric", "runs", "mean", "std. dev.", "95 % interval"]
         return Rows(title, columns, self.rows)
 
 
