@@ -14,10 +14,12 @@ that output, so at a pre-activation z it *is* the textbook's delta:
 
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, Self, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+
+from fbp.errors import InputError
 
 Array: TypeAlias = jax.Array
 Key: TypeAlias = jax.Array
@@ -126,16 +128,74 @@ class Layer(_Functions):
         return self.name
 
 
-class Loss(NamedTuple):
+class _LossFunctions(NamedTuple):
+    value: Callable[[Any, Any], Array]
+    delta: Callable[[Any, Any], Any]
+
+
+TargetKind: TypeAlias = Literal["labels", "one_hot", "signs", "shares", "counts", "numbers"]
+
+
+def identity(output: Any) -> Any:
+    """Return ``output`` itself: the inverse link of a loss whose outputs are readable."""
+    return output
+
+
+class Loss(_LossFunctions):
     """A cost and its derivative by the output, both per example and never reduced.
 
+    The tuple has exactly two elements. What a runner must know of the loss stands in attributes
+    beside them.
+
     Attributes:
-        value: ``(output (B, ...), target) -> (B,)``, C_i of each example.
-        delta: ``(output (B, ...), target) -> (B, ...)``, dC_i/d(output_i): the output error of equation (1).
+        value: ``(output (B, ...), target) -> (B,)``, the cost C_i of each example.
+        delta: ``(output (B, ...), target) -> (B, ...)``, dC_i/d(output_i): the output error of
+            equation (1).
+        name: the name in tables and messages.
+        targets: the targets that the loss takes. ``labels``: integer classes (or rows over the
+            classes); ``one_hot``: rows over the classes; ``signs``: rows of -1 and +1; ``shares``:
+            numbers from 0 to 1, or one-hot rows; ``counts``: numbers of at least 0; ``numbers``:
+            any numbers, or one-hot rows.
+        takes_probabilities: whether outputs must lie between 0 and 1.
+        inverse_link: the function that makes outputs readable: ``softmax`` and ``sigmoid`` turn
+            logits into probabilities, ``exp`` turns log-rates into rates.
+        coupled: whether the cost of an example depends on other examples of its batch; then
+            ``delta`` is the derivative of the sum of all costs.
+        summary: one line about the loss.
     """
 
-    value: Callable[[Array, Array], Array]
-    delta: Callable[[Array, Array], Array]
+    name: str
+    targets: TargetKind
+    takes_probabilities: bool
+    inverse_link: Callable[[Any], Any]
+    coupled: bool
+    summary: str
+
+    def __new__(
+        cls,
+        value: Callable[[Any, Any], Array],
+        delta: Callable[[Any, Any], Any],
+        *,
+        name: str = "loss",
+        targets: TargetKind = "numbers",
+        takes_probabilities: bool = False,
+        inverse_link: Callable[[Any], Any] = identity,
+        coupled: bool = False,
+        summary: str = "",
+    ) -> Self:
+        if targets not in get_args(TargetKind):
+            raise InputError(
+                f"loss {name!r}: targets must be one of {', '.join(get_args(TargetKind))}, "
+                f"got {targets!r}"
+            )
+        loss = super().__new__(cls, value, delta)
+        loss.name, loss.targets, loss.takes_probabilities = name, targets, takes_probabilities
+        loss.inverse_link, loss.coupled, loss.summary = inverse_link, coupled, summary
+        return loss
+
+    def _replace(self, **changes: Any) -> Self:
+        """Return the same loss with other functions or attributes."""
+        return type(self)(**{**self._asdict(), **vars(self), **changes})
 
 
 class Optimizer(NamedTuple):

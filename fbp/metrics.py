@@ -1,15 +1,84 @@
-"""What is measured beside the cost: functions ``(output, target) -> (B,)``, one number per example."""
+"""Metrics: numbers observed beside the loss, one per example.
+
+Each is a :class:`Metric`: a function ``(output, target) -> (B,)`` with its name, its better
+direction and the format in which tables show it.
+"""
+
+import functools
+from collections.abc import Callable
 
 import jax.numpy as jnp
 
 from fbp.layer import Array
 
+MetricFunction = Callable[[Array, Array], Array]  # (output, target) -> (B,)
 
+
+class Metric:
+    """A function ``(output, target) -> (B,)`` and what a table must know of it.
+
+    Args:
+        function: maps outputs ``(B, ...)`` and targets to one number per example, ``(B,)``.
+        name: the name under which it is logged; that of the function by default.
+        higher_is_better: the better direction, for selection; None if it is unknown.
+        format: Python's format of a value in tables, such as ``.2%``.
+    """
+
+    def __init__(
+        self,
+        function: MetricFunction,
+        *,
+        name: str = "",
+        higher_is_better: bool | None = None,
+        format: str = ".4g",
+    ):
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.name = name or getattr(function, "__name__", "metric")
+        self.higher_is_better = higher_is_better
+        self.format = format
+
+    def __call__(self, output: Array, target: Array) -> Array:
+        """Return the metric of each example, ``(B,)``."""
+        return self.function(output, target)
+
+    def __repr__(self) -> str:
+        return f"Metric({self.name})"
+
+
+def metric(
+    *, higher_is_better: bool | None = None, format: str = ".4g"
+) -> Callable[[MetricFunction], Metric]:
+    """Return a decorator that makes a function ``(output, target) -> (B,)`` a :class:`Metric`.
+
+    Args:
+        higher_is_better: the better direction; None if it is unknown.
+        format: Python's format of a value in tables.
+
+    Returns:
+        The decorator.
+
+    >>> @metric(higher_is_better=False, format=".3f")
+    ... def bias(output, target):
+    ...     return (output - target).mean(axis=1)
+    >>> bias.name, bias.higher_is_better
+    ('bias', False)
+    """
+    return lambda function: Metric(function, higher_is_better=higher_is_better, format=format)
+
+
+@metric(higher_is_better=True, format=".2%")
 def accuracy(output: Array, target: Array) -> Array:
-    """1 where the largest output is the target's class, else 0; target integer labels or one-hot (or soft) rows.
+    """Return 1 if the largest output is the class of the target, else 0.
 
-    Positions of a sequence ``(B, T, K)`` are averaged, those with a negative label left out. A single output neuron ``(B, 1)``
-    counts as the logit of class 1.
+    Args:
+        output: ``(B, K)``, or ``(B, T, K)`` for sequences. A single output neuron ``(B, 1)``
+            counts as the logit of class 1.
+        target: integer labels ``(B,)`` or ``(B, T)``, or one-hot (or soft) rows like ``output``.
+            A negative label counts as no target.
+
+    Returns:
+        Float array ``(B,)``. The positions of a sequence that have a target are averaged.
     """
     labels = (
         target
@@ -27,6 +96,15 @@ def accuracy(output: Array, target: Array) -> Array:
     return (rows * counted).sum(axis=1) / jnp.maximum(counted.sum(axis=1), 1)
 
 
+@metric(higher_is_better=False)
 def absolute_error(output: Array, target: Array) -> Array:
-    """The mean of |output - target| over an example."""
+    """Return the mean of ``|output - target|`` over an example.
+
+    Args:
+        output: ``(B, ...)``.
+        target: numbers of the shape of ``output``.
+
+    Returns:
+        Float array ``(B,)``.
+    """
     return jnp.abs(output - target).reshape(output.shape[0], -1).mean(axis=1)

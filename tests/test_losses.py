@@ -1,9 +1,11 @@
 """Losses: values by hand, extreme logits, targets of every kind."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fbp
 from fbp import losses
 from fbp.errors import ShapeError
 
@@ -128,3 +130,97 @@ def test_small_errors_are_not_lost_to_cancellation():
 def test_half_precision_probabilities_of_zero():
     a = jnp.array([[1.0, 0.0]], jnp.float16)
     assert losses.cross_entropy.value(a, jnp.array([0])) == 0
+
+
+class TestFromFunction:
+    def quartic(self, **attributes):
+        return losses.from_function(
+            lambda output, target: ((output - target) ** 4).sum(axis=1), **attributes
+        )
+
+    def test_its_delta_is_per_example_and_passes_the_gradient_check(self):
+        loss = self.quartic()
+        output, target = jnp.array([[1.0, 2.0], [0.5, -1.0]]), jnp.zeros((2, 2))
+        np.testing.assert_allclose(loss.delta(output, target), 4 * output**3)
+        model = fbp.chain(fbp.layers.dense(3), fbp.layers.tanh(), fbp.layers.dense(2))
+        params, _ = model.init(jax.random.key(0), (4,))
+        x = jax.random.normal(jax.random.key(1), (5, 4))
+        assert fbp.check_gradients(model, loss, params, x, jnp.ones((5, 2))).ok
+
+    def test_it_equals_a_loss_written_by_hand(self):
+        def cost(output, target):
+            """Cross-entropy on logits."""
+            return -jnp.take_along_axis(
+                jax.nn.log_softmax(output), target[:, None], axis=1
+            )[:, 0]  # fmt: skip
+
+        loss = losses.from_function(cost, targets="labels", inverse_link=jax.nn.softmax)
+        z, labels = jnp.array([[0.3, -1.0, 2.0], [1.0, 0.0, 0.5]]), jnp.array([2, 1])
+        written = losses.softmax_cross_entropy
+        np.testing.assert_allclose(loss.value(z, labels), written.value(z, labels), rtol=1e-6)
+        np.testing.assert_allclose(loss.delta(z, labels), written.delta(z, labels), atol=1e-6)
+        assert (loss.name, loss.summary) == ("cost", "Cross-entropy on logits.")
+        assert loss.targets == "labels"
+        assert loss.inverse_link is jax.nn.softmax
+
+    @pytest.mark.parametrize(
+        ("function", "received"),
+        [
+            (lambda output, target: output - target, "float32 of shape (4, 3)"),
+            (lambda output, target: (output - target).mean(), "float32 of shape ()"),
+            (lambda output, target: (output > target).any(axis=1), "bool of shape (4,)"),
+            (lambda output, target: None, "NoneType"),
+        ],
+    )
+    def test_another_result_is_refused_in_one_line(self, function, received):
+        loss = losses.from_function(function, name="mine")
+        for call in (loss.value, loss.delta):
+            with pytest.raises(ShapeError) as raised:
+                call(jnp.ones((4, 3)), jnp.zeros((4, 3)))
+            assert str(raised.value) == (
+                "loss 'mine': expected a function that gives one cost per example, "
+                f"floats of shape (4,), got {received}"
+            )
+
+
+class TestWeighted:
+    def test_one_output_is_seen_by_every_part(self):
+        loss = losses.weighted((losses.quadratic, 0.5), (losses.mean_absolute_error, 2.0))
+        output, target = jnp.array([[1.0, -4.0]]), jnp.array([[0.0, 2.0]])
+        for function in ("value", "delta"):
+            expected = 0.5 * getattr(losses.quadratic, function)(output, target)
+            expected += 2.0 * getattr(losses.mean_absolute_error, function)(output, target)
+            np.testing.assert_allclose(getattr(loss, function)(output, target), expected)
+
+    def test_parts_that_need_other_targets_are_refused_on_one_output(self):
+        loss = losses.weighted((losses.softmax_cross_entropy, 1.0), (losses.quadratic, 1.0))
+        with pytest.raises(fbp.InputError, match=r"softmax_cross_entropy \(labels\), quadratic"):
+            loss.value(jnp.ones((2, 3)), jnp.array([0, 1]))
+        z = jnp.ones((2, 3))
+        assert loss.value((z, z), (jnp.array([0, 1]), z)).shape == (2,)  # fine on two outputs
+
+    def test_no_parts_are_refused(self):
+        with pytest.raises(fbp.InputError, match="at least one pair"):
+            losses.weighted()
+
+
+class TestAttributes:
+    def test_a_loss_is_a_pair_of_functions_with_attributes_beside(self):
+        value, delta = losses.poisson
+        assert losses.poisson == (value, delta)
+        assert len(losses.poisson) == 2
+        plain = fbp.Loss(value, delta)
+        assert (plain.targets, plain.coupled, plain.takes_probabilities) == (
+            "numbers", False, False,
+        )  # fmt: skip
+        assert plain.inverse_link(3) == 3
+
+    def test_exchanging_a_function_keeps_the_attributes(self):
+        other = losses.poisson._replace(delta=lambda output, target: output)
+        assert (other.name, other.targets) == ("poisson", "counts")
+        assert other.inverse_link is jnp.exp
+        assert other.value is losses.poisson.value
+
+    def test_unknown_targets_are_refused(self):
+        with pytest.raises(fbp.InputError, match="targets must be one of labels, one_hot"):
+            fbp.Loss(*losses.poisson, targets="classes")
