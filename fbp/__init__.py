@@ -6,6 +6,7 @@ need the packages of ``pip install 'fbp[run]'``; so do some of ``fbp.datasets``.
 
 from typing import TYPE_CHECKING
 
+from fbp import _jaxlib
 from fbp import augmentation as augmentation
 from fbp import blocks as blocks
 from fbp import diagnostics as diagnostics
@@ -51,6 +52,8 @@ if TYPE_CHECKING:  # the names that __getattr__ imports
     from fbp.experiment import load as load
 
 __version__ = "0.1.0"
+
+_jaxlib.warn_if_wrong()
 
 _IMPORTED_WHEN_USED = ("datasets", "experiment", "load")
 

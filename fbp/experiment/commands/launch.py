@@ -231,7 +231,9 @@ def _execute(
 ) -> Launched:
     """Train what is to be trained in a folder, with a shipper beside it."""
     variants = configuration.variants(config, str(origin.source))
-    configure_jax(config)
+    backend = configure_jax(config)
+    if backend.note:
+        make_reporter(origin.label).note(backend.note)
     process = None
     try:
         with locks.training(folder) as mine:

@@ -23,7 +23,7 @@ from fbp.experiment.rundir.redact import redact
 _FLAGS = ("enable_x64", "default_prng_impl", "threefry_partitionable", "default_matmul_precision")
 THREADS = "PJRT_NPROC"
 _MOST_THREADS = 4096  # that a record can ask for
-_PLAIN_FLAG = re.compile(r"--xla_(?!.*(dump|dir|path|file|log))[a-z0-9_]+(=(true|false|\d+))?")
+_PLAIN_FLAG = re.compile(r"--xla_(?!.*(dump|dir|path|file|log))[a-z0-9_]+(=(true|false|\d+)?)?")
 NAME = "environment.json"
 
 
@@ -146,8 +146,12 @@ def git(folder: Path) -> dict[str, str]:
     return facts
 
 
-def facts() -> dict[str, Any]:
-    """Versions, flags and devices, as JSON's types."""
+def facts(backend_check: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return versions, flags and devices, as JSON's types.
+
+    Args:
+        backend_check: what was decided about the backend's known answers, if it was tested.
+    """
     device = jax.devices()[0]
     return {
         "fbp": fbp.__version__,
@@ -167,6 +171,7 @@ def facts() -> dict[str, Any]:
             "jaxlib": importlib.metadata.version("jaxlib"),
             **{name: getattr(jax.config, f"jax_{name}") for name in _FLAGS},
         },
+        "backend_check": backend_check,
         "variables": {
             name: value
             for name, value in sorted(os.environ.items())
@@ -182,9 +187,12 @@ def facts() -> dict[str, Any]:
     }
 
 
-def write(artifacts: Path, repository: dict[str, str]) -> None:
-    """The environment, and what is not committed, among a run's artifacts."""
-    (artifacts / NAME).write_text(json.dumps(facts(), indent=1), encoding="utf-8")
+def write(
+    artifacts: Path, repository: dict[str, str], backend_check: dict[str, Any] | None = None
+) -> None:
+    """Write the environment, and what is not committed, among a run's artifacts."""
+    text = json.dumps(facts(backend_check), indent=1)
+    (artifacts / NAME).write_text(text, encoding="utf-8")
     if "diff" in repository:
         (artifacts / "git.diff").write_text(repository["diff"], encoding="utf-8")
 

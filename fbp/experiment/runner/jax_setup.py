@@ -9,29 +9,37 @@ import jax
 from fbp.errors import InputError
 from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import environment
+from fbp.experiment.runner import backend_check
+from fbp.experiment.runner.backend_check import BackendCheck
 
 _GPU_FLAGS = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
 _CACHE_BYTES = 2**30
 
 
-def configure_jax(config: Config, record: dict[str, Any] | None = None) -> None:
-    """Set the environment variables and options that JAX reads when it starts.
+def configure_jax(config: Config, record: dict[str, Any] | None = None) -> BackendCheck:
+    """Set the environment variables and options that JAX reads when it starts; test the backend.
 
     Args:
         config: the experiment; `training.strict` asks for one thread, `training.deterministic` for
             deterministic programs on a GPU.
-        record: the environment of a run that is resumed, as `environment.json` has it; its number of
-            threads is set again unless the process has chosen one.
+        record: the environment of a resumed run, as `environment.json` has it; its number of
+            threads is set again unless the process has chosen one, and its flag against wrong
+            fusions.
+
+    Returns:
+        What was decided about the backend; its ``note``, if not empty, is for the user.
 
     Raises:
-        InputError: if JAX has started already, with another number of threads than `strict` needs.
+        InputError: if JAX has started already, with another number of threads than `strict` needs;
+            if the backend computes wrong results and no flag can mend it.
     """
     threads = environment.threads()
     if config.training.strict:
         os.environ[environment.THREADS] = "1"
     elif record and environment.THREADS not in os.environ:
         os.environ |= environment.threads_of(record)
-    if config.training.strict and environment.threads() != threads and _has_started():
+    others = config.training.strict and environment.threads() != threads
+    if others and backend_check.jax_has_started():
         raise InputError(
             f"training.strict: JAX has started already with {threads} threads; start the process "
             f"with {environment.THREADS}=1"
@@ -42,7 +50,10 @@ def configure_jax(config: Config, record: dict[str, Any] | None = None) -> None:
         flags = os.environ.get("XLA_FLAGS", "")
         missing = [flag for flag in _GPU_FLAGS if flag.partition("=")[0] not in flags]
         os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
+    if record:
+        backend_check.take_over_flags(record)
     _enable_compilation_cache()
+    return backend_check.ensure_right_backend()
 
 
 def _enable_compilation_cache() -> None:
@@ -65,15 +76,3 @@ def _enable_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     # the program that was not used for longest goes first
     jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
-
-
-def _has_started() -> bool:
-    """Return whether JAX has made its devices: their number on a CPU can then not be changed."""
-    settings: Any = jax.config
-    devices = settings.jax_num_cpu_devices
-    try:
-        jax.config.update("jax_num_cpu_devices", 2 if devices == 1 else 1)
-    except RuntimeError:
-        return True
-    jax.config.update("jax_num_cpu_devices", devices)
-    return False

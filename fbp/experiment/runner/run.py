@@ -19,7 +19,7 @@ from fbp.experiment.rundir.checkpoints import Checkpoint, Checkpoints
 from fbp.experiment.rundir.journal import Journal, history, metrics_digest, nonfinite
 from fbp.experiment.rundir.npz import digest_of, params_digest
 from fbp.experiment.rundir.recorder import Record
-from fbp.experiment.runner import test_evaluation, trained_model
+from fbp.experiment.runner import backend_check, test_evaluation, trained_model
 from fbp.experiment.runner.build import Experiment, build
 from fbp.experiment.runner.loop import (
     Diverged,
@@ -172,6 +172,9 @@ def _resumed(
 def _write_resume(folder: Path, writer: Journal, record: Record, found: Checkpoint | None) -> None:
     step = found.step if found else 0
     writer.write("resume", step=step)
+    decision = backend_check.decision()
+    if decision:  # it may differ from that at the run's beginning
+        writer.write("tags", values={backend_check.TAG: decision.verdict})
     if found:
         record.latest |= found.facts["latest"]
         if step not in journal.checkpoints(
@@ -231,10 +234,13 @@ def begin_journal(
         writing.to_toml(config), encoding="utf-8"
     )
     repository = environment.git(origin.source.resolve().parent)
-    environment.write(folder / "artifacts", repository)
+    decision = backend_check.decision()
+    environment.write(folder / "artifacts", repository, decision.facts() if decision else None)
     every = environment.tags(origin.source, config.seed, repository) | {
         "mlflow.note.content": config.description
     }
+    if decision:
+        every[backend_check.TAG] = decision.verdict
     writer.start(
         folder,
         label=origin.label,
