@@ -90,7 +90,7 @@ def wrong_answers(programs: dict[str, Program]) -> list[str]:
             for dtype in _ROWS:
                 answer, exact = program(dtype)
                 if not np.array_equal(np.asarray(answer), exact):
-                    wrong.append(f"{name} ({dtype.name})")
+                    wrong.append(f"{name} in {dtype.name}")
     return wrong
 
 
