@@ -1,10 +1,11 @@
-"""Pictures changed at random while training, on the device: functions ``(key, x (B, H, W, C)) -> x``.
+"""Random changes of pictures while training, on the device: ``(key, x (B, H, W, C)) -> x``.
 
-They are pure, so the same key gives the same pictures: a resumed run sees what an unbroken one would have seen. Each example is
-changed by numbers of its own.
+The functions are pure: the same key gives the same pictures, so a resumed run sees the pictures of
+an uninterrupted one. Each example is changed by random numbers of its own.
 """
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +14,29 @@ from jax import lax
 from fbp.errors import InputError, ShapeError
 from fbp.layer import Array, Key
 
-Augmentation = Callable[[Key, Array], Array]
+Augmentation: TypeAlias = Callable[[Key, Array], Array]
+"""``(key, x (B, H, W, C)) -> x``, of the same shape."""
 
 
 def shift(pixels: int) -> Augmentation:
-    """Moved by up to ``pixels`` in each direction; zeros move in."""
-    return _moved("shift", pixels, "constant")
+    """Return a shift by up to ``pixels`` in each direction; zeros fill the border.
+
+    Args:
+        pixels: the largest shift.
+    """
+    return _window_at_random("shift", pixels, "constant")
 
 
 def crop(margin: int) -> Augmentation:
-    """A window of the picture's size cut from it at random, after ``margin`` pixels were added on each side by reflection."""
-    return _moved("crop", margin, "reflect")
+    """Return a random crop of the picture's size from the picture extended by reflection.
+
+    Args:
+        margin: pixels that are added on each side.
+    """
+    return _window_at_random("crop", margin, "reflect")
 
 
-def _moved(name: str, pixels: int, mode: str) -> Augmentation:
+def _window_at_random(name: str, pixels: int, mode: str) -> Augmentation:
     if pixels < 0:
         raise InputError(f"{name}: expected at least 0 pixels, got {pixels}")
 
@@ -34,9 +44,8 @@ def _moved(name: str, pixels: int, mode: str) -> Augmentation:
         _check_pictures(name, x)
         wide = jnp.pad(x, [(0, 0), (pixels, pixels), (pixels, pixels), (0, 0)], mode=mode)
         corners = jax.random.randint(key, (x.shape[0], 2), 0, 2 * pixels + 1)
-        return jax.vmap(lambda picture, at: lax.dynamic_slice(picture, (*at, 0), x.shape[1:]))(
-            wide, corners
-        )
+        window = lambda picture, corner: lax.dynamic_slice(picture, (*corner, 0), x.shape[1:])
+        return jax.vmap(window)(wide, corners)
 
     return change
 
@@ -47,7 +56,7 @@ def _check_pictures(name: str, x: Array) -> None:
 
 
 def flip() -> Augmentation:
-    """Left and right exchanged, in half of the cases."""
+    """Return an exchange of left and right with probability 1/2."""
 
     def change(key: Key, x: Array) -> Array:
         _check_pictures("flip", x)
@@ -58,28 +67,36 @@ def flip() -> Augmentation:
 
 
 def cutout(size: int) -> Augmentation:
-    """A square of ``size`` pixels set to 0, its middle anywhere in the picture. DeVries and Taylor (2017)."""
+    """Return a square hole of zeros, its centre anywhere in the picture. DeVries and Taylor (2017).
+
+    Args:
+        size: side of the square in pixels.
+    """
     if size < 0:
         raise InputError(f"cutout: expected at least 0 pixels, got {size}")
 
     def change(key: Key, x: Array) -> Array:
         _check_pictures("cutout", x)
         height, width = x.shape[1:3]
-        middle = jax.random.uniform(key, (x.shape[0], 2)) * jnp.array([height, width])
-        first = jnp.round(middle - size / 2)
+        centre = jax.random.uniform(key, (x.shape[0], 2)) * jnp.array([height, width])
+        corner = jnp.round(centre - size / 2)
 
-        def inside(length: int, begin: Array) -> Array:
-            places = jnp.arange(length)
-            return (places >= begin[:, None]) & (places < begin[:, None] + size)
+        def inside(length: int, start: Array) -> Array:
+            pixels = jnp.arange(length)
+            return (pixels >= start[:, None]) & (pixels < start[:, None] + size)
 
-        hole = inside(height, first[:, 0])[:, :, None] & inside(width, first[:, 1])[:, None, :]
+        hole = inside(height, corner[:, 0])[:, :, None] & inside(width, corner[:, 1])[:, None, :]
         return jnp.where(hole[..., None], 0, x)
 
     return change
 
 
 def compose(steps: Sequence[Augmentation]) -> Augmentation:
-    """One after another, each with a key of its own."""
+    """Return augmentations in sequence, each with a key of its own.
+
+    Args:
+        steps: the augmentations.
+    """
 
     def change(key: Key, x: Array) -> Array:
         for i, step in enumerate(steps):

@@ -1,6 +1,7 @@
-"""Parts that models repeat, each only a composition of layers."""
+"""Blocks that models repeat; each is a composition of layers."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from fbp import initializers
 from fbp.combinators._compose import chain, residual
@@ -19,7 +20,8 @@ from fbp.layers import (
     transpose,
 )
 
-Activation = Callable[[], Layer]
+Activation: TypeAlias = Callable[[], Layer]
+"""A factory of an activation, such as ``layers.relu``."""
 
 
 def transformer_block(
@@ -33,44 +35,50 @@ def transformer_block(
     depth: int = 1,
     activation: Activation = gelu,
 ) -> Layer:
-    """Attention, then two dense layers at each position, each beside a shortcut and behind a layer norm (pre-norm).
+    """Return attention, then two dense layers at each position: a block of a transformer.
 
-    Vaswani et al. (2017); the order of Radford et al. (2019), GPT-2, with its initialization: normal with deviation 0.02,
+    Each of the two is behind a layer norm and beside a shortcut (pre-norm). Vaswani et al. (2017);
+    the order of Radford et al. (2019), GPT-2, with its initialization: normal with deviation 0.02,
     for the weights that end a branch divided by ``sqrt(2 depth)``.
 
     Args:
         features: F, the width of the sequence; the block maps (B, T, F) to (B, T, F).
-        heads: heads of attention.
+        heads: heads of attention; they divide F.
         hidden: the width between the two dense layers, 4 F by default.
-        causal, rotary: see :func:`fbp.layers.attention`.
+        causal: let a position see itself and those before it only.
+        rotary: encode positions by rotating queries and keys; see :func:`fbp.layers.attention`.
         dropout_rate: the share that is dropped at the end of each branch.
-        depth: how many such blocks follow each other.
+        depth: number of such blocks in the model.
         activation: factory of the activation between the two dense layers.
     """
     draw = initializers.small_normal(0.02)
     draw_last = initializers.small_normal(0.02 / (2 * depth) ** 0.5)
-    look = attention(heads, causal=causal, rotary=rotary, weights=draw, output_weights=draw_last)
-    think = (
+    attend = attention(heads, causal=causal, rotary=rotary, weights=draw, output_weights=draw_last)
+    feed_forward = (
         dense(hidden or 4 * features, weights=draw),
         activation(),
         dense(features, weights=draw_last),
     )
     drop = [dropout(dropout_rate)] if dropout_rate else []
-    return chain(residual(layer_norm(), look, *drop), residual(layer_norm(), *think, *drop))
+    return chain(
+        residual(layer_norm(), attend, *drop), residual(layer_norm(), *feed_forward, *drop)
+    )
 
 
 def mixer_block(positions: int, features: int, *, hidden: tuple[int, int] | None = None) -> Layer:
-    """Two dense layers across the positions, then two across the features, each behind a norm and beside a shortcut.
+    """Return two dense layers across the positions, then two across the features.
 
-    Tolstikhin et al. (2021), *MLP-Mixer*. Maps (B, positions, features) to the same shape.
+    Each pair is behind a layer norm and beside a shortcut. Tolstikhin et al. (2021), *MLP-Mixer*.
 
     Args:
-        positions, features: the shape of an example.
-        hidden: the widths between the dense layers across positions and across features; (positions, 4 F) by default.
+        positions: T; the block maps (B, T, F) to (B, T, F).
+        features: F.
+        hidden: the widths between the dense layers across positions and across features; (T, 4 F)
+            by default.
     """
     across_positions, across_features = hidden or (positions, 4 * features)
-    turn = transpose((1, 0))
-    mix = turn, dense(across_positions), gelu(), dense(positions), turn
+    transposed = transpose((1, 0))
+    mix = transposed, dense(across_positions), gelu(), dense(positions), transposed
     return chain(
         residual(layer_norm(), *mix),
         residual(layer_norm(), dense(across_features), gelu(), dense(features)),
@@ -78,12 +86,18 @@ def mixer_block(positions: int, features: int, *, hidden: tuple[int, int] | None
 
 
 def residual_block(channels: int, *, stride: int = 1, project: bool = False) -> Layer:
-    """Two 3 x 3 convolutions with batch norm beside a shortcut. He et al. (2016), *Deep residual learning*.
+    """Return two 3 x 3 convolutions with batch norm beside a shortcut, on images (B, H, W, C).
+
+    He et al. (2016), *Deep residual learning for image recognition*.
 
     Args:
         channels: of the output.
         stride: of the first convolution.
-        project: lead the shortcut through a 1 x 1 convolution: needed where the stride is not 1 or the channels change.
+        project: put a 1 x 1 convolution into the shortcut; needed if the stride is not 1 or the
+            channels change.
+
+    Raises:
+        InputError: the stride is not 1 and the shortcut has no convolution.
     """
     if stride != 1 and not project:
         raise InputError(

@@ -1,8 +1,8 @@
-"""How parameters start: factories of ``(key, shape, dtype) -> array``, thin over ``jax.nn.initializers``.
+"""Initial parameters: factories of ``(key, shape, dtype) -> array``, over ``jax.nn.initializers``.
 
-``shape`` is a weight's ``(..., in, out)``. A variance-scaling initializer keeps the variance of activations (fan in),
-of deltas (fan out) or both (the average) from layer to layer; which one fits depends on the activation that follows:
-:func:`for_activation` knows.
+``shape`` is a weight's ``(..., in, out)``. A variance-scaling initializer keeps the variance of
+activations (fan in), of deltas (fan out) or of both (the average) from layer to layer. Which one
+fits depends on the activation that follows; :func:`for_activation` returns it.
 """
 
 from collections.abc import Callable
@@ -15,60 +15,83 @@ from fbp.layer import Array, Initializer, Key, Shape
 
 
 def small_normal(scale: float = 0.01) -> Initializer:
-    """The textbook's "small random values": normal with mean 0 and standard deviation ``scale``.
+    """Return normal numbers with mean 0: the textbook's "small random values".
 
-    ``scale=1.0`` is the first initialization of Nielsen (2015), *Neural Networks and Deep Learning*, chapter 1.
+    ``scale=1.0`` is the first initialization of Nielsen (2015), *Neural Networks and Deep
+    Learning*, chapter 1.
+
+    Args:
+        scale: the standard deviation.
     """
     return jax_initializers.normal(scale)
 
 
 def zeros() -> Initializer:
-    """All zeros; right for biases, wrong for weights (every neuron of a layer would stay the same)."""
+    """Return zeros: right for biases, wrong for weights, whose neurons would all stay equal."""
     return lambda key, shape, dtype=jnp.float32: jnp.zeros(shape, dtype)
 
 
 def ones() -> Initializer:
-    """All ones; for scales of normalization layers."""
+    """Return ones; for scales of normalization layers."""
     return lambda key, shape, dtype=jnp.float32: jnp.ones(shape, dtype)
 
 
 def constant(value: float) -> Initializer:
-    """All ``value``."""
+    """Return ``value`` everywhere.
+
+    Args:
+        value: a number.
+    """
     return lambda key, shape, dtype=jnp.float32: jnp.full(shape, value, dtype)
 
 
 def glorot_uniform() -> Initializer:
-    """Uniform with variance 2/(in + out), also named after Xavier; for sigmoid and tanh (Glorot and Bengio, 2010)."""
+    """Return uniform numbers with variance 2/(in + out), for sigmoid and tanh; "Xavier".
+
+    Glorot and Bengio (2010), *Understanding the difficulty of training deep feedforward networks*.
+    """
     return jax_initializers.glorot_uniform()
 
 
 def glorot_normal() -> Initializer:
-    """Normal (truncated) with variance 2/(in + out) (Glorot and Bengio, 2010)."""
+    """Return truncated normal numbers with variance 2/(in + out). Glorot and Bengio (2010)."""
     return jax_initializers.glorot_normal()
 
 
 def he_uniform() -> Initializer:
-    """Uniform with variance 2/in, also named after Kaiming; for relu and its relatives (He et al., 2015)."""
+    """Return uniform numbers with variance 2/in, for relu and its relatives; "Kaiming".
+
+    He et al. (2015), *Delving deep into rectifiers*.
+    """
     return jax_initializers.he_uniform()
 
 
 def he_normal() -> Initializer:
-    """Normal (truncated) with variance 2/in; for relu and its relatives (He et al., 2015)."""
+    """Return truncated normal numbers with variance 2/in, for relu and its relatives.
+
+    He et al. (2015), *Delving deep into rectifiers*.
+    """
     return jax_initializers.he_normal()
 
 
 def lecun_uniform() -> Initializer:
-    """Uniform with variance 1/in (LeCun et al., 1998, *Efficient BackProp*)."""
+    """Return uniform numbers with variance 1/in. LeCun et al. (1998), *Efficient BackProp*."""
     return jax_initializers.lecun_uniform()
 
 
 def lecun_normal() -> Initializer:
-    """Normal (truncated) with variance 1/in; for selu (Klambauer et al., 2017) and as a default without activation."""
+    """Return truncated normal numbers with variance 1/in, for selu or no activation.
+
+    Klambauer et al. (2017), *Self-normalizing neural networks*.
+    """
     return jax_initializers.lecun_normal()
 
 
 def scaled_normal() -> Initializer:
-    """Normal, not truncated, with standard deviation 1/sqrt(in): the better weights of Nielsen (2015), chapter 3."""
+    """Return normal numbers, not truncated, with standard deviation 1/sqrt(in).
+
+    The better weights of Nielsen (2015), *Neural Networks and Deep Learning*, chapter 3.
+    """
 
     def initialize(key: Key, shape: Shape, dtype: jnp.dtype = jnp.float32) -> Array:
         return jax.random.normal(key, shape, dtype) / jnp.sqrt(jnp.asarray(shape[-2], dtype))
@@ -77,14 +100,23 @@ def scaled_normal() -> Initializer:
 
 
 def scaled(initializer: Initializer, factor: float) -> Initializer:
-    """What ``initializer`` draws, times ``factor``."""
+    """Return the numbers of another initializer times a factor.
+
+    Args:
+        initializer: the other one.
+        factor: a number.
+    """
     return lambda key, shape, dtype=jnp.float32: (
         initializer(key, shape, dtype) * jnp.asarray(factor, dtype)
     )
 
 
 def orthogonal(scale: float = 1.0) -> Initializer:
-    """A random orthogonal matrix times ``scale`` (Saxe, McClelland and Ganguli, 2014)."""
+    """Return a random orthogonal matrix times ``scale``. Saxe, McClelland and Ganguli (2014).
+
+    Args:
+        scale: the singular values.
+    """
     return jax_initializers.orthogonal(scale)
 
 
@@ -100,6 +132,10 @@ _DEFAULTS: dict[str, Callable[[], Initializer]] = {
 }
 
 
-def for_activation(name: str) -> Initializer:
-    """The initializer that suits weights before the activation ``name``; glorot_uniform where nothing better is known."""
-    return _DEFAULTS.get(name, glorot_uniform)()
+def for_activation(kind: str) -> Initializer:
+    """Return the initializer that suits weights before an activation.
+
+    Args:
+        kind: of the activation, such as ``relu``; glorot_uniform suits all that are not known.
+    """
+    return _DEFAULTS.get(kind, glorot_uniform)()

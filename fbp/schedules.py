@@ -1,41 +1,63 @@
 """Learning rates over time: pure functions of the step, which may be traced.
 
-Each factory returns ``schedule(step) -> value``; step counts from 0. Pass one wherever an optimizer takes a learning rate.
+Each factory returns ``schedule(step) -> value``; step counts from 0. Pass one wherever an optimizer
+takes a learning rate.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import jax.numpy as jnp
 
 from fbp.errors import InputError
 from fbp.layer import Array
 
-Schedule = Callable[[Array], Array]
+Schedule: TypeAlias = Callable[[Array], Array]
+"""``step -> value``."""
 
 
 def _progress(step: Array, steps: int) -> Array:
-    """How much of ``steps`` is over, from 0 to 1."""
+    """Return the share of ``steps`` that is over, from 0 to 1."""
     return jnp.clip(jnp.asarray(step) / max(steps, 1), 0.0, 1.0)
 
 
 def constant(value: float | Array) -> Schedule:
-    """``value`` at every step."""
+    """Return ``value`` at every step.
+
+    Args:
+        value: the rate.
+    """
     return lambda step: jnp.asarray(value, jnp.result_type(float))
 
 
 def step_decay(value: float | Array, every: int, factor: float | Array = 0.1) -> Schedule:
-    """``value factor^floor(step / every)``: a drop by ``factor`` after each ``every`` steps."""
+    """Return ``value factor^floor(step / every)``: a drop by ``factor`` after ``every`` steps.
+
+    Args:
+        value: the rate at the beginning.
+        every: steps between two drops.
+        factor: of each drop.
+    """
     return lambda step: (
         value * jnp.asarray(factor, jnp.result_type(float)) ** (jnp.asarray(step) // every)
     )
 
 
 def piecewise(values: Sequence[float], boundaries: Sequence[int]) -> Schedule:
-    """``values[i]`` from step ``boundaries[i-1]`` on, up to ``boundaries[i]``; one more value than boundaries."""
+    """Return ``values[i]`` from step ``boundaries[i-1]`` on, up to ``boundaries[i]``.
+
+    Args:
+        values: the rates, one more than boundaries.
+        boundaries: steps in increasing order.
+
+    Raises:
+        InputError: the lengths do not fit, or the boundaries do not increase.
+    """
     if len(values) != len(boundaries) + 1:
         raise InputError(
-            f"piecewise: expected one more value than boundaries, got {len(values)} values and {len(boundaries)} boundaries"
+            f"piecewise: expected one more value than boundaries, got {len(values)} values and "
+            f"{len(boundaries)} boundaries"
         )
     if list(boundaries) != sorted(set(boundaries)):
         raise InputError(f"piecewise: expected boundaries that grow, got {list(boundaries)}")
@@ -45,7 +67,13 @@ def piecewise(values: Sequence[float], boundaries: Sequence[int]) -> Schedule:
 
 
 def exponential(value: float | Array, steps: int, factor: float | Array) -> Schedule:
-    """``value factor^(step / steps)``: a smooth fall by ``factor`` over each ``steps`` steps."""
+    """Return ``value factor^(step / steps)``: a smooth fall by ``factor`` over ``steps`` steps.
+
+    Args:
+        value: the rate at the beginning.
+        steps: steps of a fall by ``factor``.
+        factor: of the fall.
+    """
     return lambda step: (
         value * jnp.asarray(factor, jnp.result_type(float)) ** (jnp.asarray(step) / steps)
     )
@@ -54,70 +82,119 @@ def exponential(value: float | Array, steps: int, factor: float | Array) -> Sche
 def polynomial(
     value: float | Array, steps: int, end: float | Array = 0.0, power: float | Array = 1.0
 ) -> Schedule:
-    """``end + (value - end) (1 - step/steps)^power``, then ``end``; linear by default."""
+    """Return ``end + (value - end) (1 - step/steps)^power``, then ``end``; linear by default.
+
+    Args:
+        value: the rate at the beginning.
+        steps: steps until ``end``.
+        end: the rate at the end.
+        power: exponent of the fall.
+    """
     return lambda step: end + (value - end) * (1 - _progress(step, steps)) ** power
 
 
 def inverse_square_root(value: float | Array, steps: int) -> Schedule:
-    """``value sqrt(steps / max(step, steps))``: constant for ``steps`` steps, then as 1/sqrt(step). Vaswani et al. (2017)."""
+    """Return ``value sqrt(steps / max(step, steps))``: constant, then falling as 1/sqrt(step).
+
+    Vaswani et al. (2017), *Attention is all you need*.
+
+    Args:
+        value: the rate of the first ``steps`` steps.
+        steps: steps before the fall.
+    """
     return lambda step: value * jnp.sqrt(steps / jnp.maximum(jnp.asarray(step), steps))
 
 
 def cosine(value: float | Array, steps: int, end: float | Array = 0.0) -> Schedule:
-    """Half a cosine wave from ``value`` down to ``end`` over ``steps`` steps. Loshchilov and Hutter (2017)."""
+    """Return half a cosine wave from ``value`` down to ``end``, then ``end``.
+
+    Loshchilov and Hutter (2017), *SGDR: stochastic gradient descent with warm restarts*.
+
+    Args:
+        value: the rate at the beginning.
+        steps: steps until ``end``.
+        end: the rate at the end.
+    """
     return lambda step: end + (value - end) * 0.5 * (1 + jnp.cos(math.pi * _progress(step, steps)))
 
 
 def cosine_restarts(
     value: float | Array, steps: int, end: float | Array = 0.0, growth: int = 1
 ) -> Schedule:
-    """Cosine decay that starts again after ``steps``, each period ``growth`` times the one before: SGDR, the same paper."""
+    """Return a cosine decay that starts again after each period: SGDR, the paper of :func:`cosine`.
+
+    Args:
+        value: the rate at the beginning of each period.
+        steps: steps of the first period.
+        end: the rate at the end of each period.
+        growth: length of each period in lengths of the one before.
+
+    Raises:
+        InputError: ``growth`` or ``steps`` is less than 1.
+    """
     if growth < 1 or steps < 1:
         raise InputError(
-            f"cosine_restarts: growth must be at least 1 and steps too, got growth {growth}, steps {steps}"
+            "cosine_restarts: growth must be at least 1 and steps too, got growth "
+            f"{growth}, steps {steps}"
         )
 
     def schedule(step: Array) -> Array:
         step = jnp.asarray(step)
         if growth == 1:
             return cosine(value, steps, end)(step % steps)
-        # period k starts at steps (growth^k - 1) / (growth - 1); the table covers every step an int32 can count
+        # period k starts at steps (growth^k - 1) / (growth - 1); the table covers all int32 steps
         starts, length = [0], steps
         while starts[-1] + length < 2**31:
             starts.append(starts[-1] + length)
             length *= growth
         period = jnp.searchsorted(jnp.asarray(starts, jnp.int32), step, side="right") - 1
         lengths = jnp.asarray([float(steps) * growth**k for k in range(len(starts))])
-        done = (step - jnp.asarray(starts, jnp.int32)[period]) / lengths[period]
-        return end + (value - end) * 0.5 * (1 + jnp.cos(math.pi * done))
+        progress = (step - jnp.asarray(starts, jnp.int32)[period]) / lengths[period]
+        return end + (value - end) * 0.5 * (1 + jnp.cos(math.pi * progress))
 
     return schedule
 
 
 def warmup(schedule: Schedule, steps: int, start: float | Array = 0.0) -> Schedule:
-    """Linear from ``start`` to ``schedule(0)`` over ``steps`` steps, then ``schedule``, which counts from there."""
+    """Return a linear rise from ``start`` to ``schedule(0)``, followed by ``schedule``.
 
-    def warmed(step: Array) -> Array:
+    Args:
+        schedule: what follows; its steps count from the end of the rise.
+        steps: steps of the rise.
+        start: the rate at the beginning.
+    """
+
+    def with_warmup(step: Array) -> Array:
         step = jnp.asarray(step)
-        first = schedule(jnp.zeros((), jnp.int32))
-        ramp = start + (first - start) * _progress(step, steps)
+        peak = schedule(jnp.zeros((), jnp.int32))
+        ramp = start + (peak - start) * _progress(step, steps)
         return jnp.where(step < steps, ramp, schedule(jnp.maximum(step - steps, 0)))
 
-    return warmed
+    return with_warmup
 
 
 def one_cycle(
     value: float | Array,
     steps: int,
-    rise: float = 0.3,
-    divide: float | Array = 25.0,
-    final_divide: float | Array = 1e4,
+    warmup_share: float = 0.3,
+    initial_divisor: float | Array = 25.0,
+    final_divisor: float | Array = 1e4,
 ) -> Schedule:
-    """Cosine up from ``value/divide`` to ``value`` in the first ``rise`` share of ``steps``, then down to
-    ``value/divide/final_divide``. Smith and Topin (2018)."""
-    low, peak = value / divide, max(round(rise * steps), 1)
+    """Return a cosine rise to ``value``, followed by a cosine fall.
+
+    The first rate is ``value / initial_divisor``, the last the first over ``final_divisor``.
+    Smith and Topin (2018), *Super-convergence*, in PyTorch's form.
+
+    Args:
+        value: the rate at the peak.
+        steps: steps in all.
+        warmup_share: share of the steps before the peak, in (0, 1).
+        initial_divisor: the peak in units of the first rate.
+        final_divisor: the first rate in units of the last.
+    """
+    low, peak = value / initial_divisor, max(round(warmup_share * steps), 1)
     up = cosine(low, peak, end=value)
-    down = cosine(value, max(steps - peak, 1), end=low / final_divide)
+    down = cosine(value, max(steps - peak, 1), end=low / final_divisor)
     return lambda step: jnp.where(
         jnp.asarray(step) < peak, up(step), down(jnp.asarray(step) - peak)
     )

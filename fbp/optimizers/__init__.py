@@ -1,6 +1,7 @@
-"""Optimizers: ``(init, update)`` pairs with NamedTuple states, jittable, whose hyper-parameters may be traced.
+"""Optimizers: pairs ``(init, update)`` with NamedTuple states.
 
-An optimizer by name (:func:`adam`) is a :func:`chain` of transforms. Clip before it, decay and average after it:
+They can be jitted, and their hyper-parameters may be traced. An optimizer by name (:func:`adam`) is
+a :func:`chain` of transforms. Clip before it, average after it:
 
 >>> optimizer = chain(clip_by_global_norm(1.0), adam(1e-3), average_parameters(0.999))
 """
@@ -22,7 +23,7 @@ from fbp.optimizers.base import chain as chain
 from fbp.optimizers.base import global_norm as global_norm
 from fbp.optimizers.base import scale as scale
 from fbp.optimizers.base import scale_by_learning_rate as scale_by_learning_rate
-from fbp.optimizers.base import weights_only as weights_only
+from fbp.optimizers.masks import weights_only as weights_only
 from fbp.optimizers.transforms import accumulate as accumulate
 from fbp.optimizers.transforms import adaptive_grad_clip as adaptive_grad_clip
 from fbp.optimizers.transforms import average_parameters as average_parameters

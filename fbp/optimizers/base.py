@@ -1,19 +1,17 @@
-"""What transforms share: chaining, masks, and the step from updates to new parameters."""
+"""What all transforms share: chaining, scaling, and the step from updates to new parameters."""
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from fbp.layer import STATISTICS, Array, Grads, Optimizer, Params
+from fbp.layer import Array, Grads, Optimizer, Params
+from fbp.schedules import Schedule
 
-Schedule = Callable[[Array], Array]  # step -> value
-Scalar = float | Array | Schedule
-Mask = Callable[[Params], Any] | None  # params -> the same tree of booleans
-
-_NOT_DECAYED = ("b", "bh", "bq", "bkv", "bqkv", "bo", "bias", "scale", "offset", "g", *STATISTICS)
+Scalar: TypeAlias = float | Array | Schedule
+"""A number, a traced number, or a schedule of the update's count."""
 
 
 class EmptyState(NamedTuple):
@@ -21,20 +19,32 @@ class EmptyState(NamedTuple):
 
 
 class ScheduleState(NamedTuple):
-    """The state of a transform whose strength follows a schedule: how many updates there were."""
+    """The state of a transform that follows a schedule.
+
+    Attributes:
+        step: number of updates so far, int32.
+    """
 
     step: Array
 
 
 def stateless(update: Callable[[Grads, Params], Grads]) -> Optimizer:
-    """A transform from ``(grads, params) -> updates`` alone."""
+    """Return a transform without a state.
+
+    Args:
+        update: ``(grads, params) -> updates``.
+    """
     return Optimizer(
         lambda params: EmptyState(), lambda grads, state, params: (update(grads, params), state)
     )
 
 
 def chain(*transforms: Optimizer) -> Optimizer:
-    """Transforms one after another; the state is the tuple of their states."""
+    """Return transforms in sequence; the state is the tuple of their states.
+
+    Args:
+        transforms: each takes the updates of the one before it.
+    """
 
     def init(params: Params) -> tuple[Any, ...]:
         return tuple(transform.init(params) for transform in transforms)
@@ -52,17 +62,30 @@ def chain(*transforms: Optimizer) -> Optimizer:
 
 
 def apply_updates(params: Params, updates: Grads) -> Params:
-    """``params + updates``, each in its parameter's dtype."""
+    """Return ``params + updates``, each in its parameter's dtype.
+
+    Args:
+        params: the parameters.
+        updates: a tree of the same structure.
+    """
     return jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
 
 
 def scale(factor: float | Array) -> Optimizer:
-    """``u = factor g``."""
+    """Return the transform ``u = factor g``.
+
+    Args:
+        factor: a number, which may be traced.
+    """
     return stateless(lambda grads, params: jax.tree.map(lambda g: factor * g, grads))
 
 
 def scale_by_learning_rate(learning_rate: Scalar) -> Optimizer:
-    """``u = -learning_rate g``, with the rate a number, a traced number, or a schedule of the update's count."""
+    """Return the transform ``u = -learning_rate g``.
+
+    Args:
+        learning_rate: a number, a traced number, or a schedule of the update's count.
+    """
     if not callable(learning_rate):
         return scale(-learning_rate)
 
@@ -76,41 +99,31 @@ def scale_by_learning_rate(learning_rate: Scalar) -> Optimizer:
 
 
 def bias_correction(decay: float | Array, step: Array) -> Array:
-    """``1 - decay^step``, by which a running average that started at 0 is too small; exact also for decays near 1."""
-    log = (
+    """Return ``1 - decay^step``, Adam's bias correction, accurate for a decay close to 1 too.
+
+    Args:
+        decay: of a running average that started at 0.
+        step: number of updates, from 1.
+    """
+    log_decay = (
         math.log(decay)
         if isinstance(decay, float) and decay > 0
         else jnp.log(jnp.asarray(decay, jnp.result_type(float)))
     )
-    return -jnp.expm1(step * log)
-
-
-def weights_only(params: Params) -> Any:
-    """The default mask of weight decay: True for weights, False for biases and for scales of normalization layers.
-
-    A leaf counts as a bias or scale by its name (``b``, ``bias``, ``scale``, ``offset``) or because it has fewer than two axes.
-    """
-
-    def is_weight(path: Any, leaf: Array) -> bool:
-        name = str(getattr(path[-1], "key", getattr(path[-1], "name", ""))) if path else ""
-        return leaf.ndim >= 2 and name not in _NOT_DECAYED
-
-    return jax.tree_util.tree_map_with_path(is_weight, params)
-
-
-def where_mask(mask: Mask, params: Params, if_true: Callable[..., Array], *trees: Any) -> Any:
-    """``if_true(leaf, ...)`` where the mask holds, the first tree's leaf elsewhere."""
-    chosen = (mask or weights_only)(params)
-    return jax.tree.map(lambda m, *leaves: if_true(*leaves) if m else leaves[0], chosen, *trees)
+    return -jnp.expm1(step * log_decay)
 
 
 def zeros_like(params: Params) -> Any:
-    """A tree of zeros with the shapes and dtypes of ``params``."""
+    """Return a tree of zeros with the shapes and dtypes of ``params``."""
     return jax.tree.map(jnp.zeros_like, params)
 
 
 def global_norm(tree: Any) -> Array:
-    """The Euclidean norm of all the numbers of a tree together."""
+    """Return the Euclidean norm of all the numbers of a tree, or of one array.
+
+    Args:
+        tree: arrays of any shapes.
+    """
     return jnp.sqrt(
         sum((jnp.vdot(leaf, leaf).real for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
     )

@@ -1,4 +1,7 @@
-"""The rules that give a gradient its direction and scale, before the learning rate. g is the gradient, t counts from 1."""
+"""The rules that give an update its direction and scale, before the learning rate.
+
+g is the gradient, t counts from 1.
+"""
 
 from typing import NamedTuple
 
@@ -6,37 +9,61 @@ import jax
 import jax.numpy as jnp
 
 from fbp.layer import Array, Grads, Optimizer, Params
-from fbp.optimizers.base import bias_correction, stateless, zeros_like
+from fbp.optimizers.base import bias_correction, global_norm, stateless, zeros_like
 
 
 class MomentumState(NamedTuple):
-    """The velocity v."""
+    """The state of :func:`accumulate_momentum`.
+
+    Attributes:
+        velocity: v.
+    """
 
     velocity: Grads
 
 
 class AdagradState(NamedTuple):
-    """The sum of squared gradients."""
+    """The state of :func:`scale_by_adagrad`.
+
+    Attributes:
+        squares: G, the sum of squared gradients.
+    """
 
     squares: Grads
 
 
 class AdadeltaState(NamedTuple):
-    """Adadelta's running averages of squared gradients and of squared updates."""
+    """The state of :func:`scale_by_adadelta`.
+
+    Attributes:
+        squares: running average of the squared gradients.
+        updates: running average of the squared updates.
+    """
 
     squares: Grads
     updates: Grads
 
 
 class RMSState(NamedTuple):
-    """RMSprop's running averages of squared gradients and (for the centered form) of gradients."""
+    """The state of :func:`scale_by_rms`.
+
+    Attributes:
+        squares: running average of the squared gradients.
+        mean: running average of the gradients; empty unless the rule is centered.
+    """
 
     squares: Grads
     mean: Grads
 
 
 class AdamState(NamedTuple):
-    """Adam's count and first and second moments."""
+    """The state of :func:`scale_by_adam`.
+
+    Attributes:
+        step: number of updates so far, int32.
+        mean: m, the first moment.
+        squares: v, the second moment.
+    """
 
     step: Array
     mean: Grads
@@ -44,7 +71,14 @@ class AdamState(NamedTuple):
 
 
 class AMSGradState(NamedTuple):
-    """AMSGrad's count, moments, and the largest second moment so far."""
+    """The state of :func:`scale_by_amsgrad`.
+
+    Attributes:
+        step: number of updates so far, int32.
+        mean: m, the first moment.
+        squares: v, the second moment.
+        largest: the largest v so far.
+    """
 
     step: Array
     mean: Grads
@@ -53,13 +87,22 @@ class AMSGradState(NamedTuple):
 
 
 class LionState(NamedTuple):
-    """Lion's momentum."""
+    """The state of :func:`scale_by_lion`.
+
+    Attributes:
+        mean: m, the momentum.
+    """
 
     mean: Grads
 
 
-def accumulate_momentum(momentum: float | Array, nesterov: bool = False) -> Optimizer:
-    """``v = momentum v + g``; the update is v, or with Nesterov's look-ahead ``g + momentum v``."""
+def accumulate_momentum(momentum: float | Array, *, nesterov: bool = False) -> Optimizer:
+    """Return the rule ``v = momentum v + g``, ``u = v``.
+
+    Args:
+        momentum: share of the velocity that each step keeps.
+        nesterov: look ahead, ``u = g + momentum v``.
+    """
 
     def update(grads: Grads, state: MomentumState, params: Params) -> tuple[Grads, MomentumState]:
         velocity = jax.tree.map(lambda v, g: momentum * v + g, state.velocity, grads)
@@ -71,7 +114,12 @@ def accumulate_momentum(momentum: float | Array, nesterov: bool = False) -> Opti
 
 
 def scale_by_adagrad(initial: float | Array, epsilon: float | Array) -> Optimizer:
-    """``G = G + g^2``; ``u = g / (sqrt(G) + epsilon)``."""
+    """Return the rule ``G = G + g^2``, ``u = g / (sqrt(G) + epsilon)``.
+
+    Args:
+        initial: G before the first step.
+        epsilon: added to the root.
+    """
 
     def init(params: Params) -> AdagradState:
         return AdagradState(jax.tree.map(lambda p: jnp.full_like(p, initial), params))
@@ -86,7 +134,12 @@ def scale_by_adagrad(initial: float | Array, epsilon: float | Array) -> Optimize
 
 
 def scale_by_adadelta(decay: float | Array, epsilon: float | Array) -> Optimizer:
-    """``u = g sqrt(E[u^2] + epsilon) / sqrt(E[g^2] + epsilon)`` with running averages E."""
+    """Return the rule ``u = g sqrt(E[u^2] + epsilon) / sqrt(E[g^2] + epsilon)``.
+
+    Args:
+        decay: of the running averages E.
+        epsilon: added under both roots.
+    """
 
     def update(grads: Grads, state: AdadeltaState, params: Params) -> tuple[Grads, AdadeltaState]:
         squares = _average(state.squares, grads, decay, power=2)
@@ -101,8 +154,16 @@ def scale_by_adadelta(decay: float | Array, epsilon: float | Array) -> Optimizer
     return Optimizer(lambda params: AdadeltaState(zeros_like(params), zeros_like(params)), update)
 
 
-def scale_by_rms(decay: float | Array, epsilon: float | Array, centered: bool = False) -> Optimizer:
-    """``u = g / (sqrt(E[g^2]) + epsilon)``; centered, with the variance ``E[g^2] - E[g]^2`` in its place."""
+def scale_by_rms(
+    decay: float | Array, epsilon: float | Array, *, centered: bool = False
+) -> Optimizer:
+    """Return the rule ``u = g / (sqrt(E[g^2]) + epsilon)``.
+
+    Args:
+        decay: of the running averages E.
+        epsilon: added to the root.
+        centered: use the variance ``E[g^2] - E[g]^2`` in place of ``E[g^2]``.
+    """
 
     def init(params: Params) -> RMSState:
         return RMSState(zeros_like(params), zeros_like(params) if centered else ())
@@ -126,11 +187,17 @@ def scale_by_rms(decay: float | Array, epsilon: float | Array, centered: bool = 
 
 
 def scale_by_adam(
-    beta1: float | Array, beta2: float | Array, epsilon: float | Array, nesterov: bool = False
+    beta1: float | Array, beta2: float | Array, epsilon: float | Array, *, nesterov: bool = False
 ) -> Optimizer:
-    """``u = m^ / (sqrt(v^) + epsilon)`` with bias-corrected moments ``m^ = m/(1 - beta1^t)``, ``v^ = v/(1 - beta2^t)``.
+    """Return the rule ``u = m^ / (sqrt(v^) + epsilon)``.
 
-    With ``nesterov``, ``m^ = beta1 m/(1 - beta1^{t+1}) + (1 - beta1) g/(1 - beta1^t)``.
+    The moments are corrected for bias: ``m^ = m/(1 - beta1^t)``, ``v^ = v/(1 - beta2^t)``.
+
+    Args:
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        epsilon: added to the root.
+        nesterov: look ahead, ``m^ = beta1 m/(1 - beta1^{t+1}) + (1 - beta1) g/(1 - beta1^t)``.
     """
 
     def init(params: Params) -> AdamState:
@@ -144,12 +211,12 @@ def scale_by_adam(
         ahead = bias_correction(beta1, count + 1)
 
         def step(m: Array, v: Array, g: Array) -> Array:
-            first = (
+            corrected = (
                 beta1 * m / _as(ahead, m) + (1 - beta1) * g / _as(one, g)
                 if nesterov
                 else m / _as(one, m)
             )
-            return first / (jnp.sqrt(v / _as(two, v)) + epsilon)
+            return corrected / (jnp.sqrt(v / _as(two, v)) + epsilon)
 
         return jax.tree.map(step, mean, squares, grads), AdamState(count, mean, squares)
 
@@ -159,7 +226,13 @@ def scale_by_adam(
 def scale_by_amsgrad(
     beta1: float | Array, beta2: float | Array, epsilon: float | Array
 ) -> Optimizer:
-    """Adam whose denominator uses the largest v so far: ``u = m^ / (sqrt(max v / (1 - beta2^t)) + epsilon)``."""
+    """Return the rule ``u = m^ / (sqrt(max v / (1 - beta2^t)) + epsilon)``.
+
+    Args:
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        epsilon: added to the root.
+    """
 
     def init(params: Params) -> AMSGradState:
         return AMSGradState(
@@ -181,7 +254,12 @@ def scale_by_amsgrad(
 
 
 def scale_by_lion(beta1: float | Array, beta2: float | Array) -> Optimizer:
-    """``u = sign(beta1 m + (1 - beta1) g)``, then ``m = beta2 m + (1 - beta2) g``."""
+    """Return the rule ``u = sign(beta1 m + (1 - beta1) g)``, then ``m = beta2 m + (1 - beta2) g``.
+
+    Args:
+        beta1: share of the momentum in the update.
+        beta2: decay of the momentum.
+    """
 
     def update(grads: Grads, state: LionState, params: Params) -> tuple[Grads, LionState]:
         updates = jax.tree.map(
@@ -193,18 +271,19 @@ def scale_by_lion(beta1: float | Array, beta2: float | Array) -> Optimizer:
 
 
 def scale_by_trust_ratio() -> Optimizer:
-    """``u = g |w| / |g|``, tensor by tensor, with the ratio 1 where either norm is 0."""
+    """Return the rule ``u = g |w| / |g|``, tensor by tensor; the ratio is 1 if a norm is 0."""
 
     def scaled(g: Array, w: Array) -> Array:
-        weight, update = jnp.linalg.norm(w.ravel()), jnp.linalg.norm(g.ravel())
-        usable = (weight > 0) & (update > 0)
-        return g * jnp.where(usable, weight / jnp.where(usable, update, 1), 1)
+        weight, update = global_norm(w), global_norm(g)
+        is_defined = (weight > 0) & (update > 0)
+        ratio = jnp.where(is_defined, weight / jnp.where(is_defined, update, 1), 1)
+        return g * _as(ratio, g)
 
     return stateless(lambda grads, params: jax.tree.map(scaled, grads, params))
 
 
 def _average(average: Grads, new: Grads, decay: float | Array, power: int = 1) -> Grads:
-    """``decay average + (1 - decay) new^power``."""
+    """Return ``decay average + (1 - decay) new^power``."""
     return jax.tree.map(lambda a, n: decay * a + (1 - decay) * n**power, average, new)
 
 

@@ -1,4 +1,4 @@
-"""Transforms for any optimizer's chain: clipping, weight penalties, accumulation, averaging of parameters."""
+"""Transforms for any optimizer's chain: clipping, penalties, accumulation, averaging."""
 
 from typing import Any, NamedTuple
 
@@ -7,33 +7,46 @@ import jax.numpy as jnp
 
 from fbp.layer import Array, Grads, Optimizer, Params
 from fbp.optimizers.base import (
-    Mask,
     bias_correction,
     global_norm,
     stateless,
-    where_mask,
     zeros_like,
 )
+from fbp.optimizers.masks import Mask, apply_where
 
 
 def clip_by_value(limit: float | Array) -> Optimizer:
-    """Each number of the gradient into ``[-limit, limit]``."""
+    """Return the transform that clips each number of the gradient to ``[-limit, limit]``.
+
+    Args:
+        limit: the largest absolute value.
+    """
     return stateless(
         lambda grads, params: jax.tree.map(lambda g: jnp.clip(g, -limit, limit), grads)
     )
 
 
 def clip_by_norm(limit: float | Array) -> Optimizer:
-    """Each parameter's gradient scaled down to a norm of at most ``limit``."""
+    """Return the transform that scales each parameter's gradient down to a norm of ``limit``.
+
+    Args:
+        limit: the largest Euclidean norm.
+    """
     return stateless(
         lambda grads, params: jax.tree.map(
-            lambda g: g * _shrink(jnp.linalg.norm(g.ravel()), limit), grads
+            lambda g: g * _shrink(global_norm(g), limit).astype(g.dtype), grads
         )
     )
 
 
 def clip_by_global_norm(limit: float | Array) -> Optimizer:
-    """All gradients scaled down together to a norm of at most ``limit``. Pascanu, Mikolov and Bengio (2013)."""
+    """Return the transform that scales all gradients down to a common norm of ``limit``.
+
+    Pascanu, Mikolov and Bengio (2013), *On the difficulty of training recurrent neural networks*.
+
+    Args:
+        limit: the largest Euclidean norm of all gradients together.
+    """
 
     def update(grads: Grads, params: Params) -> Grads:
         factor = _shrink(global_norm(grads), limit)
@@ -43,10 +56,15 @@ def clip_by_global_norm(limit: float | Array) -> Optimizer:
 
 
 def adaptive_grad_clip(limit: float | Array, epsilon: float | Array = 1e-3) -> Optimizer:
-    """Each unit's gradient scaled down to at most ``limit`` times the norm of the unit's weights. Brock et al. (2021).
+    """Return the transform that limits each unit's gradient relative to the unit's weights.
 
-    A unit is a column of a weight ``(..., in, out)`` (its norm over all axes but the last), or a whole bias.
-    ``epsilon`` is the least norm a unit's weights are taken to have.
+    A unit is a column of a weight ``(..., in, out)`` (its norm over all axes but the last), or a
+    whole bias. Brock et al. (2021), *High-performance large-scale image recognition without
+    normalization*.
+
+    Args:
+        limit: the largest norm of a unit's gradient, in norms of its weights.
+        epsilon: the least norm that a unit's weights count with.
     """
 
     def norms(tensor: Array) -> Array:
@@ -60,36 +78,72 @@ def adaptive_grad_clip(limit: float | Array, epsilon: float | Array = 1e-3) -> O
 
 
 def _shrink(norm: Array, limit: float | Array) -> Array:
-    """The factor that brings ``norm`` down to ``limit``, 1 where it is there already."""
+    """Return the factor that brings ``norm`` down to ``limit``; 1 if it is smaller."""
     return jnp.where(norm > limit, limit / jnp.where(norm > limit, norm, 1), 1)
 
 
 def l2(strength: float | Array, mask: Mask = None) -> Optimizer:
-    """``g + strength w``: the gradient of the penalty ``strength/2 |w|^2``; put it before the rule. Weights only by default.
+    """Return ``u = g + strength w``, the gradient of the penalty ``strength/2 |w|^2``.
 
-    Nielsen's lambda, for the penalty lambda/(2n) |w|^2 over n training examples, is ``strength = lambda / n``.
+    Put it before the rule, which then scales the penalty as it scales the gradient;
+    :func:`decoupled_weight_decay` is the same transform after the rule. Nielsen's lambda, of the
+    penalty lambda/(2n) |w|^2 over n training examples, is ``strength = lambda / n``.
+
+    Args:
+        strength: of the penalty.
+        mask: ``params -> tree of booleans``, True for what is penalized; weights by default (see
+            :func:`weights_only`).
     """
-    return stateless(
-        lambda grads, params: where_mask(mask, params, lambda g, w: g + strength * w, grads, params)
-    )
+    return _add_weights(strength, mask)
 
 
 def l1(strength: float | Array, mask: Mask = None) -> Optimizer:
-    """``g + strength sign(w)``: the gradient of the penalty ``strength |w|_1``. Weights only by default."""
+    """Return ``u = g + strength sign(w)``, the gradient of the penalty ``strength |w|_1``.
+
+    Args:
+        strength: of the penalty.
+        mask: ``params -> tree of booleans``, True for what is penalized; weights by default (see
+            :func:`weights_only`).
+    """
     return stateless(
-        lambda grads, params: where_mask(
+        lambda grads, params: apply_where(
             mask, params, lambda g, w: g + strength * jnp.sign(w), grads, params
         )
     )
 
 
 def decoupled_weight_decay(strength: float | Array, mask: Mask = None) -> Optimizer:
-    """``u + strength w``, put after the rule and before the learning rate. Loshchilov and Hutter (2019)."""
-    return l2(strength, mask)
+    """Return ``u = g + strength w`` to be put after the rule and before the learning rate.
+
+    The step then takes ``learning_rate strength w`` off each weight, whatever the rule does to its
+    gradient; before the rule the same transform is :func:`l2`. With plain gradient descent the two
+    are equal. Loshchilov and Hutter (2019), *Decoupled weight decay regularization*.
+
+    Args:
+        strength: of the decay, in units of the learning rate.
+        mask: ``params -> tree of booleans``, True for what decays; weights by default (see
+            :func:`weights_only`).
+    """
+    return _add_weights(strength, mask)
+
+
+def _add_weights(strength: float | Array, mask: Mask) -> Optimizer:
+    """Return ``u = g + strength w``, for :func:`l2` and :func:`decoupled_weight_decay`."""
+    return stateless(
+        lambda grads, params: apply_where(
+            mask, params, lambda g, w: g + strength * w, grads, params
+        )
+    )
 
 
 class AccumulateState(NamedTuple):
-    """Micro-batches seen, the running mean of their gradients, and the inner optimizer's state."""
+    """The state of :func:`accumulate`.
+
+    Attributes:
+        step: micro-batches since the last step of the inner optimizer, int32.
+        mean: their gradients' mean so far, each weighted by 1 / every.
+        inner: the inner optimizer's state.
+    """
 
     step: Array
     mean: Grads
@@ -97,7 +151,12 @@ class AccumulateState(NamedTuple):
 
 
 def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
-    """Average the gradients of ``every`` micro-batches, then take one step of ``optimizer``; updates are 0 in between."""
+    """Return an optimizer that steps once on the mean gradient of several micro-batches.
+
+    Args:
+        optimizer: what takes the step.
+        every: number of micro-batches; the updates of all but the last are 0.
+    """
 
     def init(params: Params) -> AccumulateState:
         return AccumulateState(jnp.zeros((), jnp.int32), zeros_like(params), optimizer.init(params))
@@ -120,7 +179,13 @@ def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
 
 
 class EMAState(NamedTuple):
-    """The count of updates, the average of the parameters (not yet corrected for its start at 0), and the correction."""
+    """The state of :func:`average_parameters`.
+
+    Attributes:
+        step: number of updates so far, int32.
+        mean: the running average of the parameters, not yet corrected for its start at 0.
+        correction: ``1 - decay^step``.
+    """
 
     step: Array
     mean: Params
@@ -128,9 +193,13 @@ class EMAState(NamedTuple):
 
 
 def average_parameters(decay: float | Array) -> Optimizer:
-    """Keep an exponential moving average of the parameters: last in a chain; read it with :func:`averaged`.
+    """Return a transform that keeps an exponential moving average of the parameters.
 
-    ``mean = decay mean + (1 - decay) params`` after each update, corrected by ``1 - decay^t``. The updates pass unchanged.
+    Put it last in a chain, and read the average with :func:`averaged`. After each update
+    ``mean = decay mean + (1 - decay) params``, corrected by ``1 - decay^t``. Updates are unchanged.
+
+    Args:
+        decay: of the average.
     """
 
     def init(params: Params) -> EMAState:
@@ -149,15 +218,20 @@ def average_parameters(decay: float | Array) -> Optimizer:
 
 
 def averaged(state: Any, params: Params) -> Params:
-    """The averaged parameters that an optimizer's state holds; ``params`` where it holds none (or no step was taken)."""
+    """Return the averaged parameters that an optimizer's state holds.
+
+    Args:
+        state: of an optimizer with :func:`average_parameters` in it.
+        params: returned if the state holds no average, or before the first step.
+    """
     is_average = lambda node: isinstance(node, EMAState)
-    found = [node for node in jax.tree.leaves(state, is_leaf=is_average) if is_average(node)]
-    if not found:
+    averages = [node for node in jax.tree.leaves(state, is_leaf=is_average) if is_average(node)]
+    if not averages:
         return params
-    average = found[0]
-    begun = average.step > 0
+    average = averages[0]
+    has_stepped = average.step > 0
     return jax.tree.map(
-        lambda m, p: jnp.where(begun, m / average.correction.astype(m.dtype), p),
+        lambda m, p: jnp.where(has_stepped, m / average.correction.astype(m.dtype), p),
         average.mean,
         params,
     )

@@ -16,7 +16,8 @@ from fbp.experiment.config import validation_messages
 from fbp.experiment.config.catalogue import lookup
 from fbp.experiment.config.schema import NAMED, ModelSection
 from fbp.layer import Array, Initializer, Loss
-from fbp.optimizers.base import Mask, Scalar
+from fbp.optimizers.base import Scalar
+from fbp.optimizers.masks import Mask
 
 # what the runner gives to a constructor itself
 _SUPPLIED_BY_RUNNER = {
@@ -41,9 +42,9 @@ _RANGES: Mapping[str, dict[str, Any]] = {
     "factor": {"gt": 0},
     "power": {"gt": 0},
     "end": {"ge": 0},
-    "rise": {"gt": 0, "lt": 1},
-    "divide": {"ge": 1},
-    "final_divide": {"ge": 1},
+    "warmup_share": {"gt": 0, "lt": 1},
+    "initial_divisor": {"ge": 1},
+    "final_divisor": {"ge": 1},
     "steps": {"ge": 1},
     "every": {"ge": 1},
     "growth": {"ge": 1},

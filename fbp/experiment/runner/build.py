@@ -18,7 +18,7 @@ from fbp.errors import InputError, ShapeError, as_keys_of
 from fbp.experiment.config.catalogue import did_you_mean, lookup
 from fbp.experiment.config.schema import Config, arguments
 from fbp.layer import Array, Layer, Loss, Optimizer, Shape
-from fbp.optimizers.base import Schedule
+from fbp.schedules import Schedule
 from fbp.training import Metric
 
 # losses that take class labels as they are; the others get one-hot rows (the hinge -1 and +1)
