@@ -5,12 +5,25 @@ from typing import Any, TypeAlias
 
 import jax
 
-from fbp.layer import STATISTICS, Array, Params
+from fbp.layer import Array, Params
 
 Mask: TypeAlias = Callable[[Params], Any] | None
 """``params -> the same tree of booleans``, True for what decays; None for :func:`weights_only`."""
 
-_NOT_DECAYED = ("b", "bh", "bq", "bkv", "bqkv", "bo", "bias", "scale", "offset", "g", *STATISTICS)
+_NOT_DECAYED = (
+    "b",
+    "bh",
+    "bq",
+    "bkv",
+    "bqkv",
+    "bo",
+    "bias",
+    "scale",
+    "offset",
+    "g",
+    "mean",
+    "variance",
+)
 
 
 def weights_only(params: Params) -> Any:
