@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+PYRIGHT = shutil.which("pyright") or shutil.which("basedpyright")
 SCRIPTS = Path(__file__).parent / "typing"
 MARKED = [
     number
@@ -66,8 +67,8 @@ def test_mypy_finds_every_mistake_of_a_user_and_nothing_else(installed, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("pyright"), reason="pyright is not installed")
+@pytest.mark.skipif(not PYRIGHT, reason="pyright is not installed")
 def test_pyright_finds_every_mistake_of_a_user_and_nothing_else(installed, tmp_path):
     (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "standard"}')
-    command = ["pyright", "--pythonpath", sys.executable]
+    command = [str(PYRIGHT), "--pythonpath", sys.executable]
     assert complaints(command, installed, tmp_path) == EXPECTED
