@@ -106,8 +106,8 @@ def rmsprop(
 ) -> Optimizer:
     """Return RMSprop, ``w = w - learning_rate g / (sqrt(v) + epsilon)``, v an average of ``g^2``.
 
-    ``v = decay v + (1 - decay) g^2``. Tieleman and Hinton (2012). Epsilon is outside the root, as in
-    PyTorch; Optax has it inside by default.
+    ``v = decay v + (1 - decay) g^2``. Tieleman and Hinton (2012). Epsilon is outside the root, as
+    in PyTorch; Optax has it inside by default.
 
     Args:
         learning_rate: a number or a schedule.

@@ -207,16 +207,16 @@ def scale_by_adam(
         count = state.step + 1
         mean = _average(state.mean, grads, beta1)
         squares = _average(state.squares, grads, beta2, power=2)
-        one, two = bias_correction(beta1, count), bias_correction(beta2, count)
+        unbias1, unbias2 = bias_correction(beta1, count), bias_correction(beta2, count)
         ahead = bias_correction(beta1, count + 1)
 
         def step(m: Array, v: Array, g: Array) -> Array:
             corrected = (
-                beta1 * m / _as(ahead, m) + (1 - beta1) * g / _as(one, g)
+                beta1 * m / _as(ahead, m) + (1 - beta1) * g / _as(unbias1, g)
                 if nesterov
-                else m / _as(one, m)
+                else m / _as(unbias1, m)
             )
-            return corrected / (jnp.sqrt(v / _as(two, v)) + epsilon)
+            return corrected / (jnp.sqrt(v / _as(unbias2, v)) + epsilon)
 
         return jax.tree.map(step, mean, squares, grads), AdamState(count, mean, squares)
 
@@ -244,9 +244,11 @@ def scale_by_amsgrad(
         mean = _average(state.mean, grads, beta1)
         squares = _average(state.squares, grads, beta2, power=2)
         largest = jax.tree.map(jnp.maximum, state.largest, squares)
-        one, two = bias_correction(beta1, count), bias_correction(beta2, count)
+        unbias1, unbias2 = bias_correction(beta1, count), bias_correction(beta2, count)
         updates = jax.tree.map(
-            lambda m, v: m / _as(one, m) / (jnp.sqrt(v / _as(two, v)) + epsilon), mean, largest
+            lambda m, v: m / _as(unbias1, m) / (jnp.sqrt(v / _as(unbias2, v)) + epsilon),
+            mean,
+            largest,
         )
         return updates, AMSGradState(count, mean, squares, largest)
 
