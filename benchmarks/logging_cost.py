@@ -22,7 +22,8 @@ import numpy as np
 
 from benchmarks.data import pictures
 from fbp.experiment.config import reading
-from fbp.experiment.rundir import journal, locks
+from fbp.experiment.rundir import journal, layout, locks
+from fbp.experiment.rundir.series import read_series
 from fbp.experiment.runner import run as run_module
 from fbp.experiment.runner.build import Experiment
 from fbp.experiment.runner.run import RunIdentity
@@ -59,12 +60,9 @@ class _Watch:
 class _Forgetful(journal.Journal):
     """A journal that writes only how the run begins and ends."""
 
-    def write(self, kind: str, **fields: object) -> None:
-        if kind in ("start", "end"):
-            super().write(kind, **fields)
-
-    def steps(self, first: int, columns: object) -> None:
-        pass
+    def _append(self, line: journal.Line) -> None:
+        if isinstance(line, journal.StartLine | journal.EndLine):
+            super()._append(line)
 
 
 class _Timed(journal.Journal):
@@ -72,14 +70,14 @@ class _Timed(journal.Journal):
 
     seconds = 0.0
 
-    def steps(self, first: int, columns: object) -> None:
+    def steps(self, first_step: int, columns: object) -> None:
         began = time.perf_counter()
-        super().steps(first, columns)  # calls write, which adds its own time
+        super().steps(first_step, columns)  # calls _append, which adds its own time
         _Timed.seconds += time.perf_counter() - began - self.inner
 
-    def write(self, kind: str, **fields: object) -> None:
+    def _append(self, line: journal.Line) -> None:
         began = time.perf_counter()
-        super().write(kind, **fields)
+        super()._append(line)
         self.inner = time.perf_counter() - began
         _Timed.seconds += self.inner
 
@@ -87,7 +85,7 @@ class _Timed(journal.Journal):
 def _train(project: Path, folder: str, how: str, server: Server) -> float:
     overrides = [f"training.epochs={EPOCHS}", f"data.folder={folder}"]
     experiment = reading.read(EXPERIMENT, overrides)
-    run_folder = store.new_run_folder(project / "mlruns", how)
+    run_folder = layout.new_run_folder(project / "mlruns", how)
     watch, origin = _Watch(), RunIdentity(EXPERIMENT, how)
     if how == "none":
         with mock.patch.object(run_module, "Journal", _Forgetful):
@@ -98,8 +96,8 @@ def _train(project: Path, folder: str, how: str, server: Server) -> float:
         if server.process is None:
             server.start()
         watch, uri = _Watch(server.kill), server.uri
-        (run_folder / shipper.DESTINATION).write_text(uri)
-    with locks.training(run_folder):
+        layout.destination(run_folder).write_text(uri)
+    with locks.try_hold_training_lock(run_folder):
         process = shipper.launch(run_folder, uri)
         with mock.patch.object(run_module, "Journal", _Timed):
             run_module.run(experiment, origin, run_folder, watch)
@@ -116,8 +114,8 @@ def _records(project: Path, server: Server) -> tuple[int, int]:
     for folder in (project / "mlruns" / "runs").glob("killed-*"):
         assert shipper.launch(folder, server.uri).wait() == 0
         stride = shipper.shipped(folder)["stride"]
-        every = journal.history(folder, ["metrics"])
-        steps = journal.history(folder, ["steps"])
+        every = read_series(folder, [journal.MetricsLine])
+        steps = read_series(folder, [journal.StepsLine])
         expected += sum(len(points.steps) for points in every.values())
         expected += sum(
             int(((p.steps % stride == 0) | (p.steps == 1)).sum()) for p in steps.values()

@@ -45,7 +45,7 @@ def main() -> None:
             states.save(i, {"params": params}, params, {})
             calls.append(time.perf_counter() - began)
             beside.append(steps())
-            states.take()
+            states.wait()
             whole.append(time.perf_counter() - began)
         states.close()
         began = time.perf_counter()

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 from fbp._summary import LayerRow
 from fbp.layer import IN, OUT, Layer
 
-NAME = "diagram.json"  # in a run's folder
 _MOST_LINES = 4  # names in one box
 
 

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 import fbp
 from fbp.experiment.config import reading, writing
-from fbp.experiment.rundir import checkpoints, environment, journal
+from fbp.experiment.rundir import checkpoints, environment, journal, layout
 from fbp.experiment.rundir.checkpoints import Checkpoint
+from fbp.experiment.rundir.series import read_series
 from fbp.experiment.runner.trained_model import read
 from fbp.experiment.tracking import mlflow_runs, shipper
 from fbp.experiment.tracking.mlflow_runs import Recorded
@@ -191,21 +192,21 @@ def test_journals_with_changed_bytes(tmp_path_factory, places, bytes_):
     """What is damaged is passed over; what is whole stays."""
     folder = tmp_path_factory.mktemp("journal")
     writer = journal.Journal(folder)
-    writer.start(folder, label="a", experiment="b", params={"p": "1"}, tags={})
+    writer.start(label="a", experiment="b", params={"p": "1"}, tags={})
     writer.steps(1, {"loss": np.arange(5, dtype=np.float32)})
-    writer.write("metrics", step=5, values={"x": 1.0})
-    writer.write("checkpoint", step=5, params_digest="d", tensors={})
-    writer.write("end", status="FINISHED", message="")
+    writer.metrics(5, {"x": 1.0})
+    writer.checkpoint(5, "d", {})
+    writer.end("FINISHED")
     writer.close()
-    path = folder / journal.NAME
+    path = folder / layout.JOURNAL
     path.write_bytes(changed(path.read_bytes(), places, bytes_))
     whole = {"loss": [0.0, 1, 2, 3, 4], "x": [1.0]}
-    for key, points in journal.history(folder).items():
+    for key, points in read_series(folder).items():
         assert points.values.tolist() == whole[key]
-    assert journal.read_start(folder) is None or journal.read_start(folder)["params"] == {"p": "1"}
-    assert journal.read_end(folder) is None or journal.read_end(folder)["status"] == "FINISHED"
-    assert journal.checkpoints(folder).keys() <= {5}
-    (folder / shipper.STATE).write_bytes(
+    assert journal.read_start(folder) is None or journal.read_start(folder).params == {"p": "1"}
+    assert journal.read_end(folder) is None or journal.read_end(folder).status == "FINISHED"
+    assert journal.read_checkpoints(folder).keys() <= {5}
+    layout.sent(folder).write_bytes(
         changed(b'{"uri": "embedded", "run_id": "a", "sent": {}}', places, bytes_)
     )
     assert shipper.shipped(folder) == {} or "uri" in shipper.shipped(folder)
@@ -232,11 +233,11 @@ def test_records_with_changed_bytes(finished, tmp_path_factory, name, places, by
     run = Recorded("id", "name", "e", "FINISHED", 0, 0, {}, {}, {}, folder)
     for use in (mlflow_runs.from_artifacts, mlflow_runs.checkpoints, mlflow_runs.layers):
         used_or_refused(lambda use=use: use(run))
-    (folder / environment.NAME).write_bytes(
+    (folder / layout.ENVIRONMENT).write_bytes(
         changed(b'{"threads": 2, "jax": {}, "variables": {}}', places, bytes_)
     )
-    environment.variables(environment.recorded(folder))
-    environment.differences(environment.recorded(folder), {})
+    environment.restorable_variables(environment.read(folder))
+    environment.differences(environment.read(folder), {})
 
 
 def test_a_checkpoint_without_its_facts_is_damaged(tmp_path):

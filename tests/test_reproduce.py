@@ -16,10 +16,11 @@ import pytest
 import fbp
 from fbp.experiment.commands import run_record
 from fbp.experiment.commands.verdict import compare_runs
-from fbp.experiment.rundir import environment, journal
-from fbp.experiment.rundir.journal import Journal, Series
+from fbp.experiment.rundir import environment, journal, layout
+from fbp.experiment.rundir.journal import Journal
 from fbp.experiment.rundir.npz import read_arrays, write_arrays
-from fbp.experiment.tracking import mlflow_format, mlflow_runs, shipper, store
+from fbp.experiment.rundir.series import Series, read_series
+from fbp.experiment.tracking import mlflow_format, mlflow_runs, shipper
 from fbp.experiment.tracking.mlflow_runs import Recorded, Runs
 from tests.projects import client, command, fbp_run, one, runs_of, said, the_run, write_config
 
@@ -100,14 +101,14 @@ def test_only_plain_switches_are_taken_from_a_record():
             "LD_PRELOAD": "x.so",
         },
     }
-    found, left = environment.variables(record)
+    found, left = environment.restorable_variables(record)
     assert found == {
         "PJRT_NPROC": "3",
         "JAX_ENABLE_X64": "True",
         "XLA_FLAGS": "--xla_gpu_deterministic_ops=true --xla_x=3",
     }
     assert left == ["--xla_dump_to=/tmp/x", "--xla_cpu_max_isa=AVX2"]
-    assert environment.variables({"threads": True}) == ({}, [])
+    assert environment.restorable_variables({"threads": True}) == ({}, [])
 
 
 def a_record(folder, status="KILLED"):
@@ -117,7 +118,7 @@ def a_record(folder, status="KILLED"):
 def test_names_with_commas_and_quotes_come_back_from_the_history(tmp_path):
     (tmp_path / "artifacts").mkdir()
     values = {'delta_norm/a,b "c"': 1.5, "loss": float("nan")}
-    Journal(tmp_path).write("metrics", step=3, values=values)
+    Journal(tmp_path).metrics(3, values)
     mlflow_format.write_history(tmp_path)
     found = mlflow_runs.from_artifacts(a_record(tmp_path / "artifacts"))
     assert {key: points.steps.tolist() for key, points in found.items()} == {
@@ -233,15 +234,15 @@ def test_reproduce_a_killed_run_as_far_as_it_came(project, warm):
         command("run", path, "--set", "training.epochs=3000"), stderr=subprocess.DEVNULL
     )
     deadline, folder = time.monotonic() + 120, None
-    while time.monotonic() < deadline and not (folder and journal.history(folder, ["steps"])):
+    while time.monotonic() < deadline and not (folder and read_series(folder, [journal.StepsLine])):
         time.sleep(0.1)
-        folder = next(iter(store.run_folders(project / "mlruns")), None)
+        folder = next(iter(layout.run_folders(project / "mlruns")), None)
     process.kill()
     process.wait()
     while time.monotonic() < deadline and not shipper.is_sent(folder):
         time.sleep(0.1)
     output = reproduced(project, folder.name, 0)
-    steps = len(journal.history(folder)["loss"].steps)
+    steps = len(read_series(folder)["loss"].steps)
     assert steps > 0
     assert "identical to the bit" in output
     assert "as far as the record goes (KILLED)" in output

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 import fbp
 from fbp.experiment.commands.launch import continue_run
 from fbp.experiment.config import reading
-from fbp.experiment.rundir import checkpoints, journal, locks
+from fbp.experiment.rundir import checkpoints, journal, layout, locks
 from fbp.experiment.rundir.checkpoints import Checkpoint
 from fbp.experiment.rundir.journal import Journal
 from fbp.experiment.rundir.npz import flatten_by_path, params_digest, unflatten_like
-from fbp.experiment.rundir.recorder import Record
+from fbp.experiment.rundir.recorder import Recorder
+from fbp.experiment.rundir.series import read_series
 from fbp.experiment.runner.loop import Interrupted, Loop
 from fbp.experiment.runner.run import RunIdentity, run
 from fbp.experiment.runner.trained_model import read
-from fbp.experiment.tracking import store
 from tests import breaking
 from tests.projects import LEARNING, Silent, command, write_config
 from tests.test_runs import PICTURES
@@ -49,7 +49,7 @@ class TestCheckpointFile:
         )
         found = checkpoints.read(path)
         assert found.step == 7
-        assert np.isnan(found.facts["latest"]["loss"])
+        assert np.isnan(found.metadata["latest"]["loss"])
         back = unflatten_like(found.arrays, jax.eval_shape(lambda: TREE))
         assert jax.tree.structure(back) == jax.tree.structure(TREE)
         assert params_digest(back) == params_digest(TREE)
@@ -79,7 +79,7 @@ class TestCheckpointFile:
             assert len(problem.splitlines()) == 1
         else:  # a byte that means nothing, such as a time in the archive
             assert not cut
-            assert (found.step, found.facts) == (7, {"x": 1})
+            assert (found.step, found.metadata) == (7, {"x": 1})
             assert params_digest(
                 unflatten_like(found.arrays, jax.eval_shape(lambda: TREE))
             ) == params_digest(TREE)
@@ -119,7 +119,7 @@ class TestCheckpointFile:
         states = checkpoints.Checkpoints(tmp_path, 2, Journal(tmp_path))
         for step in range(4):
             states.save(step, {"tree": TREE}, TREE, {})
-            assert states.take().digest == params_digest(TREE)
+            assert states.wait().params_digest == params_digest(TREE)
         states.close()
         assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
             "step-000000000002.npz",
@@ -129,13 +129,13 @@ class TestCheckpointFile:
     def test_a_full_disk_leaves_the_ones_before(self, tmp_path, monkeypatch):
         states = checkpoints.Checkpoints(tmp_path, 2, Journal(tmp_path))
         states.save(1, {}, {}, {})
-        states.take()
+        states.wait()
         monkeypatch.setattr(
             np, "savez", lambda *a, **k: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space"))
         )
         states.save(2, {}, {}, {})
         with pytest.raises(OSError, match="no space"):
-            states.take()
+            states.wait()
         states.close()
         assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [
             "step-000000000001.npz"
@@ -144,23 +144,23 @@ class TestCheckpointFile:
 
 class TestJournal:
     def test_a_torn_line_is_cut(self, tmp_path):
-        Journal(tmp_path).write("metrics", step=1, values={"a": 1})
-        with open(tmp_path / journal.NAME, "a") as file:
+        Journal(tmp_path).metrics(1, {"a": 1})
+        with open(tmp_path / layout.JOURNAL, "a") as file:
             file.write('{"kind": "met')
-        Journal(tmp_path).write("metrics", step=2, values={"a": 2})
-        assert journal.history(tmp_path)["a"].steps.tolist() == [1, 2]
+        Journal(tmp_path).metrics(2, {"a": 2})
+        assert read_series(tmp_path)["a"].steps.tolist() == [1, 2]
 
     def test_a_long_torn_line_and_zeros_of_a_lost_power(self, tmp_path):
-        Journal(tmp_path).write("metrics", step=1, values={"a": 1})
-        with open(tmp_path / journal.NAME, "ab") as file:
+        Journal(tmp_path).metrics(1, {"a": 1})
+        with open(tmp_path / layout.JOURNAL, "ab") as file:
             file.write(b"\0" * 200_000)
-        Journal(tmp_path).write("metrics", step=2, values={"a": 2})
-        assert journal.history(tmp_path)["a"].steps.tolist() == [1, 2]
+        Journal(tmp_path).metrics(2, {"a": 2})
+        assert read_series(tmp_path)["a"].steps.tolist() == [1, 2]
 
     def test_a_full_disk_leaves_whole_lines(self, tmp_path, monkeypatch):
         writer = Journal(tmp_path)
-        writer.write("metrics", step=1, values={"a": 1})
-        whole, real = (tmp_path / journal.NAME).read_bytes(), os.write
+        writer.metrics(1, {"a": 1})
+        whole, real = (tmp_path / layout.JOURNAL).read_bytes(), os.write
         calls = []
 
         def half(file, data):
@@ -171,8 +171,8 @@ class TestJournal:
 
         monkeypatch.setattr(os, "write", half)
         with pytest.raises(OSError, match="No space left"):
-            writer.write("metrics", step=2, values={"a": 2})
-        assert (tmp_path / journal.NAME).read_bytes() == whole
+            writer.metrics(2, {"a": 2})
+        assert (tmp_path / layout.JOURNAL).read_bytes() == whole
 
     def test_what_could_not_be_removed_of_a_line_is_before_the_next(self, tmp_path, monkeypatch):
         def full(*_):
@@ -183,42 +183,42 @@ class TestJournal:
             full()
 
         writer = Journal(tmp_path)
-        writer.write("metrics", step=1, values={"a": 1})
+        writer.metrics(1, {"a": 1})
         with monkeypatch.context() as patched:
             patched.setattr(os, "write", half)
             patched.setattr(os, "ftruncate", full)
             with pytest.raises(OSError, match="Input/output"):
-                writer.write("metrics", step=2, values={"a": 2})
-        writer.write("metrics", step=3, values={"a": 3})
-        assert journal.history(tmp_path)["a"].steps.tolist() == [1, 3]
-        assert journal.has_prefix(tmp_path, writer.mark)
-        assert writer.mark.length == (tmp_path / journal.NAME).stat().st_size
+                writer.metrics(2, {"a": 2})
+        writer.metrics(3, {"a": 3})
+        assert read_series(tmp_path)["a"].steps.tolist() == [1, 3]
+        assert journal.has_prefix(tmp_path, writer.checksum)
+        assert writer.checksum.length == (tmp_path / layout.JOURNAL).stat().st_size
 
 
 def test_a_record_fills_the_gaps_of_a_damaged_journal_and_repeats_nothing(tmp_path):
     values = np.arange(1, 11, dtype=np.float32)
     for write in range(2):
         writer = Journal(tmp_path)
-        record = Record(writer, 1)
+        record = Recorder(writer, 1)
         for first in (1, 4, 7):
             record.steps(first, {"loss": values[first - 1 : first + 2]})
         record.metrics(9, {"x": 1.0, "examples_per_second": write})
         writer.close()
-        content = (tmp_path / journal.NAME).read_bytes()
+        content = (tmp_path / layout.JOURNAL).read_bytes()
         if not write:  # the middle line is damaged
-            (tmp_path / journal.NAME).write_bytes(content.replace(b'"first": 4', b'"first": 5'))
-            assert journal.history(tmp_path)["loss"].steps.tolist() == [1, 2, 3, 7, 8, 9]
-    series = journal.history(tmp_path)
+            (tmp_path / layout.JOURNAL).write_bytes(content.replace(b'"first_step": 4', b'"first_step": 5'))
+            assert read_series(tmp_path)["loss"].steps.tolist() == [1, 2, 3, 7, 8, 9]
+    series = read_series(tmp_path)
     assert series["loss"].steps.tolist() == list(range(1, 10))
     assert series["loss"].values.tolist() == list(range(1, 10))
     assert series["examples_per_second"].values.tolist() == [0]
-    assert record.differing is None
-    Record(Journal(tmp_path), 1).steps(1, {"loss": values[:2]})
-    other = Record(Journal(tmp_path), 1)
+    assert record.first_mismatch is None
+    Recorder(Journal(tmp_path), 1).steps(1, {"loss": values[:2]})
+    other = Recorder(Journal(tmp_path), 1)
     other.steps(8, {"loss": np.array([8, 9.5, 10], np.float32)})
     other.metrics(9, {"x": 2.0})
-    assert other.differing == ("loss", 9)
-    assert journal.history(tmp_path)["loss"].values.tolist() == list(range(1, 11))
+    assert other.first_mismatch == ("loss", 9)
+    assert read_series(tmp_path)["loss"].values.tolist() == list(range(1, 11))
 
 
 class Snapshots(Silent):
@@ -228,7 +228,7 @@ class Snapshots(Silent):
         self.project, self.at, self.copies = project, at, []
 
     def advance(self, step, epoch, latest):
-        folder = store.run_folders(self.project / "mlruns")[-1]
+        folder = layout.run_folders(self.project / "mlruns")[-1]
         if len(self.copies) < len(self.at) and step >= self.at[len(self.copies)]:
             copy = self.project / f"copy{len(self.copies)}"
             while True:
@@ -239,7 +239,7 @@ class Snapshots(Silent):
                     shutil.Error
                 ):  # a checkpoint got its name meanwhile, or one before it was removed
                     shutil.rmtree(copy)
-            with open(copy / journal.NAME, "a") as file:
+            with open(copy / layout.JOURNAL, "a") as file:
                 file.write('{"kind": "steps", "ti')  # and it was writing a line
             self.copies.append(copy)
 
@@ -255,14 +255,12 @@ HARD = (
 
 
 def result(folder):
-    tags = {}
-    for _, line in journal.lines(folder):
-        tags |= line["values"] if line["kind"] == "tags" else {}
-    series = journal.history(folder)
+    tags = journal.read_tags(folder)
+    series = read_series(folder)
     for points in series.values():  # every step once, in order
         assert (np.diff(points.steps) > 0).all()
     assert "fbp.resume_differs" not in tags
-    return tags["fbp.params_digest"], tags["fbp.metrics_digest"], journal.read_end(folder)["status"]
+    return tags["fbp.params_digest"], tags["fbp.metrics_digest"], journal.read_end(folder).status
 
 
 def origin(project):
@@ -275,17 +273,17 @@ def test_a_death_at_any_moment_changes_nothing(project):
     wanted = reading.read(project / "one.toml")
     reporter = Snapshots(project, [6, 16])
     outcome = run(
-        wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), reporter
+        wanted, origin(project), layout.new_run_folder(project / "mlruns", "one"), reporter
     )
     expected = result(outcome.folder)
     assert len(reporter.copies) == 2
     for copy in reporter.copies:
-        before = (copy / journal.NAME).read_bytes()
+        before = (copy / layout.JOURNAL).read_bytes()
         again = run(wanted, origin(project), copy, Silent())
         assert result(copy) == expected
         assert again.metrics.keys() == outcome.metrics.keys()
         assert (
-            (copy / journal.NAME).read_bytes().startswith(before.rpartition(b"\n")[0])
+            (copy / layout.JOURNAL).read_bytes().startswith(before.rpartition(b"\n")[0])
         )  # what was written stays written
     first, *_, last = reporter.copies
     assert [path.name[-5:-4] for path in checkpoints.files(last)] == [
@@ -300,7 +298,7 @@ def test_a_resume_can_be_broken_off_too_and_a_damaged_checkpoint_is_no_end(proje
     reporter = Snapshots(project, [1, 9, 15])
     expected = result(
         run(
-            wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), reporter
+            wanted, origin(project), layout.new_run_folder(project / "mlruns", "one"), reporter
         ).folder
     )
     *others, copy = reporter.copies
@@ -339,7 +337,7 @@ def test_a_second_signal_in_an_evaluation_loses_nothing(project, monkeypatch, at
     )
     wanted = reading.read(project / "one.toml")
     alone = run(
-        wanted, origin(project), store.new_run_folder(project / "mlruns", "alone"), Silent()
+        wanted, origin(project), layout.new_run_folder(project / "mlruns", "alone"), Silent()
     )
     evaluate = Loop._evaluate
 
@@ -350,7 +348,7 @@ def test_a_second_signal_in_an_evaluation_loses_nothing(project, monkeypatch, at
         evaluate(self)
 
     monkeypatch.setattr(Loop, "_evaluate", broken_off)
-    folder = store.new_run_folder(project / "mlruns", "broken")
+    folder = layout.new_run_folder(project / "mlruns", "broken")
     assert run(wanted, origin(project), folder, Silent()).status == "KILLED"
     assert run(wanted, origin(project), folder, Silent()).status == "FINISHED"
     assert result(folder) == result(alone.folder)
@@ -385,11 +383,11 @@ def test_a_damaged_journal_is_filled_again(project, damage):
     reporter = Snapshots(project, [20])
     expected = result(
         run(
-            wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), reporter
+            wanted, origin(project), layout.new_run_folder(project / "mlruns", "one"), reporter
         ).folder
     )
     (copy,) = reporter.copies
-    (copy / journal.NAME).write_bytes(damage((copy / journal.NAME).read_bytes()))
+    (copy / layout.JOURNAL).write_bytes(damage((copy / layout.JOURNAL).read_bytes()))
     again = Silent()
     again.note = (said := []).append
     run(wanted, origin(project), copy, again)
@@ -404,7 +402,7 @@ def test_damaged_checkpoints_do_not_push_out_good_ones(tmp_path):
     assert checkpoints.latest(tmp_path, lambda text: None) is None
     checkpoints.quarantine_after(tmp_path, -1)
     states.save(4, {"tree": TREE}, TREE, {})
-    states.take()
+    states.wait()
     states.close()
     assert checkpoints.latest(tmp_path, lambda text: None).step == 4
 
@@ -421,9 +419,9 @@ def test_early_stopping_keeps_the_best_and_survives_a_death(project):
     (project / "one.toml").write_text(EARLY)
     wanted = reading.read(project / "one.toml")
     outcome = run(
-        wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), Silent()
+        wanted, origin(project), layout.new_run_folder(project / "mlruns", "one"), Silent()
     )
-    series = journal.history(outcome.folder)
+    series = read_series(outcome.folder)
     accuracy = series["validation_accuracy"]
     best = int(np.argmax(accuracy.values))  # the first of equals
     assert (
@@ -438,9 +436,9 @@ def test_early_stopping_keeps_the_best_and_survives_a_death(project):
     assert kept == pytest.approx(accuracy.values.max())
     # the process dies after training, before the run's end: the decision to stop is in the checkpoint
     expected = result(outcome.folder)
-    content = (outcome.folder / journal.NAME).read_text().splitlines(keepends=True)
+    content = (outcome.folder / layout.JOURNAL).read_text().splitlines(keepends=True)
     kinds = [line.split('"')[3] for line in content]
-    (outcome.folder / journal.NAME).write_text("".join(content[: kinds.index("tags")]))
+    (outcome.folder / layout.JOURNAL).write_text("".join(content[: kinds.index("tags")]))
     run(wanted, origin(project), outcome.folder, Silent())
     assert result(outcome.folder) == expected
 
@@ -452,15 +450,15 @@ def test_any_metric_selects(project, metric):
     )
     wanted = reading.read(project / "one.toml")
     outcome = run(
-        wanted, origin(project), store.new_run_folder(project / "mlruns", "one"), Silent()
+        wanted, origin(project), layout.new_run_folder(project / "mlruns", "one"), Silent()
     )
-    assert {"best_step", f"best_{metric}"} <= set(journal.history(outcome.folder))
+    assert {"best_step", f"best_{metric}"} <= set(read_series(outcome.folder))
 
 
 class TestRefused:
     def begun(self, project, text=EARLY):
         (project / "one.toml").write_text(text)
-        folder = store.new_run_folder(project / "mlruns", "one")
+        folder = layout.new_run_folder(project / "mlruns", "one")
         run(reading.read(project / "one.toml"), origin(project), folder, Silent(), [signal.SIGINT])
         return folder
 
@@ -479,7 +477,7 @@ class TestRefused:
         (project / "d.csv").write_text("a,b\n" + "1,0\n2,1\n" * 40)
         folder = self.begun(project, text)
         (project / "d.csv").write_text("a,b\n" + "1,0\n3,1\n" * 40)
-        before = (folder / journal.NAME).read_bytes()
+        before = (folder / layout.JOURNAL).read_bytes()
         with pytest.raises(fbp.InputError, match="not what the run was begun with"):
             run(
                 reading.read(folder / "artifacts" / "config.toml"),
@@ -487,7 +485,7 @@ class TestRefused:
                 folder,
                 Silent(),
             )
-        assert (folder / journal.NAME).read_bytes() == before
+        assert (folder / layout.JOURNAL).read_bytes() == before
 
     def test_a_run_that_is_finished(self, project):
         folder = self.begun(project)
@@ -497,7 +495,7 @@ class TestRefused:
 
     def test_a_run_that_is_being_trained(self, project):
         folder = self.begun(project)
-        with locks.training(folder) as mine:
+        with locks.try_hold_training_lock(folder) as mine:
             assert mine
             assert locks.is_training(folder)
             with pytest.raises(fbp.InputError, match="another process is training this run"):
@@ -535,12 +533,12 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_when_there_is_room(
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    assert f"{journal.NAME}: File too large" in done.stderr
-    (folder,) = store.run_folders(project / "mlruns")
-    assert 0 < max(journal.checkpoints(folder)) < 40 * 44
+    assert f"{layout.JOURNAL}: File too large" in done.stderr
+    (folder,) = layout.run_folders(project / "mlruns")
+    assert 0 < max(journal.read_checkpoints(folder)) < 40 * 44
     run(wanted, origin(project), folder, Silent())
     alone = run(
-        wanted, origin(project), store.new_run_folder(project / "mlruns", "alone"), Silent()
+        wanted, origin(project), layout.new_run_folder(project / "mlruns", "alone"), Silent()
     )
     assert result(folder) == result(alone.folder)
 

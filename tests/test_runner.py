@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 import fbp
 from fbp.cli import main
-from fbp.experiment.rundir import journal
 from fbp.experiment.rundir.npz import params_digest
+from fbp.experiment.rundir.series import metrics_digest, read_series
 from fbp.experiment.runner.trained_model import read
 from tests.projects import client, command, fbp_run, one, the_run, write_config
 
@@ -85,7 +85,7 @@ class TestFinishedRun:
         project, *_ = finished
         run, mlflow = the_run(project), client(project)
         folder = one(project / "mlruns" / "runs")
-        series = journal.history(folder)
+        series = read_series(folder)
         assert set(series) == {key for key in run.data.metrics if not key.startswith("system/")}
         assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= set(
             run.data.metrics
@@ -94,7 +94,7 @@ class TestFinishedRun:
             stored = mlflow.get_metric_history(run.info.run_id, key)
             np.testing.assert_array_equal([p.value for p in stored], points.values)
             np.testing.assert_array_equal([p.timestamp for p in stored], points.times)
-        assert run.data.tags["fbp.metrics_digest"] == journal.metrics_digest(series)
+        assert run.data.tags["fbp.metrics_digest"] == metrics_digest(series)
 
     def test_data_sets_are_inputs_with_digests_of_all_their_content(self, finished):
         project, *_ = finished
@@ -219,8 +219,8 @@ def test_an_interrupted_run_is_killed_in_good_order(project, warm, number):
     run = the_run(project)
     assert run.info.status == "KILLED"
     folder = one(project / "mlruns" / "runs")
-    series = journal.history(folder)
-    assert run.data.tags["fbp.metrics_digest"] == journal.metrics_digest(series)
+    series = read_series(folder)
+    assert run.data.tags["fbp.metrics_digest"] == metrics_digest(series)
     assert read(folder / "artifacts" / "model").params
     stored = client(project).get_metric_history(run.info.run_id, "train_loss")
     assert [p.step for p in stored] == series["train_loss"].steps.tolist()

@@ -7,10 +7,10 @@ from click.testing import CliRunner
 import fbp
 from fbp.cli import main
 from fbp.experiment.config import reading
-from fbp.experiment.rundir import journal
+from fbp.experiment.rundir import layout
+from fbp.experiment.rundir.series import read_series
 from fbp.experiment.runner.run import RunIdentity, run
 from fbp.experiment.runner.trained_model import read
-from fbp.experiment.tracking import store
 from tests.projects import LEARNING, Silent, write_config
 
 
@@ -21,7 +21,7 @@ def run_here(project, *overrides):
     return run(
         read_config,
         RunIdentity(path, "here"),
-        store.new_run_folder(project / "mlruns", "xor"),
+        layout.new_run_folder(project / "mlruns", "xor"),
         Silent(),
     )
 
@@ -41,7 +41,7 @@ def test_a_model_with_repeated_layers_is_diagnosed_copy_by_copy(project, monkeyp
     monkeypatch.syspath_prepend(project)
     outcome = run_here(project, "training.epochs=2", "model={name='deep:model'}")
     assert outcome.status == "FINISHED"
-    assert {f"delta_norm/1/body/0/{i}" for i in range(3)} <= set(journal.history(outcome.folder))
+    assert {f"delta_norm/1/body/0/{i}" for i in range(3)} <= set(read_series(outcome.folder))
 
 
 def run_config(project, text, *overrides):
@@ -51,7 +51,7 @@ def run_config(project, text, *overrides):
     return run(
         reading.read(path, overrides),
         RunIdentity(path, "one"),
-        store.new_run_folder(project / "mlruns", "one"),
+        layout.new_run_folder(project / "mlruns", "one"),
         Silent(),
     )
 
@@ -76,7 +76,7 @@ def test_a_language_model_learns_and_writes(project):
     (project / "abc.txt").write_text("abcdefgh\n" * 400)
     outcome = run_config(project, LANGUAGE)
     assert outcome.metrics["test_accuracy"] > 0.9
-    assert journal.history(outcome.folder)["validation_loss"].steps.tolist() == [60, 120, 150]
+    assert read_series(outcome.folder)["validation_loss"].steps.tolist() == [60, 120, 150]
     written = CliRunner().invoke(
         main,
         [

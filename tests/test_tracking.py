@@ -18,11 +18,12 @@ from click.testing import CliRunner
 
 import fbp
 from fbp.cli import main
-from fbp.experiment.commands import track
-from fbp.experiment.rundir import environment, journal
+from fbp.experiment import track
+from fbp.experiment.rundir import journal, layout
 from fbp.experiment.rundir.journal import Journal
-from fbp.experiment.rundir.recorder import Record
+from fbp.experiment.rundir.recorder import Recorder
 from fbp.experiment.rundir.redact import redact, redact_secrets_of
+from fbp.experiment.rundir.series import read_series
 from fbp.experiment.tracking import shipper, store
 from tests.projects import client, command, one, the_run, write_config
 from tests.servers import Server, postgresql
@@ -49,7 +50,7 @@ class TestTrack:
         with track({"a": 1, "optimizer": {"rate": 0.1}}, experiment="mine") as run:
             run.log(1, {"loss": jnp.float32(0.5), "norm": {"w": np.float64(2), "b": 3}, "ok": True})
             run.log(2, {"loss": float("inf"), "norm": {"w": float("nan")}})
-        series = journal.history(run.folder)
+        series = read_series(run.folder)
         assert {key: points.steps.tolist() for key, points in series.items()} == {
             "loss": [1, 2],
             "norm/w": [1, 2],
@@ -58,13 +59,11 @@ class TestTrack:
         }
         assert math.isinf(series["loss"].values[1])
         start = journal.read_start(run.folder)
-        assert start["params"] == {"a": "1", "optimizer_rate": "0.1"}
-        assert journal.read_end(run.folder)["status"] == "FINISHED"
-        (tags,) = [
-            line["values"] for _, line in journal.lines(run.folder) if line["kind"] == "tags"
-        ]
+        assert start.params == {"a": "1", "optimizer_rate": "0.1"}
+        assert journal.read_end(run.folder).status == "FINISHED"
+        tags = journal.read_tags(run.folder)
         assert tags["fbp.nonfinite"] == "loss inf at step 2, norm/w nan at step 2"
-        assert (run.folder / "artifacts" / environment.NAME).exists()
+        assert (run.folder / "artifacts" / layout.ENVIRONMENT).exists()
 
     @pytest.mark.parametrize(
         ("error", "status"),
@@ -73,8 +72,8 @@ class TestTrack:
     def test_an_exception_ends_the_run_and_goes_on(self, unsent, error, status):
         with pytest.raises(error), track() as run:
             raise error("why")
-        assert journal.read_end(run.folder)["status"] == status
-        assert "why" in journal.read_end(run.folder)["message"]
+        assert journal.read_end(run.folder).status == status
+        assert "why" in journal.read_end(run.folder).message
 
     def test_two_names_that_mlflow_cannot_tell_apart(self, unsent):
         with (
@@ -98,7 +97,7 @@ class TestTrack:
             for step in range(at + 1, 8):
                 again.log(step, {"loss": step})
         assert again.folder == run.folder
-        assert journal.history(run.folder)["loss"].steps.tolist() == list(range(1, 8))
+        assert read_series(run.folder)["loss"].steps.tolist() == list(range(1, 8))
 
     @pytest.mark.parametrize(
         ("use", "problem"),
@@ -128,7 +127,7 @@ class TestTrack:
             with pytest.raises(fbp.InputError, match=problem) as caught:
                 use(run)
         assert len(str(caught.value).splitlines()) == 1
-        assert journal.history(run.folder)["x"].steps.tolist() == [0]
+        assert read_series(run.folder)["x"].steps.tolist() == [0]
 
     def test_another_configuration_is_not_resumed(self, unsent):
         with track({"rate": 1}) as run:
@@ -200,9 +199,8 @@ class TestTrack:
             raise RuntimeError
         with track(resume=run.name) as again:
             again.log(1, {"x": 2})
-        assert journal.history(run.folder)["x"].values.tolist() == [1]
-        tags = [line["values"] for _, line in journal.lines(run.folder, kinds=["tags"])]
-        assert tags[-1]["fbp.resume_differs"] == "x at step 1"
+        assert read_series(run.folder)["x"].values.tolist() == [1]
+        assert journal.read_tags(run.folder)["fbp.resume_differs"] == "x at step 1"
 
 
 SECRET = "hidden/w@rd"
@@ -274,7 +272,7 @@ def test_names_in_records_do_not_leave_their_folder(project):
     (project / "mlruns" / "runs" / "good").mkdir(parents=True)
     (project / "outside").mkdir()
     runs = project / "mlruns" / "runs"
-    assert store.inside(runs, "good") == runs / "good"
+    assert layout.safe_child(runs, "good") == runs / "good"
     for name in (
         "../outside",
         "..",
@@ -286,7 +284,7 @@ def test_names_in_records_do_not_leave_their_folder(project):
         5,
         "missing",
     ):
-        assert store.inside(runs, name) is None
+        assert layout.safe_child(runs, name) is None
 
 
 def test_a_moved_folder_is_recognized_and_repaired(finished, tmp_path, monkeypatch):
@@ -323,10 +321,10 @@ def test_close_dead_closes_what_is_dead_and_nothing_else(project, warm):
     silent = running("silent", version="1", heartbeat="2020-01-01T00:00:00+00:00")
     alive = running("alive", version="1", heartbeat="2999-01-01T00:00:00+00:00")
     foreign = running("foreign")
-    folder = store.new_run_folder(project / "mlruns", "local")
+    folder = layout.new_run_folder(project / "mlruns", "local")
     writer = journal.Journal(folder)
-    writer.start(folder, label="local", experiment="small", params={}, tags={})
-    writer.write("metrics", step=1, values={"x": 1.0})
+    writer.start(label="local", experiment="small", params={}, tags={})
+    writer.metrics(1, {"x": 1.0})
     writer.close()
     local = running("local", version="1", folder=folder.name)
     done = subprocess.run(command("close-dead"), capture_output=True, text=True, timeout=240)
@@ -348,15 +346,11 @@ def test_close_dead_closes_what_is_dead_and_nothing_else(project, warm):
 
 def test_names_that_mlflow_refuses_do_not_keep_a_run_from_it(project, warm):
     """A user's own model may call its parameters anything."""
-    folder = store.new_run_folder(project / "mlruns", "..odd")
+    folder = layout.new_run_folder(project / "mlruns", "..odd")
     writer = journal.Journal(folder)
-    writer.start(folder, label="odd", experiment="small", params={"p#": "1"}, tags={"t:!": "1"})
-    writer.write(
-        "metrics",
-        step=1,
-        values={"delta_norm/w#": 1.0, "../x": 2.0, "a//b": 3.0, "good": float("inf")},
-    )
-    writer.write("end", status="FINISHED", message="")
+    writer.start(label="odd", experiment="small", params={"p#": "1"}, tags={"t:!": "1"})
+    writer.metrics(1, {"delta_norm/w#": 1.0, "../x": 2.0, "a//b": 3.0, "good": float("inf")})
+    writer.end("FINISHED")
     writer.close()
     assert shipper.launch(folder, store.default_uri(project / "mlruns")).wait(timeout=120) == 0
     run = the_run(project)
@@ -381,17 +375,17 @@ def test_a_journal_that_was_damaged_after_it_was_sent_is_filled_and_nothing_doub
         for first in (1, 11, 21):
             run._journal.steps(first, {"loss": values[first - 1 : first + 9]})
         run.log(30, {"end": 1})
-    path = run.folder / journal.NAME
+    path = run.folder / layout.JOURNAL
     lines = path.read_bytes().splitlines(keepends=True)
-    place = next(i for i, line in enumerate(lines) if b'"first": 11' in line)
+    place = next(i for i, line in enumerate(lines) if b'"first_step": 11' in line)
     lines[place] = (
-        b"" if damage == "a line is gone" else lines[place].replace(b'"first": 11', b'"first": 12')
+        b"" if damage == "a line is gone" else lines[place].replace(b'"first_step": 11', b'"first_step": 12')
     )
     path.write_bytes(b"".join(lines))
     with track({}, resume=run.name) as again:
-        Record(again._journal, 1).steps(1, {"loss": values})
+        Recorder(again._journal, 1).steps(1, {"loss": values})
         again.log(31, {"end": 2})
-    assert journal.history(run.folder)["loss"].values.tolist() == values.tolist()
+    assert read_series(run.folder)["loss"].values.tolist() == values.tolist()
     with contextlib.closing(sqlite3.connect(project / "mlruns" / "mlflow.db")) as database:
         assert counted(database) == [(32, 32)]
         assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
@@ -399,15 +393,15 @@ def test_a_journal_that_was_damaged_after_it_was_sent_is_filled_and_nothing_doub
 
 
 def test_a_run_that_never_began_keeps_no_shipper(project, warm):
-    folder = store.new_run_folder(project / "mlruns", "dead")
-    (folder / journal.NAME).touch()
-    group = store.new_run_folder(project / "mlruns", "group")
+    folder = layout.new_run_folder(project / "mlruns", "dead")
+    (folder / layout.JOURNAL).touch()
+    group = layout.new_run_folder(project / "mlruns", "group")
     writer = Journal(group)
-    writer.start(group, label="group", experiment="e", params={}, tags={})
-    writer.write("child", folder=folder.name, variant="a")
+    writer.start(label="group", experiment="e", params={}, tags={})
+    writer.child(folder.name, "a")
     for top in (folder, group):
         assert shipper.launch(top, store.default_uri(project / "mlruns")).wait(timeout=60) == 0
-    assert journal.read_end(group)["status"] == "KILLED"
+    assert journal.read_end(group).status == "KILLED"
 
 
 LOOP = """
@@ -465,11 +459,11 @@ def test_a_server_that_is_killed_for_half_of_a_run_has_every_record_in_the_end(p
         )
         deadline, folder = time.monotonic() + 120, None
         while time.monotonic() < deadline:  # until the first records have arrived
-            folder = folder or next(iter(store.run_folders(project / "mlruns")), None)
+            folder = folder or next(iter(layout.run_folders(project / "mlruns")), None)
             if (
                 folder
                 and shipper.shipped(folder)
-                and shipper.shipped(folder)["sent"][journal.NAME].length > 20_000
+                and shipper.shipped(folder)["sent"][layout.JOURNAL].length > 20_000
             ):
                 break
             time.sleep(0.1)
@@ -513,7 +507,7 @@ def test_a_run_on_a_server_is_reproduced_and_compared_elsewhere(project):
         assert first.returncode == 0, first.stderr
         elsewhere = project / "elsewhere"
         (elsewhere / "mlruns").mkdir(parents=True)
-        name = journal.read_start(one(project / "mlruns" / "runs"))["name"]
+        name = journal.read_start(one(project / "mlruns" / "runs")).name
 
         def ask(*words):
             done = subprocess.run(
@@ -528,7 +522,7 @@ def test_a_run_on_a_server_is_reproduced_and_compared_elsewhere(project):
             return done.stdout
 
         assert "identical to the bit" in ask("reproduce", name)
-        again = journal.read_start(one(elsewhere / "mlruns" / "runs"))["name"]
+        again = journal.read_start(one(elsewhere / "mlruns" / "runs")).name
         assert "nothing" in ask("compare", name, again)
         assert ask("runs", "attributes.status = 'FINISHED'").endswith("2 runs\n")
         assert "models:/served@best" in ask("register", name, "served", "--alias", "best")
@@ -558,4 +552,4 @@ def test_a_server_that_is_not_there_does_not_hold_the_process(project):
     assert done.returncode == 0, done.stderr
     assert "nothing is lost: 'fbp sync'" in done.stderr
     assert time.monotonic() - began < 90
-    assert journal.read_end(one(project / "mlruns" / "runs"))["status"] == "FINISHED"
+    assert journal.read_end(one(project / "mlruns" / "runs")).status == "FINISHED"

@@ -80,7 +80,7 @@ def describe(experiment: str, overrides: tuple[str, ...], picture: Path | None) 
     from fbp import _summary
     from fbp._diagram import diagram
     from fbp.experiment.figures import model_drawing
-    from fbp.experiment.tracking import store
+    from fbp.experiment.rundir import layout
 
     if picture and picture.suffix not in _PICTURES:
         raise InputError(
@@ -91,7 +91,7 @@ def describe(experiment: str, overrides: tuple[str, ...], picture: Path | None) 
         title = f"{config.name} {name}".strip()
         click.echo(title)
         click.echo(_summary.as_text(rows))
-        target = picture or store.root() / "pictures" / f"{config.name}.svg"
+        target = picture or layout.pictures(layout.root()) / f"{config.name}.svg"
         target = target.with_stem(f"{target.stem}-{name}" if name else target.stem)
         target.parent.mkdir(parents=True, exist_ok=True)
         model_drawing.draw(diagram(built.model, rows, built.shape), title).savefig(target, dpi=150)

@@ -80,10 +80,11 @@ def compare(run_names: tuple[str, ...], output: Path | None, tracking_uri: str |
     The run of a group stands for all of its variants.
     """
     from fbp.experiment.commands import compare
-    from fbp.experiment.tracking import mlflow_runs, store
+    from fbp.experiment.rundir import layout
+    from fbp.experiment.tracking import mlflow_runs
 
     with mlflow_runs.opened(tracking_uri) as runs:
-        folder = output or store.new_comparison_folder(store.root())
+        folder = output or layout.new_comparison_folder(layout.root())
         comparison = compare.compare(runs, run_names, folder)
     for table in comparison.tables:
         console().print(table.rich())
@@ -102,18 +103,19 @@ def compare(run_names: tuple[str, ...], output: Path | None, tracking_uri: str |
 @uri_option
 def ui(port: int, tracking_uri: str | None) -> None:
     """Start the MLflow dashboard for this project's runs; only this machine can reach it."""
+    from fbp.experiment.rundir import layout
     from fbp.experiment.rundir.redact import redact
     from fbp.experiment.tracking import store
 
     require("fbp ui", "mlflow")
-    root = store.root()
+    root = layout.root()
     uri = tracking_uri or store.default_uri(root)
     if uri.startswith("http"):
         raise InputError(
             f"--tracking-uri: {redact(uri)} is a server that has its own dashboard; "
             "open it in a browser"
         )
-    if not tracking_uri and not (root / "mlflow.db").exists():
+    if not tracking_uri and not layout.database(root).exists():
         raise InputError(f"there are no runs in {root} yet; start with: fbp run digits_mlp")
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:

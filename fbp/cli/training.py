@@ -86,7 +86,8 @@ def _report(launched: Any) -> None:
     from rich.console import Console
 
     from fbp.experiment.commands.progress import results_table
-    from fbp.experiment.rundir.journal import read_start
+    from fbp.experiment.rundir import layout
+    from fbp.experiment.rundir.journal import require_start
     from fbp.experiment.rundir.redact import redact
 
     outcomes = launched.outcomes
@@ -97,7 +98,7 @@ def _report(launched: Any) -> None:
             click.echo(f"fbp: the last good parameters are in {shown(outcome.folder)}", err=True)
     if any(outcome.status == "KILLED" for outcome in outcomes.values()):
         click.echo(f"fbp: go on with: fbp resume {launched.folder.name}", err=True)
-    click.echo(f"run:        {(read_start(launched.folder) or {}).get('name')}")
+    click.echo(f"run:        {require_start(launched.folder).name}")
     click.echo(f"run folder: {shown(launched.folder)}")
     if launched.sent:
         embedded = launched.uri.startswith("sqlite:")
@@ -105,7 +106,7 @@ def _report(launched: Any) -> None:
             f"dashboard:  {'fbp ui, then http://127.0.0.1:5000' if embedded else redact(launched.uri)}"
         )
     else:
-        log = shown(launched.folder / "shipper.log")
+        log = shown(layout.shipper_log(launched.folder))
         click.echo(
             f"fbp: not all of the run has reached {redact(launched.uri)} (see {log}); nothing is lost: 'fbp sync' sends "
             "the rest there",

@@ -17,18 +17,17 @@ def sync(tracking_uri: str | None) -> None:
 
     Each run goes to the store that it was started with, or to --tracking-uri.
     """
-    from fbp.experiment.rundir import journal, locks
+    from fbp.experiment.rundir import journal, layout, locks
     from fbp.experiment.rundir.redact import redact
     from fbp.experiment.tracking import shipper, store
 
-    root = store.root()
+    root = layout.root()
     chosen = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     unsent = []
-    for folder in store.run_folders(root):
-        start = journal.read_start(folder)
-        if start and not start["parent"] and not shipper.is_sent(folder):
+    for folder, start in journal.started_runs(root):
+        if not start.parent and not shipper.is_sent(folder):
             if locks.is_training(folder):
-                click.echo(f"{start['name']} is still training; its own process sends it")
+                click.echo(f"{start.name} is still training; its own process sends it")
             else:
                 unsent.append(folder)
     failed = 0
@@ -65,13 +64,13 @@ def close_dead(minutes: float, tracking_uri: str | None) -> None:
 @main.command("repair-store", short_help="correct the artifact paths of a moved mlruns/")
 def repair_store() -> None:
     """Rewrite the artifact paths of the store after mlruns/ was moved or copied."""
-    from fbp.experiment.rundir import locks
+    from fbp.experiment.rundir import layout, locks
     from fbp.experiment.tracking import store
 
-    root = store.root()
-    if not (root / "mlflow.db").exists():
+    root = layout.root()
+    if not layout.database(root).exists():
         raise InputError(f"{root}: there is no store in this folder")
-    with locks.locked(root / ".init.lock"):
+    with locks.locked(layout.store_lock(root)):
         stale, changed = store.stale_artifact_roots(root), store.repair(root)
     for folder in stale:
         click.echo(f"was in {folder}")

@@ -13,14 +13,15 @@ import numpy as np
 from fbp.errors import InputError
 from fbp.experiment.commands.tables import Rows, differing, number
 from fbp.experiment.figures import plots
-from fbp.experiment.rundir.journal import Series, is_timing
+from fbp.experiment.rundir import tags
+from fbp.experiment.rundir.metric_table import is_timing
+from fbp.experiment.rundir.series import Series
 from fbp.experiment.tracking import mlflow_runs
 from fbp.experiment.tracking.mlflow_runs import Recorded, Runs
 
 _RESAMPLES = 10_000
 _MIN_FOR_BOOTSTRAP = 5  # fewer values give an interval that is too narrow
 _RESULTS = ("train_", "validation_", "test_", "best_")  # beginnings of metrics of the whole run
-_DATA = "fbp.data_fingerprint"  # a tag
 _WITHOUT_EFFECT = ("name", "description", "tracking_experiment")  # params that change no result
 _SHORT_DIGEST = 12
 _SHORT_ID = 6
@@ -97,13 +98,13 @@ def _differences(records: Sequence[Recorded], labels: list[str]) -> Rows:
         for name in params
         if name not in _WITHOUT_EFFECT
     ]
-    tags = {
-        "git commit": "mlflow.source.git.commit",
-        "device": "fbp.device",
-        "jax": "fbp.jax",
-        "data": _DATA,
+    sources = {
+        "git commit": tags.GIT_COMMIT,
+        "device": tags.DEVICE,
+        "jax": tags.JAX,
+        "data": tags.DATA_FINGERPRINT,
     }
-    for title, tag in tags.items():
+    for title, tag in sources.items():
         values = [run.tags.get(tag, "")[:_SHORT_DIGEST] for run in records]
         if len(set(values)) > 1:
             rows.append([title, *values])
@@ -166,7 +167,7 @@ def groups_by_seed(records: Sequence[Recorded]) -> list[dict[str, Recorded]]:
             for name, text in run.params.items()
             if name not in ("seed", *_WITHOUT_EFFECT)
         }
-        key[_DATA] = run.tags.get(_DATA, "")
+        key[tags.DATA_FINGERPRINT] = run.tags.get(tags.DATA_FINGERPRINT, "")
         group = groups.setdefault(tuple(sorted(key.items())), {})
         group.setdefault(run.params.get("seed", ""), run)
     return [group for group in groups.values() if len(group) > 1]

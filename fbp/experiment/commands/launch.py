@@ -11,7 +11,7 @@ from fbp.experiment.commands.load import find_folder, local_runs
 from fbp.experiment.config import reading as configuration
 from fbp.experiment.config import writing
 from fbp.experiment.config.schema import Config
-from fbp.experiment.rundir import environment, journal, locks
+from fbp.experiment.rundir import environment, journal, layout, locks, tags
 from fbp.experiment.runner.jax_setup import configure_jax
 from fbp.experiment.runner.loop import Reporter
 from fbp.experiment.runner.run import Outcome, RunIdentity, run
@@ -61,7 +61,7 @@ def launch(
         InputError: where the configuration or the data cannot be used; no run exists then.
     """
     config = configuration.read(path, overrides)
-    root = store.root()
+    root = layout.root()
     if resume:
         broken = _unfinished(root, config)
         reporter = make_reporter(config.name)
@@ -111,11 +111,11 @@ def _launch(
     signals: list[int] | None,
     plan: _Plan,
 ) -> Launched:
-    root = store.root()
+    root = layout.root()
     uri = store.tracking_uri(root, tracking_uri)
     store.check_not_moved(root)
-    folder = store.new_run_folder(root, config.name)
-    (folder / shipper.DESTINATION).write_text(store.portable(uri, root), encoding="utf-8")
+    folder = layout.new_run_folder(root, config.name)
+    layout.destination(folder).write_text(store.portable(uri, root), encoding="utf-8")
     try:
         with prefixed_by(origin.source):
             return _execute(config, origin, folder, uri, make_reporter, waiting, signals, plan)
@@ -141,19 +141,16 @@ def resume(
     Raises:
         InputError: where there is no such run here, where it is finished, or another process trains it.
     """
-    root = store.root().resolve()
+    root = layout.root().resolve()
     folder = Path(name).resolve() if journal.read_start(Path(name)) else find_folder(root, name)
-    damaged = store.inside(root / "runs", Path(name).name)
-    if folder is None and damaged and (damaged / journal.NAME).exists():
-        raise InputError(
-            f"{damaged.name}: its journal has no beginning (it is damaged, or the process died before the first step); "
-            "start it again with: fbp run"
-        )
+    damaged = layout.run_folder(root, Path(name).name)
+    if folder is None and damaged and layout.journal(damaged).exists():
+        journal.require_start(damaged)
     if folder is None:
         raise InputError(f"run {name!r}: no run of that name or id in {root}; {local_runs(root)}")
-    parent = (journal.read_start(folder) or {}).get("parent")
+    parent = journal.require_start(folder).parent
     return continue_run(
-        store.inside(folder.parent, parent) or folder, make_reporter, tracking_uri, waiting, signals
+        layout.safe_child(folder.parent, parent) or folder, make_reporter, tracking_uri, waiting, signals
     )
 
 
@@ -165,24 +162,20 @@ def continue_run(
     signals: list[int] | None,
 ) -> Launched:
     """Go on with the run of a folder, in the MLflow run that it began; see :func:`resume`."""
-    end, start = journal.read_end(folder), journal.read_start(folder)
-    if start is None:
-        raise InputError(
-            f"{folder.name}: no run has begun in this folder; start it again with: fbp run"
-        )
-    if end and end["status"] == "FINISHED":
+    start, end = journal.require_start(folder), journal.read_end(folder)
+    if end and end.status == "FINISHED":
         raise InputError(f"{folder.name}: the run is finished; there is nothing to resume")
-    if not (folder / "artifacts" / "config.toml").exists():
-        name = start["name"]
+    if not layout.config(folder).exists():
+        name = start.name
         raise InputError(
             f"{name}: made by fbp.experiment.track; run its own script again, with track(..., resume={name!r})"
         )
-    config = configuration.read(folder / "artifacts" / "config.toml")
-    uri = store.tracking_uri(folder.parent.parent, tracking_uri or shipper.destination(folder))
-    store.check_not_moved(folder.parent.parent)
-    configure_jax(config, environment.recorded(folder / "artifacts"))
+    config = configuration.read(layout.config(folder))
+    uri = store.tracking_uri(layout.root_of(folder), tracking_uri or shipper.destination(folder))
+    store.check_not_moved(layout.root_of(folder))
+    configure_jax(config, environment.read(layout.artifacts(folder)))
     origin = RunIdentity(
-        Path(start["tags"].get("mlflow.source.name", "config.toml")), start["label"]
+        Path(start.tags.get(tags.SOURCE_NAME, layout.CONFIG)), start.label
     )
     return _execute(config, origin, folder, uri, make_reporter, waiting, signals, _Plan())
 
@@ -202,16 +195,16 @@ def _label(name: str, overrides: Sequence[str]) -> str:
 def _unfinished(root: Path, config: Config) -> Path | None:
     """The newest run of exactly this configuration that is not finished and that nobody trains."""
     text = writing.to_toml(config)
-    for folder in reversed(store.run_folders(root)):
+    for folder in reversed(layout.run_folders(root)):
         start, end, copy = (
             journal.read_start(folder),
             journal.read_end(folder),
-            folder / "artifacts" / "config.toml",
+            layout.config(folder),
         )
         over = (
             start is None
-            or start["parent"]
-            or (end and end["status"] == "FINISHED")
+            or start.parent
+            or (end and end.status == "FINISHED")
             or locks.is_training(folder)
         )
         if not over and copy.exists() and copy.read_text(encoding="utf-8") == text:
@@ -236,7 +229,7 @@ def _execute(
         make_reporter(origin.label).note(backend.note)
     process = None
     try:
-        with locks.training(folder) as mine:
+        with locks.try_hold_training_lock(folder) as mine:
             if not mine:
                 raise InputError(f"{folder.name}: another process is training this run")
             process = shipper.launch(folder, uri)

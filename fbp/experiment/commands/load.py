@@ -9,7 +9,7 @@ from fbp._optional import require
 from fbp.errors import InputError
 from fbp.experiment.config import reading as configuration
 from fbp.experiment.config.catalogue import require_trusted_module
-from fbp.experiment.rundir import journal
+from fbp.experiment.rundir import journal, layout
 from fbp.experiment.rundir.redact import redact, redact_secrets_of
 from fbp.experiment.runner.trained_model import Trained, read
 from fbp.experiment.tracking import mlflow_runs, model_registry, store
@@ -49,18 +49,18 @@ def load(
     """
     trusted = None if code is None else Path(code)
     if str(run).startswith("models:/"):
-        uri = store.tracking_uri(store.root(), tracking_uri)
+        uri = store.tracking_uri(layout.root(), tracking_uri)
         return _load_from_mlflow(str(run), uri, trusted)
     run = re.sub(r"^runs:/([0-9a-f]{32})/model$", r"\1", str(run))
     path = Path(run)
     if path.is_dir():
-        return read(path if (path / "params.npz").exists() else path / "artifacts" / "model")
-    root = store.root()
+        return read(path if (path / layout.PARAMS).exists() else layout.model(path))
+    root = layout.root()
     folder = find_folder(root, run)
     if folder:
-        return read(folder / "artifacts" / "model")
+        return read(layout.model(folder))
     configured_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if configured_uri or (root / "mlflow.db").exists():
+    if configured_uri or layout.database(root).exists():
         return _load_from_mlflow(run, store.tracking_uri(root, configured_uri), trusted)
     raise InputError(
         f"run {run!r}: there is no such folder, and no run of that name or id in {root}; "
@@ -76,13 +76,13 @@ def find_folder(root: Path, run: str) -> Path | None:
         run: the folder's name, the run's name in MLflow, its MLflow run id, or the beginning of
             the id or end of the name (four characters or more).
     """
-    folders = store.run_folders(root)
-    for folder in folders:
-        names = (folder.name, (journal.read_start(folder) or {}).get("name"))
-        if run in (*names, shipped(folder).get("run_id")):
+    runs = list(journal.started_runs(root))
+    for folder, start in runs:
+        if run in (folder.name, start.name, shipped(folder).get("run_id")):
             return folder
     if not re.fullmatch(r"[0-9a-f]{4,31}", run):
         return None
+    folders = [folder for folder, _ in runs]
     matches = [folder for folder in folders if shipped(folder).get("run_id", "").startswith(run)]
     matches = matches or [folder for folder in folders if folder.name.endswith(f"-{run}")]
     return matches[0] if len(matches) == 1 else None
@@ -90,8 +90,8 @@ def find_folder(root: Path, run: str) -> Path | None:
 
 def local_runs(root: Path) -> str:
     """Return the names of the newest local runs as part of an error message."""
-    names = [(journal.read_start(folder) or {}).get("name") for folder in store.run_folders(root)]
-    newest = [name for name in reversed(names) if name][:_NEWEST]
+    names = [start.name for _, start in journal.started_runs(root)]
+    newest = names[::-1][:_NEWEST]
     return f"the newest local runs are {', '.join(newest)}" if newest else "there are no local runs"
 
 
@@ -113,7 +113,7 @@ def _load_from_mlflow(run: str, uri: str, code: Path | None) -> Trained:
             reason = redact_secrets_of(str(error).partition("\n")[0], uri)
             raise InputError(
                 f"run {run!r}: no such run with a model in {redact(uri)} ({reason}); "
-                f"{local_runs(store.root())}"
+                f"{local_runs(layout.root())}"
             ) from None
-        require_trusted_module(configuration.named_model(downloaded / "config.toml"), code)
+        require_trusted_module(configuration.named_model(downloaded / layout.CONFIG), code)
         return read(downloaded)

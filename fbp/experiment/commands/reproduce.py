@@ -25,13 +25,13 @@ from fbp.experiment.commands.run_record import (
     read_params,
 )
 from fbp.experiment.commands.verdict import Verdict, compare_runs, shortened, tensor_differences
-from fbp.experiment.rundir import environment, journal
-from fbp.experiment.rundir.journal import Series
+from fbp.experiment.rundir import environment, journal, layout, tags
+from fbp.experiment.rundir.series import Series, read_series
 from fbp.experiment.tracking import mlflow_runs, shipper
 from fbp.experiment.tracking.mlflow_runs import Recorded, Runs
 
 _CHILD = "import sys; from fbp.experiment.commands.reproduce import child; sys.exit(child())"
-_DIGESTS = ("fbp.params_digest", "fbp.metrics_digest")
+_DIGESTS = (tags.PARAMS_DIGEST, tags.METRICS_DIGEST)
 _VARIABLES_FROM_RECORD = ("XLA_FLAGS", "PJRT_NPROC", "NPROC")  # beside all JAX_* variables
 _MAX_LABEL = 100  # characters of the second run's name
 _MAX_LINES = 20  # of differences between environments
@@ -93,9 +93,9 @@ def train_again(record: Record, uri: str) -> Path:
         "config": str(record.config),
         "uri": uri,
         "label": f"{record.run.name}-again"[:_MAX_LABEL],
-        "source": record.run.tags.get("mlflow.source.name", "config.toml"),
-        "fingerprint": record.run.tags.get("fbp.data_fingerprint", ""),
-        "tags": {"fbp.reproduces": record.run.run_id},
+        "source": record.run.tags.get(tags.SOURCE_NAME, layout.CONFIG),
+        "fingerprint": record.run.tags.get(tags.DATA_FINGERPRINT, ""),
+        "tags": {tags.REPRODUCES: record.run.run_id},
         "checkpoint_steps": sorted(record.checkpoints) or None,
         "stop_at": None if record.finished else record.last_step,
     }
@@ -124,21 +124,21 @@ def compare(record: Record, folder: Path, inconsistencies: list[str]) -> Verdict
         folder: the second run's.
         inconsistencies: in the record, see :func:`check_record`; they count as differences.
     """
-    history, series = journal.history(folder), record.series
-    end = journal.read_end(folder) or {}
-    if (record.run.status, end.get("status")) == ("FAILED", "FAILED"):
+    history, series = read_series(folder), record.series
+    end = journal.read_end(folder)
+    if (record.run.status, end.status if end else "") == ("FAILED", "FAILED"):
         # a divergence is noticed at the end of a chunk, which may be earlier or later this time
         until = max(map(last_step, history.values()), default=0)
         series = {name: _until(until, points) for name, points in series.items()}
-    verdict = compare_runs(series, history, record.checkpoints, journal.checkpoints(folder))
+    verdict = compare_runs(series, history, record.checkpoints, journal.read_checkpoints(folder))
     verdict = verdict.with_differences(inconsistencies)
     if not record.finished:
         return verdict
     verdict = verdict.with_differences(_different_digests(record.run, folder))
     if verdict.identical:
         return verdict
-    params = read_params(record.run.folder / "model" / "params.npz")
-    new_params = read_params(folder / "artifacts" / "model" / "params.npz")
+    params = read_params(record.run.folder / layout.MODEL / layout.PARAMS)
+    new_params = read_params(layout.model(folder) / layout.PARAMS)
     if params is None or new_params is None:
         return verdict
     return verdict.with_differences(tensor_differences(params, new_params))
@@ -157,9 +157,9 @@ def report(
         return
     result = "identical" if verdict.identical else verdict.differences[0]
     try:
-        runs.client.set_tag(run_id, "fbp.reproduction", result)
+        runs.client.set_tag(run_id, tags.REPRODUCTION, result)
     except MlflowException:
-        name = (journal.read_start(folder) or {}).get("name")
+        name = journal.require_start(folder).name
         say(f"  the store does not answer: run {name} is not tagged with this result")
 
 
@@ -176,8 +176,8 @@ def _introduction(record: Record) -> list[str]:
 
 
 def _trained_as(record: Record, folder: Path) -> str:
-    name = (journal.read_start(folder) or {}).get("name")
-    fingerprint = record.run.tags.get("fbp.data_fingerprint", "")[:_SHORT_DIGEST]
+    name = journal.require_start(folder).name
+    fingerprint = record.run.tags.get(tags.DATA_FINGERPRINT, "")[:_SHORT_DIGEST]
     data = f"the data are the same ({fingerprint})" if fingerprint else "its data are not recorded"
     return f"trained again as {name}; {data}"
 
@@ -195,16 +195,14 @@ def _conclusion(record: Record, verdict: Verdict) -> list[str]:
 
 def _until(step: int, points: Series) -> Series:
     """Return the points up to `step`."""
-    return Series(*(column[points.steps <= step] for column in points))
+    return points.where(points.steps <= step)
 
 
 def _different_digests(run: Recorded, folder: Path) -> list[str]:
     """Return a line for each digest of a finished run that the run in `folder` does not have."""
-    tags: dict[str, str] = {}
-    for _, line in journal.lines(folder, kinds=["tags"]):
-        tags |= line["values"]
+    new_tags = journal.read_tags(folder)
     pairs = [
-        (name, run.tags.get(name, "")[:_SHORT_DIGEST], tags.get(name, "")[:_SHORT_DIGEST])
+        (name, run.tags.get(name, "")[:_SHORT_DIGEST], new_tags.get(name, "")[:_SHORT_DIGEST])
         for name in _DIGESTS
     ]
     return [
@@ -228,18 +226,18 @@ def _environment_differences(
     ignored |= {f"jax.{name.removeprefix('JAX_').lower()}" for name in restored}
     lines = [
         f"{name}: was {old[:_LONGEST_VALUE]}, is {new[:_LONGEST_VALUE]}"
-        for name, old, new in environment.differences(recorded, environment.facts())
+        for name, old, new in environment.differences(recorded, environment.describe())
         if name not in ignored
     ]
     lines = shortened(lines, _MAX_LINES)
-    commit = run.tags.get("mlflow.source.git.commit")
+    commit = run.tags.get(tags.GIT_COMMIT)
     repository = environment.git(Path.cwd())
     if not commit or not repository:
         return lines
     if repository["commit"] != commit:
         now = repository["commit"][:_SHORT_DIGEST]
         return [*lines, f"git commit: was {commit[:_SHORT_DIGEST]}, is {now}"]
-    path = run.folder / "git.diff"
+    path = run.folder / layout.GIT_DIFF
     diff = path.read_text(encoding="utf-8") if path.exists() else ""
     if diff != repository.get("diff", ""):
         lines.append("git: the uncommitted changes differ (the run's artifact git.diff has them)")

@@ -10,9 +10,9 @@ from fbp.errors import InputError
 from fbp.experiment.commands.verdict import same_number
 from fbp.experiment.config import reading as configuration
 from fbp.experiment.config.catalogue import require_trusted_module
-from fbp.experiment.rundir import environment, journal
-from fbp.experiment.rundir.journal import Series
+from fbp.experiment.rundir import environment, layout, tags
 from fbp.experiment.rundir.npz import READ_ERRORS, digest_of, read_arrays
+from fbp.experiment.rundir.series import Series, metrics_digest
 from fbp.experiment.tracking import mlflow_format, mlflow_runs
 from fbp.experiment.tracking.mlflow_runs import Recorded, Runs
 
@@ -58,14 +58,14 @@ def load_record(runs: Runs, run: Any) -> Record:
         InputError: if the record has no configuration, or is damaged.
     """
     recorded = runs.read(run, model=True)
-    config = recorded.folder / "config.toml"
+    config = recorded.folder / layout.CONFIG
     if not config.exists():
         raise InputError(
             f"run {recorded.name}: its record has no config.toml; only runs made by fbp can be "
             "reproduced"
         )
-    facts = environment.recorded(recorded.folder)
-    variables, refused_flags = environment.variables(facts)
+    facts = environment.read(recorded.folder)
+    variables, refused_flags = environment.restorable_variables(facts)
     return Record(
         recorded,
         config,
@@ -103,13 +103,13 @@ def _inconsistencies_in_record(runs: Runs, record: Record) -> list[str]:
     lines = _inconsistent_metrics(runs.points(record.run), record)
     if not record.finished:
         return lines[:_MAX_INCONSISTENCIES]
-    tags = record.run.tags
-    if journal.metrics_digest(record.series) != tags.get("fbp.metrics_digest"):
+    run_tags = record.run.tags
+    if metrics_digest(record.series) != run_tags.get(tags.METRICS_DIGEST):
         lines.append("the record is inconsistent: its history does not match fbp.metrics_digest")
     if not record.checkpoints:
         lines.append("the record has no digests of the parameters at checkpoints")
-    params = read_params(record.run.folder / "model" / "params.npz")
-    if params is None or digest_of(params) != tags.get("fbp.params_digest"):
+    params = read_params(record.run.folder / layout.MODEL / layout.PARAMS)
+    if params is None or digest_of(params) != run_tags.get(tags.PARAMS_DIGEST):
         lines.append(
             "the record is inconsistent: the model's parameters do not match fbp.params_digest"
         )

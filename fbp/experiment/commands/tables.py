@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from fbp.experiment.rundir import tags
 from fbp.experiment.tracking.mlflow_runs import Recorded, Runs
 
 _METRICS = (  # shown if a run has them, best known first
@@ -19,7 +20,6 @@ _PARAMS = (  # in the order of their interest
 _MAX_PARAMS = 4  # differing parameters in a list of runs
 _MAX_OTHER_METRICS = 3  # if a list of runs has none of _METRICS
 _MIN_NAME_WIDTH = 20
-_PARENT = "mlflow.parentRunId"
 _NUMBER = re.compile(r"|[-+]?(nan|inf|[\d.,]+(e[-+]?\d+)?)( \(.*\)| to .*)?")
 _BORDER = 3  # columns between two cells
 _MINUTE, _HOUR = 60, 3600
@@ -133,7 +133,7 @@ def cells(
 ) -> dict[str, list[str]]:
     """Return the cells of each column of a list of runs, by the column's name."""
     names = {run.info.run_id: _shortened(run.info.run_name or "", width) for run in runs}
-    parents = [run.data.tags.get(_PARENT, "") for run in runs]
+    parents = [run.data.tags.get(tags.PARENT_ID, "") for run in runs]
     columns = {
         "run": [names[run.info.run_id] for run in runs],
         "id": [run.info.run_id[:8] for run in runs],
@@ -188,7 +188,6 @@ def run_tables(runs: Runs, run: Any, recorded: Recorded) -> list[Rows]:
         run: MLflow's run.
         recorded: the run as it was read.
     """
-    tags = recorded.tags
     identity = [
         ["name", recorded.name],
         ["id", recorded.run_id],
@@ -199,8 +198,8 @@ def run_tables(runs: Runs, run: Any, recorded: Recorded) -> list[Rows]:
         ["artifacts", run.info.artifact_uri],
     ]
     identity += [
-        [name.removeprefix("fbp.").removeprefix("mlflow."), tags[name]]
-        for name in sorted(tags)
+        [name.removeprefix("fbp.").removeprefix("mlflow."), recorded.tags[name]]
+        for name in sorted(recorded.tags)
         if _is_shown(name)
     ]
     params = [[name, text] for name, text in sorted(recorded.params.items()) if text != "None"]
@@ -221,5 +220,5 @@ def run_tables(runs: Runs, run: Any, recorded: Recorded) -> list[Rows]:
 
 def _is_shown(tag: str) -> bool:
     if tag.startswith("fbp."):
-        return tag != "fbp.folder"
-    return tag in ("mlflow.source.git.commit", "mlflow.source.name")
+        return tag != tags.FOLDER
+    return tag in (tags.GIT_COMMIT, tags.SOURCE_NAME)

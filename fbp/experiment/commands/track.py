@@ -16,11 +16,12 @@ from fbp.errors import InputError
 from fbp.experiment.commands.load import find_folder
 from fbp.experiment.config import writing
 from fbp.experiment.config.schema import Config
-from fbp.experiment.rundir import checkpoints, environment, journal, locks
+from fbp.experiment.rundir import checkpoints, journal, layout, locks
+from fbp.experiment.rundir import tags as tag_names
 from fbp.experiment.rundir.checkpoints import Checkpoints
-from fbp.experiment.rundir.journal import Journal, history, metrics_digest, nonfinite
-from fbp.experiment.rundir.npz import copied, unflatten_like
-from fbp.experiment.rundir.recorder import Record
+from fbp.experiment.rundir.journal import Journal
+from fbp.experiment.rundir.npz import to_host, unflatten_like
+from fbp.experiment.rundir.recorder import Recorder, record_start
 from fbp.experiment.rundir.redact import redact
 from fbp.experiment.tracking import shipper, store
 from fbp.layer import Params
@@ -39,9 +40,9 @@ class Tracked:
 
     def __init__(self, folder: Path, keep: int):
         self.folder = folder
-        self.name = str((journal.read_start(folder) or {}).get("name"))
+        self.name = journal.require_start(folder).name
         self._journal = Journal(folder)
-        self._record = Record(self._journal)
+        self._recorder = Recorder(self._journal)
         self._checkpoints = Checkpoints(folder, keep, self._journal)
         self._digest = ""
         self._open = True
@@ -68,12 +69,12 @@ class Tracked:
                 ``_ . - /``; nothing is logged then.
         """
         self._check_open()
-        self._record.metrics(_step("log", step), dict(_flat("log", metrics, _number)))
+        self._recorder.metrics(_step("log", step), dict(_flat("log", metrics, _number)))
 
     def tag(self, **tags: object) -> None:
         """Texts by name, which MLflow shows with the run and finds it by."""
         self._check_open()
-        self._journal.write("tags", values=dict(_flat("tag", tags, _text)))
+        self._journal.tags(dict(_flat("tag", tags, _text)))
 
     def artifact(self, path: str | os.PathLike[str], name: str | None = None) -> None:
         """Copy a file into the run's artifacts, under a name that may have folders: ``plots/norms.png``."""
@@ -85,7 +86,7 @@ class Tracked:
             )
         if not source.is_file():
             raise InputError(f"artifact: expected a file, got {str(source)!r}")
-        target = self.folder / "artifacts" / inside
+        target = layout.artifacts(self.folder) / inside
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source.read_bytes())
 
@@ -104,7 +105,7 @@ class Tracked:
             OSError: where the checkpoint before could not be written.
         """
         self._check_open()
-        at, own = _step("checkpoint", step), copied(tree)
+        at, own = _step("checkpoint", step), to_host(tree)
         self._note_checkpoint()
         self._checkpoints.save(at, {"tree": own}, own, {})
         if wait:
@@ -136,15 +137,9 @@ class Tracked:
             ) from None
 
     def _note_checkpoint(self) -> None:
-        written = self._checkpoints.take()
-        if written:
-            self._digest = written.digest
-            self._journal.write(
-                "checkpoint",
-                step=written.step,
-                params_digest=written.digest,
-                tensors=written.tensors,
-            )
+        digests = self._checkpoints.wait()
+        if digests:
+            self._digest = digests.params_digest
 
     def _end(self, status: str, message: str) -> None:
         self._open = False
@@ -155,18 +150,7 @@ class Tracked:
             )
         try:
             self._note_checkpoint()
-            series = history(self.folder)
-            tags = {"fbp.metrics_digest": metrics_digest(series)}
-            if self._digest:
-                tags["fbp.params_digest"] = self._digest
-            if self._record.differing:
-                tags["fbp.resume_differs"] = "{} at step {}".format(*self._record.differing)
-            if odd := nonfinite(series):
-                tags["fbp.nonfinite"] = odd
-            if message:
-                tags["fbp.message"] = message[:5000]
-            self._journal.write("tags", values=tags)
-            self._journal.write("end", status=status, message=message)
+            self._recorder.end(status, message, {tag_names.PARAMS_DIGEST: self._digest})
         finally:
             self._checkpoints.close()
             self._journal.close()
@@ -236,13 +220,13 @@ def track(
     if not experiment.strip():
         raise InputError("track: expected a name of an experiment, got an empty one")
     tags = dict(_flat("tags", tags or {}, _text))
-    root = store.root()
+    root = layout.root()
     root.mkdir(parents=True, exist_ok=True)
     store.check_not_moved(root)
     folder, uri = _folder(root, experiment, resume, params, tracking_uri)
     process = None
     try:
-        with locks.training(folder) as mine:
+        with locks.try_hold_training_lock(folder) as mine:
             if not mine:
                 raise InputError(f"{folder.name}: another process is training this run")
             run = _begin(folder, experiment, name or experiment, params, tags, keep)
@@ -274,15 +258,15 @@ def _folder(
     """The folder of a new run, or of the one to go on with; and where it is sent."""
     if resume is None:
         uri = store.tracking_uri(root, tracking_uri)
-        folder = store.new_run_folder(root, experiment)
-        (folder / shipper.DESTINATION).write_text(store.portable(uri, root), encoding="utf-8")
+        folder = layout.new_run_folder(root, experiment)
+        layout.destination(folder).write_text(store.portable(uri, root), encoding="utf-8")
         return folder, uri
     found = (
         Path(resume).resolve() if journal.read_start(Path(resume)) else find_folder(root, resume)
     )
     if found is None:
         raise InputError(f"resume: no run {resume!r} in {root}")
-    before = (journal.read_start(found) or {})["params"]
+    before = journal.require_start(found).params
     other = sorted(key for key in {*before, *params} if before.get(key) != params.get(key))
     if other:
         raise InputError(
@@ -302,13 +286,18 @@ def _begin(
 ) -> Tracked:
     writer = Journal(folder)
     if journal.read_start(folder):
-        writer.write("resume", step=max(journal.checkpoints(folder), default=0))
+        writer.resume(max(journal.read_checkpoints(folder), default=0))
     else:
         script = Path(sys.argv[0])
-        repository = environment.git(script.resolve().parent if script.exists() else Path.cwd())
-        environment.write(folder / "artifacts", repository)
-        tags = environment.tags(script, None, repository) | tags
-        writer.start(folder, label=label, experiment=experiment, params=params, tags=tags)
+        record_start(
+            writer,
+            source=script,
+            repository=script.resolve().parent if script.exists() else Path.cwd(),
+            label=label,
+            experiment=experiment,
+            params=params,
+            run_tags=tags,
+        )
     writer.close()
     return Tracked(folder, keep)
 

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fbp.experiment.rundir.journal import Series, is_timing
+from fbp.experiment.rundir.journal import CheckpointLine
+from fbp.experiment.rundir.metric_table import is_timing
+from fbp.experiment.rundir.series import Series
 
 _MAX_TENSORS = 10  # of which differences are listed
 _MAX_STEPS = 5  # of missing checkpoints that are listed
@@ -53,7 +55,7 @@ def compare_runs(
     recorded: Mapping[str, Series],
     reproduced: Mapping[str, Series],
     recorded_checkpoints: Mapping[int, Mapping[str, Any]],
-    reproduced_checkpoints: Mapping[int, Mapping[str, Any]],
+    reproduced_checkpoints: Mapping[int, CheckpointLine],
 ) -> Verdict:
     """Compare the metrics and checkpoints of two runs.
 
@@ -64,7 +66,7 @@ def compare_runs(
         reproduced: the second run's.
         recorded_checkpoints: the first run's digests by step: ``params`` of all parameters and
             ``tensors`` of each.
-        reproduced_checkpoints: the second run's: ``params_digest`` and ``tensors``.
+        reproduced_checkpoints: the second run's.
 
     Returns:
         The verdict.
@@ -111,14 +113,14 @@ def _lists(points: Series) -> tuple[list[int], list[float]]:
 
 def checkpoint_differences(
     recorded: Mapping[int, Mapping[str, Any]],
-    reproduced: Mapping[int, Mapping[str, Any]],
+    reproduced: Mapping[int, CheckpointLine],
     common: Sequence[int],
 ) -> list[str]:
     """Return a line on the first of the `common` checkpoints whose parameters differ, if any."""
     previous = None
     for step in common:
-        if recorded[step]["params"] != reproduced[step]["params_digest"]:
-            digests, others = recorded[step]["tensors"], reproduced[step]["tensors"]
+        if recorded[step]["params"] != reproduced[step].params_digest:
+            digests, others = recorded[step]["tensors"], reproduced[step].tensors
             names = [name for name, digest in digests.items() if others.get(name) != digest]
             tensors = f"tensor {names[0]} first, {len(names)} of {len(digests)} in all"
             before = (

@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fbp import _diagram
-from fbp.errors import InputError
 from fbp.experiment.figures import model_drawing
-from fbp.experiment.rundir import journal
-from fbp.experiment.rundir.journal import Series
+from fbp.experiment.rundir import journal, layout
 from fbp.experiment.rundir.npz import read_arrays
-from fbp.experiment.runner.trained_model import read
+from fbp.experiment.rundir.series import Series, read_series
 
 _SIDE_BY_SIDE = 4  # maps in a row
 _MOST_CLASSES = 30  # beyond, the cells of a confusion matrix cannot be read
@@ -38,7 +36,7 @@ STYLE = {
 
 def draw(folder: Path, children: Sequence[Path] = ()) -> list[str]:
     """Draw every picture that fits the run into ``artifacts/plots``; returns what could not be drawn, and why."""
-    target = folder / "artifacts" / "plots"
+    target = layout.plots(folder)
     target.mkdir(parents=True, exist_ok=True)
     problems = []
     with matplotlib.rc_context(STYLE):
@@ -56,15 +54,11 @@ def draw(folder: Path, children: Sequence[Path] = ()) -> list[str]:
 
 
 def _pictures(folder: Path) -> dict[str, Callable[[], Figure | None]]:
-    series = journal.history(folder)
-    results = read_arrays(folder / "results.npz") if (folder / "results.npz").exists() else {}
-    layers = (journal.read_start(folder) or {}).get("layers", {})
-    saved = folder / "artifacts" / "model"
-    try:
-        trained = read(saved) if (saved / "model.json").exists() else None
-    except InputError:  # the pictures that need it are left out
-        trained = None
-    classes, shape = (trained.classes, trained.shape) if trained else ((), ())
+    series = read_series(folder)
+    results = read_arrays(layout.results(folder)) if layout.results(folder).exists() else {}
+    start = journal.read_start(folder)
+    layers = start.layers if start else {}
+    classes, shape = _classes_and_shape(layout.model_facts(folder))
     return {
         "learning_curves": lambda: learning_curves(series),
         "learning_rate": lambda: learning_rate(series),
@@ -80,12 +74,21 @@ def _pictures(folder: Path) -> dict[str, Callable[[], Figure | None]]:
     }
 
 
+def _classes_and_shape(path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return a trained model's classes and the shape of its inputs; empty if there is no model."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(map(str, facts["classes"])), tuple(map(int, facts["shape"]))
+    except (OSError, ValueError, KeyError, TypeError):  # the pictures that need it are left out
+        return (), ()
+
+
 def _group_pictures(children: Sequence[Path]) -> dict[str, Callable[[], Figure | None]]:
     named = {}
     for child in children:
         start = journal.read_start(child)
         if start:
-            named[start["label"]] = (journal.history(child), start["layers"])
+            named[start.label] = (read_series(child), start.layers)
     return {
         "delta_norms": lambda: delta_norms(named),
         "learning_curves": lambda: compared_curves(
@@ -167,7 +170,7 @@ def _log_scale_if_wide(axes: Any, values: np.ndarray) -> None:
 
 def model(folder: Path) -> Figure | None:
     """The model's layers and how they are connected."""
-    path = folder / _diagram.NAME
+    path = layout.diagram(folder)
     if not path.exists():
         return None
     return model_drawing.draw(_diagram.from_json(json.loads(path.read_text(encoding="utf-8"))))
@@ -184,7 +187,7 @@ def learning_rate(series: dict[str, Series]) -> Figure | None:
     return figure
 
 
-def delta_norms(named: dict[str, tuple[dict[str, Series], dict[str, str]]]) -> Figure | None:
+def delta_norms(named: Mapping[str, tuple[dict[str, Series], Mapping[str, str]]]) -> Figure | None:
     """A heat map for each run: the norm of delta at each layer with parameters (there, delta is dC/dz), over the steps."""
     drawn = {name: _delta_map(series, layers) for name, (series, layers) in named.items()}
     maps = {name: found for name, found in drawn.items() if found is not None}
@@ -227,7 +230,7 @@ def delta_norms(named: dict[str, tuple[dict[str, Series], dict[str, str]]]) -> F
 
 
 def _delta_map(
-    series: dict[str, Series], layers: dict[str, str]
+    series: dict[str, Series], layers: Mapping[str, str]
 ) -> tuple[list[str], np.ndarray, np.ndarray] | None:
     """Labels of layers with parameters, steps, and the norms ``(layers, steps)``."""
     learned = {

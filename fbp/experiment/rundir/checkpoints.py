@@ -1,7 +1,8 @@
-"""Checkpoints: all that a run needs to go on, each in a file that is whole or not taken at all.
+"""Checkpoints: all that a run needs to be resumed, each in a file that is whole or not used.
 
-A checkpoint is an ``.npz`` file without pickle: the arrays by path, a manifest (JSON), and one SHA-256 over all of it.
-Writing happens in a thread: arrays in JAX never change, so training goes on while they are copied, hashed and written.
+A checkpoint is an ``.npz`` file without pickle: the arrays by path, a manifest (JSON), and one SHA-256
+over all of it. A thread writes it: JAX's arrays never change, so training goes on while they are
+copied, hashed and written.
 """
 
 import json
@@ -13,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fbp.errors import InputError
-from fbp.experiment.rundir import journal
-from fbp.experiment.rundir.journal import Journal, Mark
+from fbp.experiment.rundir import journal, layout
+from fbp.experiment.rundir.journal import Journal, PrefixChecksum
 from fbp.experiment.rundir.npz import (
     READ_ERRORS,
     digest_of,
@@ -23,43 +24,65 @@ from fbp.experiment.rundir.npz import (
     write_arrays,
 )
 
-FOLDER = "checkpoints"
 _MANIFEST, _DIGEST = "manifest", "sha256"
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint file holds: the step, arrays by path, and facts of JSON's types."""
+    """The content of a checkpoint file.
+
+    Attributes:
+        step: the step after which it was taken.
+        arrays: arrays by path.
+        metadata: further values, of JSON's types.
+    """
 
     step: int
     arrays: dict[str, np.ndarray]
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
 
 
-class Written(NamedTuple):
-    """A checkpoint that is on the disk: the digest of its ``params``, and of each tensor among them."""
+class CheckpointDigests(NamedTuple):
+    """Digests of a checkpoint that is on the disk.
+
+    Attributes:
+        step: its step.
+        params_digest: SHA-256 of its parameters.
+        tensors: the beginning of the SHA-256 of each parameter, by path.
+    """
 
     step: int
-    digest: str
+    params_digest: str
     tensors: dict[str, str]
 
 
-def write(path: Path, checkpoint: Checkpoint, before: Callable[[], None] = lambda: None) -> None:
-    """Write a checkpoint in one piece; see :func:`fbp.experiment.rundir.npz.write_arrays`."""
-    names = sorted(checkpoint.arrays)  # kept apart: an archive's members cannot have every name
-    manifest = json.dumps(
-        {"step": checkpoint.step, "facts": checkpoint.facts, "names": names}
-    ).encode()
+def digests_of(step: int, params: Mapping[str, np.ndarray]) -> CheckpointDigests:
+    """Return the digests of parameters, given by path."""
+    tensors = {name: digest_of({name: array})[:16] for name, array in params.items()}
+    return CheckpointDigests(step, digest_of(params), tensors)
+
+
+def write(
+    path: Path, checkpoint: Checkpoint, before_rename: Callable[[], None] = lambda: None
+) -> None:
+    """Write a checkpoint atomically, see :func:`fbp.experiment.rundir.npz.write_arrays`."""
+    names = sorted(checkpoint.arrays)  # in the manifest: a member of an archive cannot have any name
+    manifest = {
+        "format": layout.CHECKPOINT_FORMAT,
+        "step": checkpoint.step,
+        "metadata": checkpoint.metadata,
+        "names": names,
+    }
     arrays = {str(i): checkpoint.arrays[name] for i, name in enumerate(names)}
-    arrays[_MANIFEST] = np.frombuffer(manifest, np.uint8)
+    arrays[_MANIFEST] = np.frombuffer(json.dumps(manifest).encode(), np.uint8)
     digest = np.frombuffer(bytes.fromhex(digest_of(arrays)), np.uint8)
-    write_arrays(path, {**arrays, _DIGEST: digest}, before)
+    write_arrays(path, {**arrays, _DIGEST: digest}, before_rename)
 
 
 def read(path: Path) -> Checkpoint:
-    """The checkpoint in a file.
+    """Return the checkpoint in a file.
 
     Raises:
-        InputError: where one byte of it is not as it was written.
+        InputError: if a byte of it has changed, or its format is newer.
     """
     try:
         arrays = read_arrays(path)
@@ -67,8 +90,11 @@ def read(path: Path) -> Checkpoint:
         if digest != digest_of(arrays):
             raise ValueError("its SHA-256 is another")
         manifest = json.loads(arrays.pop(_MANIFEST).tobytes())
-        named = {name: arrays[str(i)] for i, name in enumerate(manifest["names"])}
-        return Checkpoint(manifest["step"], named, manifest["facts"])
+        layout.check_format(path, manifest["format"], layout.CHECKPOINT_FORMAT)
+        by_path = {name: arrays[str(i)] for i, name in enumerate(manifest["names"])}
+        return Checkpoint(manifest["step"], by_path, manifest["metadata"])
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
     except (OSError, *READ_ERRORS) as error:
@@ -76,28 +102,37 @@ def read(path: Path) -> Checkpoint:
 
 
 def files(folder: Path) -> list[Path]:
-    """A run's checkpoints, the newest first."""
-    return sorted((folder / FOLDER).glob("step-*.npz"), reverse=True)
+    """Return a run's checkpoints, the newest first."""
+    return sorted(layout.checkpoints(folder).glob("step-*.npz"), reverse=True)
 
 
 def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is undamaged, and whose journal is; None where there is none. ``warn`` is told of others."""
+    """Return the newest usable checkpoint of a run; None if there is none.
+
+    It is usable if it is undamaged, and so is the journal up to it.
+
+    Args:
+        folder: the run's.
+        warn: is called with a message for each one that is not usable.
+    """
     for path in files(folder):
         try:
-            found = read(path)
+            checkpoint = read(path)
         except InputError as error:
             warn(f"{error}; using the one before it")
             continue
-        if "journal" in found.facts and journal.has_prefix(folder, Mark(*found.facts["journal"])):
-            return found
+        checksum = checkpoint.metadata.get("journal")
+        if checksum and journal.has_prefix(folder, PrefixChecksum(*checksum)):
+            return checkpoint
         warn(
-            f"{folder / journal.NAME}: damaged before step {found.step}; what it lacks is taken again from before that"
+            f"{layout.journal(folder)}: damaged before step {checkpoint.step}; the steps that it "
+            "lacks are taken again from an earlier checkpoint"
         )
     return None
 
 
 def quarantine_after(folder: Path, step: int) -> None:
-    """Rename the checkpoints beyond a step: damaged ones that must not push out the good ones to come."""
+    """Rename the checkpoints after a step, so that rotation does not keep damaged files."""
     for path in files(folder):
         if path.name > _name(step):
             path.rename(path.with_suffix(".damaged"))
@@ -108,63 +143,67 @@ def _name(step: int) -> str:
 
 
 class Checkpoints:
-    """Writes a run's checkpoints, one at a time, beside the training.
+    """Writes a run's checkpoints in a thread, one at a time.
 
     Args:
         folder: the run's.
-        keep: how many of the newest stay.
-        writer: the run's journal; it is on the disk before a checkpoint counts.
+        keep: how many of the newest are kept.
+        journal: the run's; it is synced to the disk before a checkpoint gets its name.
     """
 
-    def __init__(self, folder: Path, keep: int, writer: Journal):
-        self.folder, self.keep, self.journal = folder, keep, writer
+    def __init__(self, folder: Path, keep: int, journal: Journal):
+        self.folder, self.keep, self.journal = folder, keep, journal
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._pending: Future[Written] | None = None
-        (folder / FOLDER).mkdir(exist_ok=True)
-        for partial in (folder / FOLDER).glob(".*.partial"):  # of a process that died
+        self._pending: Future[CheckpointDigests] | None = None
+        layout.checkpoints(folder).mkdir(exist_ok=True)
+        for partial in layout.checkpoints(folder).glob(".*.partial"):  # of a process that died
             partial.unlink()
 
     @property
     def busy(self) -> bool:
-        """Whether one is being written."""
+        """Whether a checkpoint is being written."""
         return self._pending is not None and not self._pending.done()
 
-    def save(self, step: int, tree: Mapping[str, Any], params: Any, facts: dict[str, Any]) -> None:
-        """Begin to write a checkpoint; take the result of the one before first.
+    def save(
+        self, step: int, tree: Mapping[str, Any], params: Any, metadata: dict[str, Any]
+    ) -> None:
+        """Start to write a checkpoint; :meth:`wait` for the previous one before.
 
         Args:
-            step: after how many steps.
-            tree: what is saved, a pytree.
-            params: the parameters of which digests are taken, a pytree.
-            facts: of JSON's types; the mark of the journal is added, so that one never goes on from where the journal is not.
+            step: the number of steps taken.
+            tree: a pytree: everything that is saved.
+            params: a pytree: the parameters of which digests are taken.
+            metadata: of JSON's types. The checksum of the journal is added, because a run can only
+                be resumed from here if the journal up to here is undamaged.
         """
-        assert self._pending is None, "take the result of the one before first"
-        facts = {**facts, "journal": self.journal.mark}
-        self._pending = self._thread.submit(self._write, step, tree, params, facts)
+        assert self._pending is None, "wait for the previous checkpoint first"
+        metadata = {**metadata, "journal": self.journal.checksum}
+        self._pending = self._thread.submit(self._write, step, tree, params, metadata)
 
     def _write(
-        self, step: int, tree: Mapping[str, Any], params: Any, facts: dict[str, Any]
-    ) -> Written:
-        tensors = flatten_by_path(params)
-        digests = {name: digest_of({name: array})[:16] for name, array in tensors.items()}
-        written = Written(step, digest_of(tensors), digests)
-        write(
-            self.folder / FOLDER / _name(step),
-            Checkpoint(step, flatten_by_path(tree), facts),
-            self.journal.sync,
-        )
-        for path in files(self.folder)[self.keep :]:
-            path.unlink(missing_ok=True)
-        return written
+        self, step: int, tree: Mapping[str, Any], params: Any, metadata: dict[str, Any]
+    ) -> CheckpointDigests:
+        digests = digests_of(step, flatten_by_path(params))
+        path = layout.checkpoints(self.folder) / _name(step)
+        write(path, Checkpoint(step, flatten_by_path(tree), metadata), self.journal.sync)
+        for outdated in files(self.folder)[self.keep :]:
+            outdated.unlink(missing_ok=True)
+        return digests
 
-    def take(self) -> Written | None:
-        """Wait for the one that is being written, if there is one.
+    def wait(self) -> CheckpointDigests | None:
+        """Wait for the checkpoint that is being written, and write its digests to the journal.
+
+        Returns:
+            The digests; None if none was being written.
 
         Raises:
-            OSError: where it could not be written.
+            OSError: if it could not be written.
         """
         pending, self._pending = self._pending, None
-        return pending.result() if pending else None
+        digests = pending.result() if pending else None
+        if digests:
+            self.journal.checkpoint(*digests)
+        return digests
 
     def close(self) -> None:
         """Wait until nothing is being written."""

@@ -13,22 +13,22 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 import fbp
+from fbp.experiment.rundir import layout, tags
 from fbp.experiment.rundir.redact import redact
 
 _FLAGS = ("enable_x64", "default_prng_impl", "threefry_partitionable", "default_matmul_precision")
 THREADS = "PJRT_NPROC"
 _MOST_THREADS = 4096  # that a record can ask for
 _PLAIN_FLAG = re.compile(r"--xla_(?!.*(dump|dir|path|file|log))[a-z0-9_]+(=(true|false|\d+)?)?")
-NAME = "environment.json"
 
 
 def threads() -> int:
-    """How many threads XLA computes with on a CPU: sums over other numbers of threads round in another way."""
+    """Return the number of threads that XLA uses on a CPU; the rounding of sums depends on it."""
     chosen = os.environ.get(THREADS) or os.environ.get("NPROC") or ""
     return int(chosen) if chosen.isdigit() and int(chosen) else _cores()
 
@@ -40,7 +40,7 @@ def _cores() -> int:
 def machine_digest() -> str:
     """Return a digest of what compiled programs depend on: processor, instruction sets, threads."""
     return hashlib.sha256(
-        f"{platform.machine()} {_processor()} {_abilities()} {threads()}".encode()
+        f"{platform.machine()} {_processor()} {_cpu_flags()} {threads()}".encode()
     ).hexdigest()[:12]
 
 
@@ -50,107 +50,127 @@ def cache_folder() -> Path:
     return base / "fbp"
 
 
-def recorded(artifacts: Path) -> dict[str, Any]:
-    """The environment that a run recorded among its artifacts; empty where that is absent or damaged."""
+def read(artifacts: Path) -> dict[str, Any]:
+    """Return the environment that a run recorded among its artifacts; empty if absent or damaged."""
     try:
-        found = json.loads((artifacts / NAME).read_text(encoding="utf-8"))
+        record = json.loads((artifacts / layout.ENVIRONMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(record, dict):
         return {}
     sections = ("device", "jax", "variables", "packages")
     return {
-        key: value for key, value in found.items() if key not in sections or isinstance(value, dict)
+        key: value
+        for key, value in record.items()
+        if key not in sections or isinstance(value, dict)
     }
 
 
-def variables(record: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
-    """The environment variables under which a recorded run can run again, and those of the record that are not taken over.
+def restorable_variables(record: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """Return the environment variables under which a recorded run can run again.
 
-    A record may come from anybody: only numbers of threads, JAX's switches for numbers, and XLA flags that are true, false or
-    a number are taken over; none that names a file.
+    A record may come from anybody. So only numbers of threads, JAX's numeric options, and XLA flags
+    with the value true, false or a number are used, but none that names a file.
+
+    Returns:
+        The variables by name, and the recorded XLA flags that are refused.
     """
-    found, left = threads_of(record), []
-    settings = record.get("jax", {})
+    variables = threads_of(record)
+    options = record.get("jax", {})
     for name in _FLAGS:
-        value = str(settings.get(name))
+        value = str(options.get(name))
         if value != "None" and re.fullmatch(r"[A-Za-z0-9_]+", value):
-            found[f"JAX_{name.upper()}"] = value
+            variables[f"JAX_{name.upper()}"] = value
     flags = str(record.get("variables", {}).get("XLA_FLAGS", "")).split()
-    good = [flag for flag in flags if _PLAIN_FLAG.fullmatch(flag)]
-    left += [flag for flag in flags if flag not in good]
-    if good:
-        found["XLA_FLAGS"] = " ".join(good)
-    return found, left
+    accepted = [flag for flag in flags if _PLAIN_FLAG.fullmatch(flag)]
+    if accepted:
+        variables["XLA_FLAGS"] = " ".join(accepted)
+    return variables, [flag for flag in flags if flag not in accepted]
 
 
 def threads_of(record: dict[str, Any]) -> dict[str, str]:
-    """The variable that sets as many threads as a record names, where that is a number of threads."""
+    """Return the variable that sets the recorded number of threads; empty if it is not a number."""
     count = record.get("threads")
     return {THREADS: str(count)} if type(count) is int and 0 < count <= _MOST_THREADS else {}
 
 
 def code_digest() -> str:
-    """SHA-256 over fbp's own source files."""
+    """Return SHA-256 of fbp's own source files."""
     folder, digest = Path(fbp.__file__).parent, hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """What of a recorded environment is another now: name, then, now; packages only where both have them."""
-    found = []
-    for key in ("fbp", "code", "python", "platform", "processor", "threads"):
-        found.append((key, before.get(key), now.get(key)))
+class Difference(NamedTuple):
+    """An entry of two environments that is not the same."""
+
+    name: str
+    recorded: str
+    current: str
+
+
+def differences(record: dict[str, Any], current: dict[str, Any]) -> list[Difference]:
+    """Return the entries of two environments that differ. A package counts only if both have it.
+
+    Args:
+        record: a recorded environment.
+        current: this process's, see :func:`describe`.
+    """
+    entries: list[tuple[str, Any, Any]] = [
+        (key, record.get(key), current.get(key))
+        for key in ("fbp", "code", "python", "platform", "processor", "threads")
+    ]
     for section in ("device", "jax", "packages"):
-        old, new = before.get(section, {}), now.get(section, {})
-        names = (
-            sorted(set(old) & set(new)) if section == "packages" else sorted(set(old) | set(new))
-        )
-        found += [
-            (f"{section}.{name}", old.get(name), new.get(name)) for name in names if name != "fbp"
+        old, new = record.get(section, {}), current.get(section, {})
+        names = set(old) & set(new) if section == "packages" else set(old) | set(new)
+        entries += [
+            (f"{section}.{name}", old.get(name), new.get(name)) for name in sorted(names - {"fbp"})
         ]
-    found.append(
-        ("XLA_FLAGS", before.get("variables", {}).get("XLA_FLAGS"), os.environ.get("XLA_FLAGS"))
-    )
-    return [(name, str(old), str(new)) for name, old, new in found if old != new]
+    flags = record.get("variables", {}).get("XLA_FLAGS")
+    entries.append(("XLA_FLAGS", flags, os.environ.get("XLA_FLAGS")))
+    return [Difference(name, str(old), str(new)) for name, old, new in entries if old != new]
 
 
 def git(folder: Path) -> dict[str, str]:
-    """Commit, branch, whether the tree is dirty, and its difference to the commit; empty outside a repository."""
+    """Return the state of a git repository; empty outside of one.
 
-    def ask(*words: str) -> str | None:
+    Returns:
+        `remote`, `commit`, `branch`, `dirty` (whether files differ from the commit), and, if so,
+        `diff`.
+    """
+
+    def output(*words: str) -> str | None:
         try:
-            answer = subprocess.run(
+            done = subprocess.run(
                 ["git", "-C", str(folder), *words], capture_output=True, timeout=10, check=True
             )
         except (OSError, subprocess.SubprocessError):
             return None
-        return answer.stdout.decode(errors="replace")
+        return done.stdout.decode(errors="replace")
 
-    commit = ask("rev-parse", "HEAD")
+    commit = output("rev-parse", "HEAD")
     if commit is None:
         return {}
-    status = ask("status", "--porcelain") or ""
+    status = output("status", "--porcelain") or ""
     facts = {
-        "remote": redact((ask("remote", "get-url", "origin") or "").strip()),
+        "remote": redact((output("remote", "get-url", "origin") or "").strip()),
         "commit": commit.strip(),
-        "branch": (ask("rev-parse", "--abbrev-ref", "HEAD") or "").strip(),
+        "branch": (output("rev-parse", "--abbrev-ref", "HEAD") or "").strip(),
         "dirty": str(bool(status.strip())).lower(),
     }
     if status.strip():
-        facts["diff"] = (ask("diff", "HEAD") or "") + "".join(
+        facts["diff"] = (output("diff", "HEAD") or "") + "".join(
             f"# untracked: {line[3:]}\n" for line in status.splitlines() if line.startswith("??")
         )
     return facts
 
 
-def facts(backend_check: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return versions, flags and devices, as JSON's types.
+def describe(backend_check: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return versions, flags and devices of this process, as JSON's types.
 
     Args:
-        backend_check: what was decided about the backend's known answers, if it was tested.
+        backend_check: the decision about the backend's known answers, if it was tested.
     """
     device = jax.devices()[0]
     return {
@@ -190,36 +210,46 @@ def facts(backend_check: dict[str, Any] | None = None) -> dict[str, Any]:
 def write(
     artifacts: Path, repository: dict[str, str], backend_check: dict[str, Any] | None = None
 ) -> None:
-    """Write the environment, and what is not committed, among a run's artifacts."""
-    text = json.dumps(facts(backend_check), indent=1)
-    (artifacts / NAME).write_text(text, encoding="utf-8")
+    """Write the environment, and uncommitted changes, among a run's artifacts.
+
+    Args:
+        artifacts: the folder.
+        repository: the state of the code, see :func:`git`.
+        backend_check: see :func:`describe`.
+    """
+    text = json.dumps(describe(backend_check), indent=1)
+    (artifacts / layout.ENVIRONMENT).write_text(text, encoding="utf-8")
     if "diff" in repository:
-        (artifacts / "git.diff").write_text(repository["diff"], encoding="utf-8")
+        (artifacts / layout.GIT_DIFF).write_text(repository["diff"], encoding="utf-8")
 
 
-def tags(config_path: Path, seed: int | None, repository: dict[str, str]) -> dict[str, str]:
-    """The tags of a run: MLflow's own for source and user, and fbp's; no seed where the runner has none."""
+def run_tags(source: Path, repository: dict[str, str]) -> dict[str, str]:
+    """Return the tags that describe where a run comes from, and what it runs on.
+
+    Args:
+        source: the file that is run.
+        repository: the state of the code, see :func:`git`.
+    """
     device = jax.devices()[0]
-    result = {
-        "mlflow.user": _user(),
-        "mlflow.source.name": config_path.as_posix(),
-        "mlflow.source.type": "LOCAL",
-        "fbp.version": fbp.__version__,
-        "fbp.seed": "" if seed is None else str(seed),
-        "fbp.python": platform.python_version(),
-        "fbp.jax": jax.__version__,
-        "fbp.jaxlib": importlib.metadata.version("jaxlib"),
-        "fbp.device": f"{jax.device_count()} x {device.device_kind}",
-        "fbp.device_kind": device.device_kind,
-        "fbp.device_count": str(jax.device_count()),
-        "fbp.command": redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+    values = {
+        tags.USER: _user(),
+        tags.SOURCE_NAME: source.as_posix(),
+        tags.SOURCE_TYPE: "LOCAL",
+        tags.VERSION: fbp.__version__,
+        tags.PYTHON: platform.python_version(),
+        tags.JAX: jax.__version__,
+        tags.JAXLIB: importlib.metadata.version("jaxlib"),
+        tags.DEVICE: f"{jax.device_count()} x {device.device_kind}",
+        tags.DEVICE_KIND: device.device_kind,
+        tags.DEVICE_COUNT: str(jax.device_count()),
+        tags.COMMAND: redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
     }
     if repository:
-        result["mlflow.source.git.commit"] = repository["commit"]
-        result["mlflow.source.git.branch"] = repository["branch"]
-        result["mlflow.source.git.repoURL"] = repository["remote"]
-        result["fbp.git_dirty"] = repository["dirty"]
-    return result
+        values[tags.GIT_COMMIT] = repository["commit"]
+        values[tags.GIT_BRANCH] = repository["branch"]
+        values[tags.GIT_REPOSITORY] = repository["remote"]
+        values[tags.GIT_DIRTY] = repository["dirty"]
+    return values
 
 
 def _user() -> str:
@@ -229,8 +259,8 @@ def _user() -> str:
         return "unknown"
 
 
-def _abilities() -> str:
-    """The instruction sets of the processor."""
+def _cpu_flags() -> str:
+    """Return the instruction sets of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line for line in lines if line.lower().startswith(("flags", "features")))

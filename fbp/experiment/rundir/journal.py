@@ -1,196 +1,419 @@
-"""The journal: a file of JSON lines in a run's folder, to which training appends and from which all else reads.
+"""The journal: a file of JSON lines to which training appends, and which everything else reads.
 
-Each line is an object with ``kind`` and ``time`` (milliseconds since 1970), and with a checksum; one that is damaged does not
-count:
+Each line is an object with `kind`, `time` (milliseconds since 1970), the fields of one of the classes
+below, and a checksum. A damaged line is skipped, and so is a line of an unknown kind. Per-step
+numbers are stored as the bytes of a float32 array: exact, and faster to write than digits.
 
-    start       label, experiment, params, tags, inputs, parent, steps, layers: what MLflow needs to create the run
-    steps       first (step), until (time of the last), columns {key: float32 numbers as base64}: per-step metrics
-    metrics     step, values {key: number}: everything that is not per step
-    tags        values {key: text}
-    checkpoint  step, params_digest, tensors {path: digest}: the parameters at that step
-    child       folder, variant: another run, to be shown under this one
-    end         status (FINISHED, FAILED, KILLED), message
-    resume      step: the run goes on from there, after an end or a death
-
-Numbers per step travel as the bytes of a float32 array: exact, and cheaper to write than digits. What is written stays
-written: a resumed run does not repeat the metrics that the journal has (see record.py).
+A line that was written is never changed: a resumed run does not repeat the metrics that the journal
+has (see recorder.py).
 """
 
 import base64
 import contextlib
-import hashlib
+import dataclasses
 import json
 import os
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
-NAME = "journal.jsonl"
+from fbp.errors import InputError
+from fbp.experiment.rundir import layout, tags
+from fbp.experiment.rundir.layout import JOURNAL
+
 _CHECKSUM = b', "crc32": '
-_TIMINGS = ("examples_per_second", "best_examples_per_second", "seconds", "time")
 
 
-def is_timing(key: str) -> bool:
-    """Whether a metric measures time or the machine, and so is no function of the configuration."""
-    return key in _TIMINGS or key.startswith("system/")
+# --- the lines --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line of the journal.
+
+    Attributes:
+        time: when it was written, in milliseconds since 1970.
+    """
+
+    kind: ClassVar[str]
+    time: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON's types."""
+        return {part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
+
+    @classmethod
+    def from_json(cls, entries: Mapping[str, Any]) -> "Line | None":
+        """Return the line; None if a field is missing. Unknown entries are ignored."""
+        names = {part.name for part in dataclasses.fields(cls)}
+        try:
+            return cls(**{key: value for key, value in entries.items() if key in names})
+        except TypeError:
+            return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartLine(Line):
+    """The line that makes a folder a run: what a tracker needs to create it.
+
+    Attributes:
+        format: the journal's format number.
+        label: the run's name without the four characters that tell equals apart.
+        name: the run's name.
+        experiment: the experiment that the run belongs to.
+        params, tags: texts by name.
+        inputs: descriptions of data sets: name, digest, context, shape and dtype of x and y.
+        parent: the name of the folder of the run under which this one is shown, if any.
+        steps: the number of steps that were planned; 0 if unknown.
+        layers: names of the model's layers by path.
+        sink: the tracker that the run is sent to, see :mod:`fbp.experiment.tracking.sink`.
+    """
+
+    kind = "start"
+    format: int
+    label: str
+    name: str
+    experiment: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    inputs: Sequence[Mapping[str, Any]] = ()
+    parent: str | None = None
+    steps: int = 0
+    layers: Mapping[str, str] = field(default_factory=dict)
+    sink: str = "mlflow"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepsLine(Line):
+    """A chunk of per-step metrics, without gaps.
+
+    Attributes:
+        first_step: the step of the first row.
+        began: when the chunk began (the time of the line before), in milliseconds since 1970.
+        columns: float32 numbers, one for each step, by the metric's name.
+    """
+
+    kind = "steps"
+    first_step: int
+    began: int
+    columns: Mapping[str, np.ndarray]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON's types; columns as base64 of little-endian float32."""
+        columns = {
+            key: base64.b64encode(np.ascontiguousarray(column, "<f4").data).decode()
+            for key, column in self.columns.items()
+        }
+        return {**super().to_json(), "columns": columns}
+
+    @classmethod
+    def from_json(cls, entries: Mapping[str, Any]) -> "Line | None":
+        """Return the line, its columns decoded."""
+        columns = {
+            key: np.frombuffer(base64.b64decode(column), "<f4")
+            for key, column in entries.get("columns", {}).items()
+        }
+        return super().from_json({**entries, "columns": columns})
+
+    def __len__(self) -> int:
+        return max((len(column) for column in self.columns.values()), default=0)
+
+    @property
+    def times(self) -> np.ndarray:
+        """The times of the steps, in milliseconds: evenly spaced over the chunk."""
+        return np.linspace(self.began, self.time, len(self) + 1)[1:].astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsLine(Line):
+    """Metrics of one step that are not measured at every step.
+
+    Attributes:
+        step: the step.
+        values: numbers by name.
+    """
+
+    kind = "metrics"
+    step: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TagsLine(Line):
+    """Tags that are known only after the start.
+
+    Attributes:
+        values: texts by name.
+    """
+
+    kind = "tags"
+    values: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointLine(Line):
+    """A checkpoint that is on the disk.
+
+    Attributes:
+        step: the step.
+        params_digest: SHA-256 of all parameters.
+        tensors: the beginning of the SHA-256 of each parameter, by path.
+    """
+
+    kind = "checkpoint"
+    step: int
+    params_digest: str
+    tensors: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildLine(Line):
+    """A run that is shown under this one.
+
+    Attributes:
+        folder: the name of its folder.
+        variant: the variant's name.
+    """
+
+    kind = "child"
+    folder: str
+    variant: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndLine(Line):
+    """The run's end.
+
+    Attributes:
+        status: FINISHED, FAILED or KILLED.
+        message: why it did not finish; empty if it did.
+    """
+
+    kind = "end"
+    status: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeLine(Line):
+    """The run goes on, after an end or after its process died.
+
+    Attributes:
+        step: the step of the checkpoint from which it goes on.
+    """
+
+    kind = "resume"
+    step: int
+
+
+_KINDS: dict[str, type[Line]] = {
+    line.kind: line
+    for line in (
+        StartLine,
+        StepsLine,
+        MetricsLine,
+        TagsLine,
+        CheckpointLine,
+        ChildLine,
+        EndLine,
+        ResumeLine,
+    )
+}
+_L = TypeVar("_L", bound=Line)
 
 
 def now() -> int:
-    """Milliseconds since 1970."""
+    """Return the time in milliseconds since 1970."""
     return time.time_ns() // 1_000_000
 
 
-class Mark(NamedTuple):
-    """The beginning of a journal: how many bytes, and their CRC-32. Who kept one can tell whether they are still there."""
+class PrefixChecksum(NamedTuple):
+    """Length and CRC-32 of a prefix of a journal, to detect later changes to it."""
 
     length: int = 0
     crc32: int = 0
 
 
-_NOTHING = Mark()
+_EMPTY = PrefixChecksum()
+
+
+# --- writing ----------------------------------------------------------------------------------
 
 
 class Journal:
-    """Appends to a run's journal; every line is handed to the operating system before the call returns.
+    """Appends to a journal; each line is passed to the operating system before the call returns.
 
-    A line that a death or a full disk cut in two is removed: by the next Journal on that folder, or at once.
+    A line that was cut off by a death or a full disk is removed: by the next `Journal` of that file,
+    or at once. Every method raises OSError if the disk is full; the line is then not written.
 
     Attributes:
-        mark: of all that it holds.
+        folder: the run's folder.
+        checksum: length and CRC-32 of the whole journal.
     """
 
-    def __init__(self, folder: Path, name: str = NAME):
+    def __init__(self, folder: Path, name: str = JOURNAL):
         self.folder = folder
-        self._file = os.open(
-            folder / name, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644
-        )
+        self._path = layout.journal(folder, name)
+        self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._last_time = now()
         end = _end_of_lines(self._file)
         os.ftruncate(self._file, end)
-        self.mark = mark(folder, end, name)
-
-    def write(self, kind: str, **fields: Any) -> None:
-        """Append one line.
-
-        Raises:
-            OSError: where the disk is full; nothing of the line is written then.
-        """
-        self._last_time = now()
-        line = _with_checksum(
-            json.dumps({"kind": kind, "time": self._last_time, **fields}).encode()
-        )
-        before = self.mark.length
-        try:
-            if os.fstat(self._file).st_size > before:  # a part of a line that could not be removed
-                os.ftruncate(self._file, before)
-            written = 0
-            while written < len(line):
-                written += os.write(self._file, line[written:])
-            self.mark = Mark(before + len(line), zlib.crc32(line, self.mark.crc32))
-        except BaseException as error:  # a full disk, or a second Ctrl-C
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, before)
-            if isinstance(error, OSError):
-                raise OSError(error.errno, error.strerror, str(self.folder / NAME)) from None
-            raise
-
-    def sync(self) -> None:
-        """Wait until all that was written is on the disk."""
-        os.fsync(self._file)
+        self.checksum = checksum_prefix(folder, end, name)
 
     def start(
         self,
-        folder: Path,
         *,
         label: str,
         experiment: str,
         params: Mapping[str, str],
         tags: Mapping[str, str],
-        inputs: Sequence[Mapping[str, Any]] = (),
-        parent: str | None = None,
-        steps: int = 0,
-        layers: Mapping[str, str] | None = None,
+        **more: Any,
     ) -> None:
-        """Append the line that makes this a run.
+        """Append the line that makes the folder a run.
 
         Args:
-            folder: the run's.
-            label: what the run is called in lists; the end of the folder's name is added to tell equals apart.
-            experiment: the MLflow experiment it belongs to.
-            params, tags: MLflow's; empty tags are left out.
-            inputs: descriptions of data sets: name, digest, context, shape and dtype of x and y.
-            parent: the name of the folder of the run under which this one is shown.
-            steps: how many steps it will take.
-            layers: names of the model's layers by path.
+            label: the run's name; the end of the folder's name is added to tell equals apart.
+            experiment: the experiment that the run belongs to.
+            params: texts by name.
+            tags: texts by name; empty ones are left out, the folder's name is added.
+            more: `inputs`, `parent`, `steps`, `layers`, `sink`, see :class:`StartLine`.
         """
-        self.write(
-            "start",
-            label=label,
-            name=f"{label}-{folder.name[-4:]}",
-            experiment=experiment,
-            params=params,
-            tags={key: value for key, value in tags.items() if value} | {"fbp.folder": folder.name},
-            inputs=inputs,
-            parent=parent,
-            steps=steps,
-            layers=layers or {},
+        self._append(
+            StartLine(
+                time=self._tick(),
+                format=layout.JOURNAL_FORMAT,
+                label=label,
+                name=f"{label}-{self.folder.name[-4:]}",
+                experiment=experiment,
+                params=params,
+                tags=_with_folder(tags, self.folder.name),
+                **more,
+            )
         )
 
-    def steps(self, first: int, columns: Mapping[str, np.ndarray]) -> None:
-        """Append a chunk of per-step metrics that ends now and began when the line before was written."""
+    def steps(self, first_step: int, columns: Mapping[str, np.ndarray]) -> None:
+        """Append a chunk of per-step metrics that began when the line before was written."""
         began = self._last_time
-        encoded = {
-            key: base64.b64encode(np.ascontiguousarray(column, "<f4").data).decode()
-            for key, column in columns.items()
-        }
-        self.write("steps", first=first, began=began, columns=encoded)
+        line = StepsLine(time=self._tick(), first_step=first_step, began=began, columns=columns)
+        self._append(line)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Append metrics of one step."""
+        self._append(MetricsLine(time=self._tick(), step=step, values=values))
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Append tags."""
+        self._append(TagsLine(time=self._tick(), values=values))
+
+    def checkpoint(self, step: int, params_digest: str, tensors: Mapping[str, str]) -> None:
+        """Append the digests of a checkpoint that is on the disk."""
+        self._append(
+            CheckpointLine(
+                time=self._tick(), step=step, params_digest=params_digest, tensors=tensors
+            )
+        )
+
+    def child(self, folder: str, variant: str) -> None:
+        """Append the name of the folder of a run that is shown under this one."""
+        self._append(ChildLine(time=self._tick(), folder=folder, variant=variant))
+
+    def end(self, status: str, message: str = "") -> None:
+        """Append the run's end: FINISHED, FAILED or KILLED, and why."""
+        self._append(EndLine(time=self._tick(), status=status, message=message))
+
+    def resume(self, step: int) -> None:
+        """Append that the run goes on from a step."""
+        self._append(ResumeLine(time=self._tick(), step=step))
+
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk."""
+        os.fsync(self._file)
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
 
+    def _tick(self) -> int:
+        self._last_time = now()
+        return self._last_time
 
-def decode(column: str) -> np.ndarray:
-    """The numbers of one column of a ``steps`` line."""
-    return np.frombuffer(base64.b64decode(column), "<f4")
+    def _append(self, line: Line) -> None:
+        text = _with_checksum(json.dumps({"kind": line.kind, **line.to_json()}).encode())
+        length = self.checksum.length
+        try:
+            if os.fstat(self._file).st_size > length:  # part of a line that could not be removed
+                os.ftruncate(self._file, length)
+            written = 0
+            while written < len(text):
+                written += os.write(self._file, text[written:])
+            self.checksum = PrefixChecksum(
+                length + len(text), zlib.crc32(text, self.checksum.crc32)
+            )
+        except BaseException as error:  # a full disk, or a second Ctrl-C
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, length)
+            if isinstance(error, OSError):
+                raise OSError(error.errno, error.strerror, str(self._path)) from None
+            raise
+
+
+def _with_folder(values: Mapping[str, str], folder: str) -> dict[str, str]:
+    return {key: value for key, value in values.items() if value} | {tags.FOLDER: folder}
+
+
+def _with_checksum(line: bytes) -> bytes:
+    """Return a line of JSON with its own checksum as the last entry."""
+    return b"%s%s%d}\n" % (line[:-1], _CHECKSUM, zlib.crc32(line))
+
+
+# --- reading ----------------------------------------------------------------------------------
 
 
 def _end_of_lines(file: int) -> int:
-    """Where the last whole line of an open file ends, looked for from the back."""
+    """Return where the last whole line of an open file ends, searched from the back."""
     end = os.fstat(file).st_size
     while end:
         begin = max(0, end - 65536)
-        found = os.pread(file, end - begin, begin).rfind(b"\n")
-        if found >= 0:
-            return begin + found + 1
+        newline = os.pread(file, end - begin, begin).rfind(b"\n")
+        if newline >= 0:
+            return begin + newline + 1
         end = begin
     return 0
 
 
-def length(folder: Path, name: str = NAME) -> int:
-    """How many bytes of whole lines, damaged ones too, a journal holds."""
-    path = folder / name
+def length(folder: Path, name: str = JOURNAL) -> int:
+    """Return the number of bytes of whole lines, damaged ones included."""
+    path = layout.journal(folder, name)
     if not path.exists():
         return 0
     with open(path, "rb") as file:
         return _end_of_lines(file.fileno())
 
 
-def _with_checksum(line: bytes) -> bytes:
-    """A line of JSON with a checksum of itself as its last entry."""
-    return b"%s%s%d}\n" % (line[:-1], _CHECKSUM, zlib.crc32(line))
-
-
 def lines(
-    folder: Path, offset: int = 0, name: str = NAME, kinds: Sequence[str] = ()
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """``(offset after the line, line)`` for every whole line from ``offset`` on, or only for those of some kinds."""
-    path = folder / name
-    wanted = tuple(f'{{"kind": "{kind}"'.encode() for kind in kinds)
+    folder: Path, offset: int = 0, name: str = JOURNAL, kinds: Sequence[type[Line]] = ()
+) -> Iterator[tuple[int, Line]]:
+    """Iterate over the undamaged lines of a journal.
+
+    Args:
+        folder: the run's folder.
+        offset: where to begin, in bytes.
+        name: the journal's file name.
+        kinds: the classes of the lines to read; all if empty.
+
+    Yields:
+        The offset after the line, and the line.
+
+    Raises:
+        InputError: if the journal has a newer format.
+    """
+    path = layout.journal(folder, name)
+    prefixes = tuple(b'{"kind": "%s"' % kind.kind.encode() for kind in kinds)
     if not path.exists():
         return
     with open(path, "rb") as file:
@@ -199,113 +422,104 @@ def lines(
             if not raw.endswith(b"\n"):
                 return  # still being written
             offset += len(raw)
-            if wanted and not raw.startswith(wanted):
+            if prefixes and not raw.startswith(prefixes):
                 continue
             body = raw.rpartition(_CHECKSUM)[0] + b"}"
-            if _with_checksum(body) == raw:  # otherwise damaged, by a loss of power
-                yield offset, json.loads(body)
+            if _with_checksum(body) != raw:  # damaged, as by a loss of power
+                continue
+            entries = json.loads(body)
+            kind = _KINDS.get(entries.get("kind"))
+            if kind is StartLine:
+                layout.check_format(path, entries.get("format"), layout.JOURNAL_FORMAT)
+            line = kind.from_json(entries) if kind else None
+            if line is not None:
+                yield offset, line
 
 
-def mark(folder: Path, length: int, name: str = NAME, after: Mark = _NOTHING) -> Mark:
-    """The mark of a journal's first bytes, ``length`` of them or as many as there are.
+def read_lines(folder: Path, kind: type[_L]) -> list[_L]:
+    """Return all undamaged lines of one kind."""
+    return [line for _, line in lines(folder, kinds=[kind]) if isinstance(line, kind)]
+
+
+def read_start(folder: Path) -> StartLine | None:
+    """Return the journal's first line; None if no run began in this folder."""
+    for _, line in lines(folder, kinds=[StartLine]):
+        if isinstance(line, StartLine):
+            return line
+    return None
+
+
+def require_start(folder: Path) -> StartLine:
+    """Return the journal's first line.
+
+    Raises:
+        InputError: if no run began in this folder.
+    """
+    start = read_start(folder)
+    if start is None:
+        raise InputError(
+            f"{folder.name}: its journal has no first line (it is damaged, or the process died "
+            "before the first step); start the run again with: fbp run"
+        )
+    return start
+
+
+def read_end(folder: Path) -> EndLine | None:
+    """Return the last line ``end``; None while the run goes on, or after its process died."""
+    last = None
+    for _, line in lines(folder, kinds=[EndLine, ResumeLine]):
+        last = line
+    return last if isinstance(last, EndLine) else None
+
+
+def read_tags(folder: Path) -> dict[str, str]:
+    """Return all tags of a run, the newest value of each."""
+    values: dict[str, str] = {}
+    for _, line in lines(folder, kinds=[StartLine, TagsLine]):
+        if isinstance(line, StartLine):
+            values |= line.tags
+        elif isinstance(line, TagsLine):
+            values |= line.values
+    return values
+
+
+def read_checkpoints(folder: Path) -> dict[int, CheckpointLine]:
+    """Return the lines ``checkpoint`` by step."""
+    return {line.step: line for line in read_lines(folder, CheckpointLine)}
+
+
+def started_runs(root: Path) -> Iterator[tuple[Path, StartLine]]:
+    """Iterate over the runs of ``mlruns`` that began, the oldest first.
+
+    Folders without a first line are skipped, and so are those that a newer fbp wrote.
+    """
+    for folder in layout.run_folders(root):
+        with contextlib.suppress(InputError):
+            start = read_start(folder)
+            if start is not None:
+                yield folder, start
+
+
+def checksum_prefix(
+    folder: Path, length: int, name: str = JOURNAL, prefix: PrefixChecksum = _EMPTY
+) -> PrefixChecksum:
+    """Return length and CRC-32 of a journal's first bytes.
 
     Args:
-        folder: the run's.
-        length: how many bytes.
-        name: the journal's file.
-        after: a mark of fewer bytes, from which to go on.
+        folder: the run's folder.
+        length: how many bytes; fewer are used if there are fewer.
+        name: the journal's file name.
+        prefix: the checksum of a shorter prefix, from which to go on.
     """
-    path, (at, crc32) = folder / name, after
+    path, (position, crc32) = layout.journal(folder, name), prefix
     if path.exists():
         with open(path, "rb") as file:
-            file.seek(at)
-            while part := file.read(min(length - at, 2**20)):
-                at, crc32 = at + len(part), zlib.crc32(part, crc32)
-    return Mark(at, crc32)
+            file.seek(position)
+            while part := file.read(min(length - position, 2**20)):
+                position, crc32 = position + len(part), zlib.crc32(part, crc32)
+    return PrefixChecksum(position, crc32)
 
 
-def has_prefix(folder: Path, kept: Mark, name: str = NAME) -> bool:
-    """Whether a journal still begins with what ``kept`` is the mark of: nothing in it was changed, and nothing is missing."""
-    return mark(folder, kept.length, name) == kept
-
-
-class Series(NamedTuple):
-    """One metric over a run: steps (int64), values (float64), times (milliseconds, int64)."""
-
-    steps: np.ndarray
-    values: np.ndarray
-    times: np.ndarray
-
-
-def step_times(line: Mapping[str, Any], count: int) -> np.ndarray:
-    """The time stamps of a chunk's steps: evenly from the end of the line before to the chunk's own end."""
-    return np.linspace(line["began"], line["time"], count + 1)[1:].astype(np.int64)
-
-
-def history(folder: Path, kinds: Sequence[str] = ("steps", "metrics")) -> dict[str, Series]:
-    """Every metric of a run, by key, in the order of its steps; or only those of one kind of line."""
-    gathered: dict[str, list[Series]] = {}
-    for _, line in lines(folder, kinds=kinds):
-        if line["kind"] == "steps":
-            for key, column in line["columns"].items():
-                values = decode(column).astype(np.float64)
-                steps = np.arange(line["first"], line["first"] + len(values))
-                gathered.setdefault(key, []).append(
-                    Series(steps, values, step_times(line, len(values)))
-                )
-        elif line["kind"] == "metrics":
-            for key, value in line["values"].items():
-                point = Series(
-                    np.array([line["step"]]), np.array([float(value)]), np.array([line["time"]])
-                )
-                gathered.setdefault(key, []).append(point)
-    joined = {
-        key: [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-        for key, parts in gathered.items()
-    }
-    orders = {key: np.argsort(columns[0], kind="stable") for key, columns in joined.items()}
-    return {
-        key: Series(*(column[orders[key]] for column in columns)) for key, columns in joined.items()
-    }
-
-
-def metrics_digest(metrics: Mapping[str, Series]) -> str:
-    """SHA-256 over every metric's key, steps and values (not its times, nor metrics that measure time)."""
-    digest = hashlib.sha256()
-    for key in sorted(metrics):
-        if not is_timing(key):
-            digest.update(key.encode() + b"\0")
-            digest.update(metrics[key].steps.astype("<i8").data)
-            values = metrics[key].values
-            digest.update(
-                np.where(np.isnan(values), np.nan, values).astype("<f8").data
-            )  # NaN has many forms
-    return digest.hexdigest()
-
-
-def nonfinite(metrics: Mapping[str, Series]) -> str:
-    """Where metrics were NaN or infinite for the first time, as a text for a tag; MLflow itself has NaN for both."""
-    found = []
-    for key, points in metrics.items():
-        where = np.flatnonzero(~np.isfinite(points.values))
-        if len(where):
-            found.append(f"{key} {points.values[where[0]]} at step {points.steps[where[0]]}")
-    return ", ".join(found)[:5000]
-
-
-def read_start(folder: Path) -> dict[str, Any] | None:
-    """The journal's ``start`` line, if the run got so far."""
-    return next((line for _, line in lines(folder, kinds=["start"])), None)
-
-
-def read_end(folder: Path) -> dict[str, Any] | None:
-    """The journal's last ``end`` line, None while the run goes on (or after it died)."""
-    last = None
-    for _, line in lines(folder, kinds=["end", "resume"]):
-        last = line
-    return last if last and last["kind"] == "end" else None
-
-
-def checkpoints(folder: Path) -> dict[int, dict[str, Any]]:
-    """The ``checkpoint`` lines of a run by step."""
-    return {line["step"]: line for _, line in lines(folder, kinds=["checkpoint"])}
+def has_prefix(folder: Path, checksum: PrefixChecksum, name: str = JOURNAL) -> bool:
+    """Return whether a journal still begins with the bytes that ``checksum`` was taken of."""
+    return checksum_prefix(folder, checksum.length, name) == checksum

@@ -1,4 +1,4 @@
-"""Locks between processes, by ``flock``: the system releases them when their holder dies, however it dies."""
+"""Locks between processes, by ``flock``: the system releases them when their holder dies."""
 
 import contextlib
 import fcntl
@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-_TRAINING = ".training.lock"
+from fbp.experiment.rundir import layout
+
 _ATTEMPTS = 20  # a shipper that closes a dead run holds the lock for a moment
 
 
@@ -19,9 +20,9 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def training(folder: Path) -> Iterator[bool]:
-    """Be the one process that trains the run of ``folder``; gives False, after a moment, where another is."""
-    with open(folder / _TRAINING, "a") as file:
+def try_hold_training_lock(folder: Path) -> Iterator[bool]:
+    """Hold the run's training lock. Yields False if another process still holds it after 2 s."""
+    with open(layout.training_lock(folder), "a") as file:
         for _ in range(_ATTEMPTS):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -34,9 +35,9 @@ def training(folder: Path) -> Iterator[bool]:
 
 
 def is_training(folder: Path) -> bool:
-    """Whether a living process trains the run of ``folder``."""
+    """Return whether a living process trains the run of ``folder``."""
     try:
-        with open(folder / _TRAINING, "rb") as file:
+        with open(layout.training_lock(folder), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

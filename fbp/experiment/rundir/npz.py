@@ -1,4 +1,4 @@
-"""Pytrees of arrays on disk, without pickle: by path in an ``.npz`` file, written whole or not at all; and their digests."""
+"""Pytrees of arrays in ``.npz`` files: by path, without pickle, written atomically; their digests."""
 
 import hashlib
 import os
@@ -18,12 +18,12 @@ from fbp.layer import Params
 
 
 def params_digest(params: Params) -> str:
-    """SHA-256 over every parameter's path, dtype, shape and bytes, in the order of their paths."""
+    """Return SHA-256 of every parameter's path, dtype, shape and bytes, sorted by path."""
     return digest_of(flatten_by_path(params))
 
 
 def digest_of(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over every array's name, dtype, shape and bytes, in the order of their names."""
+    """Return SHA-256 of every array's name, dtype, shape and bytes, sorted by name."""
     digest = hashlib.sha256()
     for path, array in sorted(arrays.items()):
         digest.update(f"{path}\0{array.dtype.str}{array.shape}".encode())
@@ -32,25 +32,30 @@ def digest_of(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def flatten_by_path(params: Params) -> dict[str, np.ndarray]:
-    """The leaves of a pytree on the host, by path; random keys as the numbers they are made of."""
+    """Return the leaves of a pytree as numpy arrays by path; random keys as their key data.
+
+    Raises:
+        InputError: if two leaves have the same path, or a leaf is neither an array nor a number.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    found = {path_of(keys): _on_host(leaf) for keys, leaf in leaves}
-    if len(found) != len(leaves):
+    arrays = {path_of(keys): _on_host(leaf) for keys, leaf in leaves}
+    if len(arrays) != len(leaves):
         raise InputError("the names of a pytree's leaves are not unique when joined by '/'")
-    return found
+    return arrays
 
 
 def _on_host(leaf: Any) -> np.ndarray:
     array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
     if array.dtype.kind in "OSUMm" or array.dtype.names:
         raise InputError(
-            f"expected a pytree of arrays and numbers, got {type(leaf).__name__} {str(leaf)[:40]!r} in it"
+            f"expected a pytree of arrays and numbers, got {type(leaf).__name__} "
+            f"{str(leaf)[:40]!r} in it"
         )
     return array
 
 
-def copied(tree: Params) -> Params:
-    """The tree with arrays of its own on the host: what happens to the given ones (changed, donated) does not matter to it."""
+def to_host(tree: Params) -> Params:
+    """Copy the tree to host memory; changes to, or donation of, the originals do not affect it."""
     return jax.tree.map(lambda leaf: np.array(_on_host(leaf), copy=True), tree)
 
 
@@ -61,82 +66,85 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _generator(key: Any) -> str:
-    """The name of the random generator of a key, or of its shape."""
+    """Return the name of the random generator of a key, or of its shape."""
     names = ("threefry2x32", "rbg", "unsafe_rbg")
     return next(name for name in names if jax.random.key(0, impl=name).dtype == key.dtype)
 
 
 def unflatten_like(arrays: Mapping[str, np.ndarray], like: Params) -> Params:
-    """The pytree of which :func:`flatten_by_path` gave the leaves: JAX's arrays, numpy's and Python's numbers, as in ``like``.
+    """Return the pytree of which :func:`flatten_by_path` returned the leaves.
 
     Args:
-        arrays: the leaves.
-        like: a pytree of the same structure, of arrays or of their shapes and dtypes.
+        arrays: the leaves by path.
+        like: a pytree of the same structure, of arrays or of their shapes and dtypes. Each leaf of
+            the result is of the kind of its leaf: JAX's array, numpy's, or a Python number.
 
     Raises:
-        ValueError: where names, shapes or dtypes are not those of ``like``.
+        ValueError: if names, shapes or dtypes are not those of ``like``.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [path_of(keys) for keys, _ in leaves]
     if set(names) != set(arrays):
-        missing, odd = sorted(set(names) - set(arrays)), sorted(set(arrays) - set(names))
-        lists = (("missing", missing), ("not expected", odd))
+        lists = {
+            "missing": sorted(set(names) - set(arrays)),
+            "not expected": sorted(set(arrays) - set(names)),
+        }
         raise ValueError(
-            "; ".join(f"{what}: {', '.join(found[:5])}" for what, found in lists if found)
+            "; ".join(f"{title}: {', '.join(paths[:5])}" for title, paths in lists.items() if paths)
         )
+    restored = [
+        _like(name, arrays[name], leaf) for name, (_, leaf) in zip(names, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, restored)
 
-    def restored(name: str, leaf: Any) -> Any:
-        array = arrays[name]
-        of_jax = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
-        expected: Any = (
-            jax.eval_shape(jax.random.key_data, leaf)
-            if _is_key(leaf)
-            else leaf
-            if of_jax
-            else np.asarray(leaf)
+
+def _like(name: str, array: np.ndarray, leaf: Any) -> Any:
+    """Return ``array`` as the kind of value that ``leaf`` is."""
+    is_jax = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+    expected: Any = leaf if is_jax else np.asarray(leaf)
+    if _is_key(leaf):
+        expected = jax.eval_shape(jax.random.key_data, leaf)
+    if (array.shape, array.dtype) != (expected.shape, expected.dtype):
+        raise ValueError(
+            f"{name}: expected {expected.dtype}{list(expected.shape)}, "
+            f"got {array.dtype}{list(array.shape)}"
         )
-        if (array.shape, array.dtype) != (expected.shape, expected.dtype):
-            raise ValueError(
-                f"{name}: expected {expected.dtype}{list(expected.shape)}, got {array.dtype}{list(array.shape)}"
-            )
-        if _is_key(leaf):
-            return jax.random.wrap_key_data(jnp.asarray(array), impl=_generator(leaf))
-        if of_jax:
-            return jnp.asarray(array)
-        return array if isinstance(leaf, np.ndarray) else type(leaf)(array[()])
-
-    return jax.tree.unflatten(
-        structure, [restored(name, leaf) for name, (_, leaf) in zip(names, leaves, strict=True)]
-    )
+    if _is_key(leaf):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=_generator(leaf))
+    if is_jax:
+        return jnp.asarray(array)
+    return array if isinstance(leaf, np.ndarray) else type(leaf)(array[()])
 
 
 def write_arrays(
-    path: Path, arrays: Mapping[str, np.ndarray], before: Callable[[], None] = lambda: None
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    before_rename: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write an ``.npz`` file in one piece: it is there whole, or not at all, whatever dies meanwhile.
+    """Write an ``.npz`` file atomically (temporary file, fsync, rename).
 
     Args:
         path: the file.
-        arrays: what it holds, by name.
-        before: called when all is on the disk, before the file gets its name.
+        arrays: its content by name.
+        before_rename: called when everything is on the disk, before the file gets its name.
 
     Raises:
-        OSError: where the disk is full; a file of that name that was there before is left as it was.
+        OSError: if the disk is full; an earlier file of that name then stays as it was.
     """
-    named = {
+    members = {
         _member(key, value): value if _is_numpys(value) else value.view(f"V{value.dtype.itemsize}")
         for key, value in arrays.items()
     }
-    _write(path, lambda file: np.savez(file, **named), before)  # type: ignore[arg-type]
+    _write(path, lambda file: np.savez(file, **members), before_rename)  # type: ignore[arg-type]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file of text in one piece, as :func:`write_arrays` does."""
+    """Write a text file atomically, as :func:`write_arrays` does."""
     _write(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def _write(
-    path: Path, fill: Callable[[IO[bytes]], object], before: Callable[[], None] = lambda: None
+    path: Path, fill: Callable[[IO[bytes]], object], before_rename: Callable[[], None] = lambda: None
 ) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -144,7 +152,7 @@ def _write(
             fill(file)
             file.flush()
             os.fsync(file.fileno())
-        before()
+        before_rename()
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -157,7 +165,7 @@ def _write(
 
 
 def _member(key: str, array: np.ndarray) -> str:
-    """The name inside the archive; dtypes that are not numpy's own (bfloat16) are part of it."""
+    """Return the name inside the archive; it includes dtypes that are not numpy's own (bfloat16)."""
     return key.replace("/", "|") + ("" if _is_numpys(array) else f"@{array.dtype.name}")
 
 
@@ -166,24 +174,22 @@ def _is_numpys(array: np.ndarray) -> bool:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays that :func:`write_arrays` wrote.
+    """Return the arrays that :func:`write_arrays` wrote.
 
     Raises:
-        One of ``READ_ERRORS``: where it is damaged.
-        OSError: where it cannot be read.
+        One of ``READ_ERRORS``: if the file is damaged.
+        OSError: if it cannot be read.
     """
-    found = {}
-    with (
-        open(path, "rb") as file,
-        np.load(file, allow_pickle=False) as archive,
-    ):  # a damaged one must be closed, too
+    arrays = {}
+    # opened here, because np.load leaves a damaged file open
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
         for member in archive.files:
             name, array = member.replace("|", "/"), archive[member]
             if array.dtype.kind == "V":
                 name, _, dtype = name.rpartition("@")
                 array = array.view(np.dtype(dtype))
-            found[name] = array
-    return found
+            arrays[name] = array
+    return arrays
 
 
 READ_ERRORS = (
@@ -197,4 +203,4 @@ READ_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What reading a damaged file of arrays raises."""
+"""The exceptions that reading a damaged file of arrays raises."""

@@ -1,74 +1,140 @@
-"""What a run has shown: metrics on their way into its journal, each of them once, also over a resume.
+"""Writes each metric to the journal exactly once, also across a resume; and a run's start and end.
 
-A run that died has metrics in its journal beyond the checkpoint from which it goes on. Those steps are taken again; what
-they give is compared with what the journal has, and not written twice. So a resume proves itself.
+A run that died has metrics in its journal beyond the checkpoint from which it is resumed. Those steps
+are taken again; their metrics are compared with the journal's and not written a second time. So each
+resume checks itself.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fbp.experiment.rundir import journal
-from fbp.experiment.rundir.journal import Journal, Series, is_timing
+from fbp.experiment.rundir import environment, layout, tags
+from fbp.experiment.rundir.journal import Journal, MetricsLine, StepsLine
+from fbp.experiment.rundir.metric_table import is_timing
+from fbp.experiment.rundir.series import metrics_digest, nonfinite, read_series
+
+_LONGEST_TAG = 5000  # characters
 
 
-class Record:
+class Mismatch(NamedTuple):
+    """The first value of a resumed run that is not the one the journal has."""
+
+    key: str
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.key} at step {self.step}"
+
+
+def record_start(
+    journal: Journal,
+    *,
+    source: Path,
+    repository: Path,
+    run_tags: Mapping[str, str],
+    backend_check: dict[str, Any] | None = None,
+    **line: Any,
+) -> None:
+    """Write the environment among a run's artifacts, and the first line of its journal.
+
+    Args:
+        journal: the run's.
+        source: the file that is run: an experiment or a script.
+        repository: a folder inside the git repository of which the commit is recorded.
+        run_tags: tags beside those of the environment.
+        backend_check: see :func:`fbp.experiment.rundir.environment.describe`.
+        line: for :meth:`Journal.start`.
+    """
+    git = environment.git(repository)
+    environment.write(layout.artifacts(journal.folder), git, backend_check)
+    journal.start(tags={**environment.run_tags(source, git), **run_tags}, **line)
+
+
+class Recorder:
     """Writes metrics that the journal does not have yet.
+
+    Args:
+        journal: the run's.
+        step: the step from which a resumed run goes on; what the journal has from there on is
+            compared, and not written again.
 
     Attributes:
         latest: the newest value of each metric that is not by layer.
-        differing: the first (metric, step) at which a resumed run gave another value than before, None where none did.
+        first_mismatch: where a resumed run first gave another value than before; None if nowhere.
     """
 
-    def __init__(self, writer: Journal, step: int = 0):
-        """``step``: from where a resumed run goes on; what the journal has there and later is not written again."""
-        self.journal = writer
+    def __init__(self, journal: Journal, step: int = 0):
+        self.journal = journal
         self.latest: dict[str, float] = {}
-        self.differing: tuple[str, int] | None = None
-        self._known_steps = {
-            key: Series(*(column[series.steps >= step] for column in series))
-            for key, series in journal.history(writer.folder, ["steps"]).items()
+        self.first_mismatch: Mismatch | None = None
+        self._recorded_steps = {
+            key: series.where(series.steps >= step)
+            for key, series in read_series(journal.folder, [StepsLine]).items()
         }
-        self._known = {
-            (key, int(at)): float(value)
-            for key, series in journal.history(writer.folder, ["metrics"]).items()
-            for at, value in zip(series.steps, series.values, strict=True)
-            if at >= step
+        self._recorded = {
+            (key, int(recorded_step)): float(value)
+            for key, series in read_series(journal.folder, [MetricsLine]).items()
+            for recorded_step, value in zip(series.steps, series.values, strict=True)
+            if recorded_step >= step
         }
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
-        """Metrics of one step; returns them as numbers."""
+        """Write metrics of one step; return them as Python's numbers."""
         numbers = {key: float(value) for key, value in values.items()}
-        new = {key: value for key, value in numbers.items() if (key, step) not in self._known}
+        new = {key: value for key, value in numbers.items() if (key, step) not in self._recorded}
         if new:
-            self.journal.write("metrics", step=step, values=new)
+            self.journal.metrics(step, new)
         for key in numbers.keys() - new.keys():
             if not is_timing(key):
-                self._compare(key, step, self._known[key, step], numbers[key])
+                self._compare(key, step, self._recorded[key, step], numbers[key])
         self.latest |= {key: value for key, value in numbers.items() if "/" not in key}
         return numbers
 
-    def steps(self, first: int, columns: Mapping[str, np.ndarray]) -> None:
-        """A chunk of per-step metrics, from step ``first`` on."""
-        steps = np.arange(first, first + len(next(iter(columns.values()))))
-        new = np.ones(len(steps), bool)
-        for key, series in self._known_steps.items():
-            here = np.isin(series.steps, steps)
-            new[series.steps[here] - first] = False
-            for step, value in zip(series.steps[here], series.values[here], strict=True):
-                self._compare(key, int(step), float(value), float(columns[key][step - first]))
-        for part in np.split(
-            steps[new], np.flatnonzero(np.diff(steps[new]) > 1) + 1
-        ):  # without gaps
-            if len(part):
-                rows = slice(part[0] - first, part[-1] - first + 1)
-                self.journal.steps(
-                    int(part[0]), {key: column[rows] for key, column in columns.items()}
-                )
+    def steps(self, first_step: int, columns: Mapping[str, np.ndarray]) -> None:
+        """Write a chunk of per-step metrics.
 
-    def _compare(self, key: str, step: int, before: float, now: float) -> None:
-        same = before == now or (math.isnan(before) and math.isnan(now))
-        if not same and (self.differing is None or step < self.differing[1]):
-            self.differing = key, step
+        Args:
+            first_step: the step of the first row.
+            columns: one number for each step, by the metric's name.
+        """
+        steps = np.arange(first_step, first_step + len(next(iter(columns.values()))))
+        is_new = np.ones(len(steps), bool)
+        for key, series in self._recorded_steps.items():
+            again = series.where(np.isin(series.steps, steps))
+            is_new[again.steps - first_step] = False
+            for step, value in zip(again.steps, again.values, strict=True):
+                self._compare(key, int(step), float(value), float(columns[key][step - first_step]))
+        gaps = np.flatnonzero(np.diff(steps[is_new]) > 1) + 1
+        for chunk in np.split(steps[is_new], gaps):
+            if len(chunk):
+                rows = slice(chunk[0] - first_step, chunk[-1] - first_step + 1)
+                part = {key: column[rows] for key, column in columns.items()}
+                self.journal.steps(int(chunk[0]), part)
+
+    def end(self, status: str, message: str = "", run_tags: Mapping[str, str] | None = None) -> None:
+        """Write the tags that describe the whole run, and the journal's end.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+            message: why it did not finish.
+            run_tags: further tags.
+        """
+        series = read_series(self.journal.folder)
+        values = {
+            tags.METRICS_DIGEST: metrics_digest(series),
+            tags.NONFINITE: nonfinite(series),
+            tags.RESUME_DIFFERS: str(self.first_mismatch or ""),
+            tags.MESSAGE: message[:_LONGEST_TAG],
+            **(run_tags or {}),
+        }
+        self.journal.tags({key: value for key, value in values.items() if value})
+        self.journal.end(status, message)
+
+    def _compare(self, key: str, step: int, recorded: float, value: float) -> None:
+        same = recorded == value or (math.isnan(recorded) and math.isnan(value))
+        if not same and (self.first_mismatch is None or step < self.first_mismatch.step):
+            self.first_mismatch = Mismatch(key, step)

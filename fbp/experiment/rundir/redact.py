@@ -1,4 +1,4 @@
-"""Passwords in tracking URIs: used, but never shown, logged, tagged or kept."""
+"""Passwords in tracking URIs are used, but never shown, logged, tagged or stored."""
 
 import os
 import re
@@ -10,14 +10,19 @@ _SHORTEST = 3  # a shorter password cannot be told from the text around it
 
 
 def redact(text: str) -> str:
-    """A URI, or a text with URIs in it, that may be shown: without users, passwords and tokens."""
+    """Return a URI, or a text with URIs in it, without users, passwords and tokens."""
     return _LOGIN.sub(r"\1", _QUERY.sub(r"\1***", text))
 
 
 def redact_secrets_of(text: str, uri: str) -> str:
-    """A text, such as an error of MLflow's, in which nothing secret of a URI is left."""
-    found = re.match(r"\w[\w+.-]*://[^:@/]*:?(.*)@[^@]*$", uri)
-    secrets = {found[1]} if found else set()
+    """Return a text, such as an error of MLflow's, without the secrets of a URI.
+
+    Args:
+        text: the text.
+        uri: the URI; the variables MLFLOW_TRACKING_PASSWORD and MLFLOW_TRACKING_TOKEN are secret, too.
+    """
+    login = re.match(r"\w[\w+.-]*://[^:@/]*:?(.*)@[^@]*$", uri)
+    secrets = {login[1]} if login else set()
     secrets |= {match.group().partition("=")[2] for match in _QUERY.finditer(uri)}
     secrets |= {
         os.environ.get("MLFLOW_TRACKING_PASSWORD", ""),
@@ -36,11 +41,20 @@ def redact_secrets_of(text: str, uri: str) -> str:
 
 
 def move_login_to_environment(uri: str) -> str:
-    """A URI of a server without its user and password, which go where MLflow looks for them; a database's as it is."""
-    found = re.match(r"(https?://)(.*)@([^@]*)$", uri)
-    if not found:
+    """Move user and password of an http(s) URI into environment variables; return the bare URI.
+
+    MLflow reads MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. The URI of a database is
+    returned as it is.
+    """
+    login = re.match(r"(https?://)(.*)@([^@]*)$", uri)
+    if not login:
         return uri
-    user, _, password = found[2].partition(":")
+    user, _, password = login[2].partition(":")
     os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(user)
     os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
-    return found[1] + found[3]
+    return login[1] + login[3]
+
+
+def first_line(error: BaseException, uri: str = "") -> str:
+    """Return the first line of an error's message, without the secrets of ``uri``."""
+    return redact_secrets_of(str(error).partition("\n")[0], uri)

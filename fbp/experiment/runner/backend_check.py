@@ -23,7 +23,6 @@ from fbp.errors import InputError
 from fbp.experiment.rundir import environment
 from fbp.experiment.runner import known_answers
 
-TAG = "fbp.backend_check"
 _PROGRAMS = Path(known_answers.__file__)
 _SECONDS = 300  # a wrong backend may hang
 _CRASHES = tuple(

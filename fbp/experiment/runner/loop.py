@@ -13,7 +13,7 @@ import numpy as np
 from fbp import diagnostics, optimizers, training
 from fbp.experiment.rundir.checkpoints import Checkpoint, Checkpoints
 from fbp.experiment.rundir.npz import unflatten_like
-from fbp.experiment.rundir.recorder import Record
+from fbp.experiment.rundir.recorder import Recorder
 from fbp.experiment.runner import selection
 from fbp.experiment.runner.build import Experiment
 from fbp.experiment.runner.selection import Best
@@ -83,7 +83,7 @@ def restored(experiment: Experiment, checkpoint: Checkpoint) -> Position:
         part, _, rest = path.partition("/")
         parts[part][rest] = array
     state = unflatten_like(parts["state"], like)
-    facts, best = checkpoint.facts, None
+    facts, best = checkpoint.metadata, None
     infos: tuple[StepInfo, ...] = ()
     if facts["best"]:
         best = Best(params=unflatten_like(parts["best"], like.params), **facts["best"])
@@ -112,7 +112,7 @@ class Loop:
         self,
         experiment: Experiment,
         position: Position,
-        record: Record,
+        record: Recorder,
         checkpoints: Checkpoints,
         reporter: Reporter,
         signals: list[int],
@@ -310,18 +310,10 @@ class Loop:
     def note_saved(self) -> None:
         """Write into the journal which checkpoint was written last, if one was."""
         try:
-            written = self.checkpoints.take()
+            self.checkpoints.wait()
         except OSError as error:
             self.reporter.note(
                 f"{error.filename}: the checkpoint could not be written ({error.strerror})"
-            )
-            return
-        if written:
-            self.record.journal.write(
-                "checkpoint",
-                step=written.step,
-                params_digest=written.digest,
-                tensors=written.tensors,
             )
 
     def _diverged(self, info: StepInfo) -> None:

@@ -14,11 +14,11 @@ from fbp import _diagram, _summary
 from fbp.errors import InputError
 from fbp.experiment.config import writing
 from fbp.experiment.config.schema import Config
-from fbp.experiment.rundir import checkpoints, environment, journal
+from fbp.experiment.rundir import checkpoints, journal, layout, tags
 from fbp.experiment.rundir.checkpoints import Checkpoint, Checkpoints
-from fbp.experiment.rundir.journal import Journal, history, metrics_digest, nonfinite
-from fbp.experiment.rundir.npz import digest_of, params_digest
-from fbp.experiment.rundir.recorder import Record
+from fbp.experiment.rundir.journal import Journal
+from fbp.experiment.rundir.npz import params_digest
+from fbp.experiment.rundir.recorder import Recorder, record_start
 from fbp.experiment.runner import backend_check, test_evaluation, trained_model
 from fbp.experiment.runner.build import Experiment, build
 from fbp.experiment.runner.loop import (
@@ -31,8 +31,6 @@ from fbp.experiment.runner.loop import (
     restored,
 )
 from fbp.layer import Params
-
-_FINGERPRINT = "fbp.data_fingerprint"  # the tag
 
 
 class RunIdentity(NamedTuple):
@@ -91,12 +89,12 @@ def run(
     experiment = build(config)
     begun = journal.read_start(folder)
     resuming = begun is not None
-    _check_data(experiment, begun["tags"].get(_FINGERPRINT) if begun else origin.fingerprint)
+    _check_data(experiment, begun.tags.get(tags.DATA_FINGERPRINT) if begun else origin.fingerprint)
     position, found = (
         _resumed(experiment, folder, reporter) if resuming else (begin(experiment), None)
     )
     writer = Journal(folder)
-    record = Record(writer, position.at)
+    record = Recorder(writer, position.at)
     if resuming:
         _write_resume(folder, writer, record, found)
     else:
@@ -125,21 +123,18 @@ def run(
             _finish(experiment, loop, record, folder, status, message)
             caught = signals[0] if signals else None
             _say_what_was_chosen(experiment, loop, reporter, status)
-        if record.differing:
-            key, step = record.differing
+        if record.first_mismatch:
             reporter.note(
-                f"the resumed run gave another {key} at step {step} than before: something has changed"
+                f"the resumed run gave another {record.first_mismatch} than before: something has "
+                "changed"
             )
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
         with contextlib.suppress(
             OSError
         ):  # a full disk does not take this line either; the shipper then says KILLED
-            writer.write(
-                "end",
-                status="KILLED" if stopped else "FAILED",
-                message=f"{type(error).__name__}: {error}",
-            )
+            status = "KILLED" if stopped else "FAILED"
+            writer.end(status, f"{type(error).__name__}: {error}")
         raise
     finally:
         states.close()
@@ -169,15 +164,15 @@ def _resumed(
         raise InputError(f"{folder.name}: its checkpoint does not fit the model: {error}") from None
 
 
-def _write_resume(folder: Path, writer: Journal, record: Record, found: Checkpoint | None) -> None:
+def _write_resume(folder: Path, writer: Journal, record: Recorder, found: Checkpoint | None) -> None:
     step = found.step if found else 0
-    writer.write("resume", step=step)
+    writer.resume(step)
     decision = backend_check.decision()
     if decision:  # it may differ from that at the run's beginning
-        writer.write("tags", values={backend_check.TAG: decision.verdict})
+        writer.tags({tags.BACKEND_CHECK: decision.verdict})
     if found:
-        record.latest |= found.facts["latest"]
-        if step not in journal.checkpoints(
+        record.latest |= found.metadata["latest"]
+        if step not in journal.read_checkpoints(
             folder
         ):  # written, but the process died before it could say so
             where = "state/params"
@@ -186,8 +181,7 @@ def _write_resume(folder: Path, writer: Journal, record: Record, found: Checkpoi
                 for p, a in found.arrays.items()
                 if p.startswith(where)
             }
-            tensors = {path: digest_of({path: array})[:16] for path, array in params.items()}
-            writer.write("checkpoint", step=step, params_digest=digest_of(params), tensors=tensors)
+            writer.checkpoint(*checkpoints.digests_of(step, params))
 
 
 def _write_start(experiment: Experiment, origin: RunIdentity, writer: Journal) -> None:
@@ -210,7 +204,7 @@ def _write_start(experiment: Experiment, origin: RunIdentity, writer: Journal) -
         writer,
         experiment.config,
         origin,
-        {_FINGERPRINT: dataset.fingerprint},
+        {tags.DATA_FINGERPRINT: dataset.fingerprint},
         inputs=inputs,
         parent=origin.parent,
         steps=experiment.steps,
@@ -219,34 +213,33 @@ def _write_start(experiment: Experiment, origin: RunIdentity, writer: Journal) -
 
 
 def begin_journal(
-    writer: Journal, config: Config, origin: RunIdentity, tags: dict[str, str], **more: Any
+    writer: Journal, config: Config, origin: RunIdentity, run_tags: dict[str, str], **more: Any
 ) -> None:
     """What determines a run, or a group of runs: among its artifacts, and as the first line of its journal.
 
     Args:
         writer: the journal.
         config, origin: the run's.
-        tags: beside those that every run has.
+        run_tags: beside those that every run has.
         more: for :meth:`Journal.start`.
     """
-    folder = writer.folder
-    (folder / "artifacts" / "config.toml").write_text(
-        writing.to_toml(config), encoding="utf-8"
-    )
-    repository = environment.git(origin.source.resolve().parent)
+    layout.config(writer.folder).write_text(writing.to_toml(config), encoding="utf-8")
     decision = backend_check.decision()
-    environment.write(folder / "artifacts", repository, decision.facts() if decision else None)
-    every = environment.tags(origin.source, config.seed, repository) | {
-        "mlflow.note.content": config.description
-    }
-    if decision:
-        every[backend_check.TAG] = decision.verdict
-    writer.start(
-        folder,
+    record_start(
+        writer,
+        backend_check=decision.facts() if decision else None,
+        source=origin.source,
+        repository=origin.source.resolve().parent,
         label=origin.label,
         experiment=config.tracking.experiment or config.name,
         params=writing.flat_params(config),
-        tags=every | tags | origin.tags,
+        run_tags={
+            tags.SEED: str(config.seed),
+            tags.DESCRIPTION: config.description,
+            tags.BACKEND_CHECK: decision.verdict if decision else "",
+            **run_tags,
+            **origin.tags,
+        },
         **more,
     )
 
@@ -273,7 +266,7 @@ def _signals(signals: list[int]) -> Iterator[list[int]]:
 
 
 def _finish(
-    experiment: Experiment, loop: Loop, record: Record, folder: Path, status: str, message: str
+    experiment: Experiment, loop: Loop, record: Recorder, folder: Path, status: str, message: str
 ) -> None:
     """The last evaluation, the trained model, the digests, and the journal's end."""
     state, at, _, _, best = loop.position
@@ -289,22 +282,15 @@ def _finish(
             | _best_metrics(experiment, loop),
         )
     _write_summary(experiment, folder)
-    series = history(folder)
-    tags = {
-        "fbp.params_digest": params_digest(params),
-        "fbp.metrics_digest": metrics_digest(series),
-    }
-    if at < experiment.steps and status == "FINISHED":
-        tags["fbp.stopped_early"] = f"step {at}"
-    if message:
-        tags["fbp.message"] = message
-    odd = nonfinite(series)
-    if odd:
-        tags["fbp.nonfinite"] = odd
-    if record.differing:
-        tags["fbp.resume_differs"] = "{} at step {}".format(*record.differing)
-    record.journal.write("tags", values=tags)
-    record.journal.write("end", status=status, message=message)
+    stopped_early = at < experiment.steps and status == "FINISHED"
+    record.end(
+        status,
+        message,
+        {
+            tags.PARAMS_DIGEST: params_digest(params),
+            tags.STOPPED_EARLY: f"step {at}" if stopped_early else "",
+        },
+    )
 
 
 def _say_what_was_chosen(
@@ -328,17 +314,17 @@ def _best_metrics(experiment: Experiment, loop: Loop) -> dict[str, float]:
 def _write_summary(experiment: Experiment, folder: Path) -> None:
     """The table of layers, and the boxes and arrows that its picture is drawn from."""
     rows = _summary.layer_rows(experiment.model, experiment.shape, experiment.data.train.x.dtype)
-    (folder / "artifacts" / "summary.txt").write_text(
+    layout.summary(folder).write_text(
         _summary.as_text(rows) + "\n", encoding="utf-8"
     )
     drawn = _diagram.to_json(_diagram.diagram(experiment.model, rows, experiment.shape))
-    (folder / _diagram.NAME).write_text(json.dumps(drawn), encoding="utf-8")
+    layout.diagram(folder).write_text(json.dumps(drawn), encoding="utf-8")
 
 
 def _save(experiment: Experiment, params: Params, folder: Path) -> None:
     dataset, data = experiment.dataset, experiment.data
     trained_model.save(
-        folder / "artifacts" / "model",
+        layout.model(folder),
         experiment.config,
         params,
         shape=experiment.shape,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fbp import training
+from fbp.experiment.rundir import layout
 from fbp.experiment.rundir.npz import flatten_by_path, write_arrays
 from fbp.experiment.runner.build import Experiment, output_transform
 from fbp.layer import Params
@@ -49,7 +50,7 @@ def evaluate_and_write(experiment: Experiment, params: Params, folder: Path) -> 
     if experiment.shape == (2,) and experiment.dataset.classes:
         arrays |= _boundary(experiment, params)
     write_arrays(
-        folder / "results.npz", {key: value for key, value in arrays.items() if value.size}
+        layout.results(folder), {key: value for key, value in arrays.items() if value.size}
     )
     return values
 

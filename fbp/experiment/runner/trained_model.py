@@ -15,6 +15,7 @@ from fbp.datasets import Dataset, Standardization
 from fbp.errors import InputError
 from fbp.experiment.config import reading, writing
 from fbp.experiment.config.schema import Config
+from fbp.experiment.rundir import layout
 from fbp.experiment.rundir.npz import (
     READ_ERRORS,
     flatten_by_path,
@@ -25,8 +26,6 @@ from fbp.experiment.rundir.npz import (
 )
 from fbp.experiment.runner.build import build_model, output_transform
 from fbp.layer import Array, Layer, Params, Shape
-
-_FACTS = "model.json"
 
 
 class Trained(NamedTuple):
@@ -85,6 +84,7 @@ class Trained(NamedTuple):
 class _Facts(BaseModel):
     """``model.json``: what the configuration does not say; see :class:`Trained`."""
 
+    format: int = 0
     shape: tuple[Annotated[int, Field(ge=1)], ...]
     outputs: Annotated[int, Field(ge=1)]
     classes: tuple[str, ...]
@@ -112,16 +112,17 @@ def save(
         if s
         for field in s._fields
     }
-    write_arrays(folder / "params.npz", arrays)
-    write_text(folder / "config.toml", writing.to_toml(config))
+    write_arrays(folder / layout.PARAMS, arrays)
+    write_text(folder / layout.CONFIG, writing.to_toml(config))
     facts = _Facts(
+        format=layout.MODEL_FORMAT,
         shape=shape,
         outputs=dataset.outputs,
         classes=dataset.classes,
         tokens=dataset.tokens,
         sequence=dataset.sequence,
     )
-    write_text(folder / _FACTS, facts.model_dump_json())
+    write_text(folder / layout.MODEL_FACTS, facts.model_dump_json())
 
 
 def read(folder: Path) -> Trained:
@@ -131,21 +132,24 @@ def read(folder: Path) -> Trained:
         InputError: where files are missing or do not belong together.
     """
     try:
-        facts = _Facts.model_validate_json((folder / _FACTS).read_text(encoding="utf-8"))
-        arrays = read_arrays(folder / "params.npz")
+        facts = _Facts.model_validate_json((folder / layout.MODEL_FACTS).read_text(encoding="utf-8"))
+        layout.check_format(folder / layout.MODEL_FACTS, facts.format, layout.MODEL_FORMAT)
+        arrays = read_arrays(folder / layout.PARAMS)
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(
             f"{folder}: expected a trained model, but {Path(error.filename).name} is missing"
         ) from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or _FACTS
+        where = ".".join(map(str, first["loc"])) or layout.MODEL_FACTS
         raise InputError(
-            f"{folder}: the trained model is damaged ({_FACTS}: {where}: {first['msg']})"
+            f"{folder}: the trained model is damaged ({layout.MODEL_FACTS}: {where}: {first['msg']})"
         ) from None
     except (OSError, *READ_ERRORS) as error:
         raise InputError(f"{folder}: the trained model is damaged ({error})") from None
-    config = reading.read(folder / "config.toml")
+    config = reading.read(folder / layout.CONFIG)
     model = build_model(config, facts.outputs, len(facts.tokens), facts.sequence)
     template = jax.eval_shape(lambda key: model.init(key, facts.shape)[0], jax.random.key(0))
     found = {

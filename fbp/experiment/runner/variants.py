@@ -3,17 +3,16 @@
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from fbp.errors import InputError
 from fbp.experiment.config.schema import Config
-from fbp.experiment.rundir import journal
-from fbp.experiment.rundir.journal import Journal
-from fbp.experiment.rundir.recorder import Record
+from fbp.experiment.rundir import journal, layout, tags
+from fbp.experiment.rundir.journal import ChildLine, Journal
+from fbp.experiment.rundir.recorder import Recorder
+from fbp.experiment.rundir.series import last_values
 from fbp.experiment.runner.build import build
 from fbp.experiment.runner.loop import Reporter
 from fbp.experiment.runner.run import Outcome, RunIdentity, begin_journal, run
-from fbp.experiment.tracking import store
 
 
 def run_group(
@@ -46,23 +45,24 @@ def run_group(
         _check_fits(variant, f"{origin.source}, variant {name!r}")
     resuming = journal.read_start(folder) is not None
     begun = {
-        line["variant"]: store.inside(folder.parent, line["folder"]) for line in _children(folder)
+        line.variant: layout.safe_child(folder.parent, line.folder)
+        for line in journal.read_lines(folder, ChildLine)
     }
     writer = Journal(folder)
     if resuming:
-        writer.write("resume", step=0)
+        writer.resume(0)
     else:
-        begin_journal(writer, config, origin, {"fbp.variants": ", ".join(variants)})
+        begin_journal(writer, config, origin, {tags.VARIANTS: ", ".join(variants)})
     outcomes: dict[str, Outcome] = {}
     status, message = "FAILED", "a variant could not be run"
     try:
         for name, variant in variants.items():
             child = begun.get(name)
             if child is None:
-                child = store.new_run_folder(folder.parent.parent, f"{config.name}-{name}")
-                writer.write("child", folder=child.name, variant=name)
+                child = layout.new_run_folder(layout.root_of(folder), f"{config.name}-{name}")
+                writer.child(child.name, name)
             end = journal.read_end(child)
-            if end and end["status"] == "FINISHED":
+            if end and end.status == "FINISHED":
                 outcomes[name] = Outcome("FINISHED", "", _last_metrics(child), child)
                 continue
             outcomes[name] = run(
@@ -83,27 +83,19 @@ def run_group(
             for key, value in out.metrics.items()
         }
         tested = {key: value for key, value in results.items() if "/test_" in key}
-        Record(writer).metrics(0, tested)
+        Recorder(writer).metrics(0, tested)
     except KeyboardInterrupt:
         status, message = "KILLED", "stopped between two variants"
         raise
     finally:
         with contextlib.suppress(OSError):  # a full disk
-            writer.write("end", status=status, message=message)
+            writer.end(status, message)
         writer.close()
     return outcomes
 
 
-def _children(folder: Path) -> list[dict[str, Any]]:
-    return [line for _, line in journal.lines(folder, kinds=["child"])]
-
-
 def _last_metrics(folder: Path) -> dict[str, float]:
-    return {
-        key: float(series.values[-1])
-        for key, series in journal.history(folder).items()
-        if "/" not in key
-    }
+    return {key: value for key, value in last_values(folder).items() if "/" not in key}
 
 
 def _check_fits(config: Config, where: str) -> None:

@@ -5,10 +5,13 @@ import importlib.util
 import json
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fbp.experiment.rundir import journal
+from fbp.experiment.rundir import journal, layout
+from fbp.experiment.rundir.journal import MetricsLine, StepsLine
+from fbp.experiment.rundir.series import read_series
 from fbp.experiment.tracking import store
 
 POINTS = 2500  # per metric key: what the dashboard reads at once
@@ -20,7 +23,7 @@ def key_of(name: str) -> str:
     return "/".join("_" if not part.strip(".") else part for part in parts)[:250]
 
 
-def dataset_input(entry: dict[str, Any]) -> Any:
+def dataset_input(entry: Mapping[str, Any]) -> Any:
     """An MLflow dataset from its description; the digest is over all its content, unlike MLflow's own."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -51,24 +54,25 @@ def write_history(folder: Path) -> None:
     the digests of the parameters at each checkpoint, ``history/checkpoints.json``."""
     import numpy as np
 
-    per_step, series = journal.history(folder, ["steps"]), journal.history(folder, ["metrics"])
-    target = folder / "artifacts" / "history"
+    per_step, series = read_series(folder, [StepsLine]), read_series(folder, [MetricsLine])
+    target = layout.history(layout.artifacts(folder))
     target.mkdir(exist_ok=True)
-    layers = (journal.read_start(folder) or {}).get("layers")
-    if layers:
-        (target / "layers.json").write_text(json.dumps(layers, indent=1), encoding="utf-8")
+    start = journal.read_start(folder)
+    if start and start.layers:
+        text = json.dumps(start.layers, indent=1)
+        (target / layout.LAYER_NAMES).write_text(text, encoding="utf-8")
     saved = {
-        step: {"params": line["params_digest"], "tensors": line["tensors"]}
-        for step, line in sorted(journal.checkpoints(folder).items())
+        step: {"params": line.params_digest, "tensors": line.tensors}
+        for step, line in sorted(journal.read_checkpoints(folder).items())
     }
     if saved:
-        (target / "checkpoints.json").write_text(json.dumps(saved, indent=1), encoding="utf-8")
+        (target / layout.CHECKPOINT_DIGESTS).write_text(json.dumps(saved, indent=1), encoding="utf-8")
     if per_step:
         first = next(iter(per_step.values()))
         table = np.column_stack([first.steps, *(points.values for points in per_step.values())])
         header = ",".join(["step", *per_step])
-        np.savetxt(target / "steps.csv", table, "%.9g", ",", header=header, comments="")
-    with open(target / "metrics.csv", "w", encoding="utf-8", newline="") as file:
+        np.savetxt(target / layout.STEPS_CSV, table, "%.9g", ",", header=header, comments="")
+    with open(target / layout.METRICS_CSV, "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(("key", "step", "time", "value"))
         for key in sorted(series):
@@ -87,8 +91,8 @@ def log_model(folder: Path, run_id: str, uri: str) -> None:
 
     import fbp
 
-    saved = folder / "artifacts" / "model"
-    facts = json.loads((saved / "model.json").read_text())
+    saved = layout.model(folder)
+    facts = json.loads((saved / layout.MODEL_FACTS).read_text())
     positions = facts["shape"][:1] if facts["sequence"] else []
     signature = ModelSignature(
         inputs=Schema(
@@ -110,7 +114,7 @@ def log_model(folder: Path, run_id: str, uri: str) -> None:
 
 def _user_code(saved: Path) -> list[str]:
     """The file or package of a model of the user's own, named as ``package.module:function`` in the configuration."""
-    with open(saved / "config.toml", "rb") as file:
+    with open(saved / layout.CONFIG, "rb") as file:
         name = tomllib.load(file)["model"]["name"]
     if ":" not in name:
         return []

@@ -14,14 +14,14 @@ import numpy as np
 from fbp._optional import require
 from fbp.errors import InputError
 from fbp.experiment.config.catalogue import did_you_mean
-from fbp.experiment.rundir import journal
-from fbp.experiment.rundir.journal import Series
+from fbp.experiment.rundir import layout
 from fbp.experiment.rundir.redact import redact, redact_secrets_of
+from fbp.experiment.rundir.series import Series
 from fbp.experiment.tracking import store
 from fbp.experiment.tracking.shipper import connect
 
 _FILES = (
-    "config.toml",
+    layout.CONFIG,
     "environment.json",
     "git.diff",
     "history/steps.csv",
@@ -116,7 +116,7 @@ class Runs:
         from mlflow.exceptions import MlflowException
 
         path = Path(name)
-        name = path.name if (path / journal.NAME).exists() else name
+        name = path.name if layout.journal(path).exists() else name
         if re.fullmatch(r"[0-9a-f]{32}", name):
             try:
                 return self.client.get_run(name)
@@ -288,10 +288,10 @@ def opened(tracking_uri: str | None) -> Iterator[Runs]:
     require("MLflow tracking", "mlflow")
     from mlflow.exceptions import MlflowException
 
-    root = store.root()
+    root = layout.root()
     uri = store.tracking_uri(root, tracking_uri)
     if uri == store.default_uri(root):
-        if not (root / "mlflow.db").exists():
+        if not layout.database(root).exists():
             raise InputError(f"there are no runs in {root} yet; start with: fbp run digits_mlp")
         store.check_not_moved(root)
     elif (

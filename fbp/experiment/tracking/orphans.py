@@ -3,8 +3,9 @@
 import datetime
 from collections.abc import Callable
 
-from fbp.experiment.rundir import journal, locks
-from fbp.experiment.tracking import shipper, store
+from fbp.experiment.rundir import journal, layout, locks
+from fbp.experiment.rundir import tags as tag_names
+from fbp.experiment.tracking import shipper
 from fbp.experiment.tracking.mlflow_runs import Runs
 
 
@@ -19,13 +20,13 @@ def close_dead(runs: Runs, minutes: float, say: Callable[[str], None]) -> int:
         minutes: how old a heartbeat may be.
         say: told of each run.
     """
-    root, closed = store.root(), 0
+    root, closed = layout.root(), 0
     for run in runs.search("attributes.status = 'RUNNING'"):
         tags = run.data.tags
-        folder = store.inside(root / "runs", tags.get("fbp.folder", ""))
-        if folder is not None and journal.read_start(folder):
-            parent = (journal.read_start(folder) or {}).get("parent")
-            top = store.inside(root / "runs", parent) if parent else folder
+        folder = layout.run_folder(root, tags.get(tag_names.FOLDER, ""))
+        start = journal.read_start(folder) if folder else None
+        if folder is not None and start:
+            top = layout.run_folder(root, start.parent) if start.parent else folder
             if top is None or locks.is_training(top):
                 continue
             dead = shipper.close_orphans(top, [folder])
@@ -41,12 +42,12 @@ def close_dead(runs: Runs, minutes: float, say: Callable[[str], None]) -> int:
             )
             say(f"{run.info.run_name}: nobody trains it; {ending}")
         else:
-            seen = _last_seen(tags.get(shipper.HEARTBEAT), run.info.start_time)
+            seen = _last_seen(tags.get(tag_names.HEARTBEAT), run.info.start_time)
             silent = (datetime.datetime.now(datetime.UTC) - seen).total_seconds() / 60
-            if "fbp.version" not in tags or silent < minutes:
+            if tag_names.VERSION not in tags or silent < minutes:
                 continue
             message = f"no sign of life since {seen.isoformat(timespec='seconds')}"
-            runs.client.set_tag(run.info.run_id, "fbp.message", message)
+            runs.client.set_tag(run.info.run_id, tag_names.MESSAGE, message)
             runs.client.set_terminated(run.info.run_id, "KILLED", int(seen.timestamp() * 1000))
             say(f"{run.info.run_name}: {message}; closed as KILLED")
         closed += 1

@@ -27,11 +27,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fbp.experiment.rundir import journal, locks
-from fbp.experiment.rundir.journal import Journal, Mark
+from fbp.experiment.rundir import journal, layout, locks, tags
+from fbp.experiment.rundir.journal import (
+    ChildLine,
+    EndLine,
+    Journal,
+    Line,
+    MetricsLine,
+    PrefixChecksum,
+    ResumeLine,
+    StartLine,
+    StepsLine,
+    TagsLine,
+)
+from fbp.experiment.rundir.layout import JOURNAL, SYSTEM_JOURNAL
 from fbp.experiment.rundir.redact import redact_secrets_of
 from fbp.experiment.tracking import mlflow_format, store
-from fbp.experiment.tracking.system_metrics import SYSTEM, SystemMetrics
+from fbp.experiment.tracking.system_metrics import SystemMetrics
 
 _BATCH = 1000  # metrics per request: MLflow's limit
 _POLL_SECONDS = 0.2
@@ -43,11 +55,6 @@ _HANGING_SECONDS = 900.0  # one request may take as long as a large model takes 
 SEND_SECONDS = (
     120.0  # how long a training process waits for MLflow at its end; the journal stays in any case
 )
-
-STATE = "shipped.json"
-DESTINATION = "destination"  # a file with the tracking URI that the run was meant for
-
-HEARTBEAT = "fbp.heartbeat"  # the tag that says when the run was last seen alive
 
 _URI = "FBP_SHIPPER_URI"
 
@@ -66,9 +73,9 @@ _ENVIRONMENT = {
 def launch(folder: Path, uri: str) -> subprocess.Popen[bytes]:
     """Start the shipper for a run's folder, out of reach of the terminal's Ctrl-C.
 
-    It follows the run for as long as somebody trains it (see :func:`fbp.experiment.rundir.locks.training`), then sends what is left.
+    It follows the run for as long as somebody trains it (see :func:`fbp.experiment.rundir.locks.try_hold_training_lock`), then sends what is left.
     """
-    with open(folder / "shipper.log", "ab") as log:
+    with open(layout.shipper_log(folder), "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-c", _COMMAND, str(folder)],
             stdin=subprocess.DEVNULL,
@@ -122,7 +129,7 @@ def _knock(uri: str) -> None:
 def _one_at_a_time(uri: str, root: Path) -> contextlib.AbstractContextManager[None]:
     """A lock for what makes tables and experiments in an embedded store; a server sees to that itself."""
     return (
-        locks.locked(root / ".init.lock") if uri.startswith("sqlite:") else contextlib.nullcontext()
+        locks.locked(layout.store_lock(root)) if uri.startswith("sqlite:") else contextlib.nullcontext()
     )
 
 
@@ -132,7 +139,7 @@ def shipped(folder: Path) -> dict[str, Any]:
     Empty where that is absent or damaged.
     """
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state = json.loads(layout.sent(folder).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     kinds = {"uri": str, "run_id": str, "sent": dict, "stride": int, "done": bool}
@@ -143,7 +150,7 @@ def shipped(folder: Path) -> dict[str, Any]:
         return {}
     try:
         marks = {
-            name: Mark(*map(operator.index, state["sent"][name])) for name in (journal.NAME, SYSTEM)
+            name: PrefixChecksum(*map(operator.index, state["sent"][name])) for name in (JOURNAL, SYSTEM_JOURNAL)
         }
     except (KeyError, TypeError):
         return {}
@@ -152,15 +159,15 @@ def shipped(folder: Path) -> dict[str, Any]:
 
 def destination(folder: Path) -> str | None:
     """The tracking URI that a run was meant for, without its password; None where nothing is known."""
-    path = folder / DESTINATION
+    path = layout.destination(folder)
     meant = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
-    return store.default_uri(folder.parent.parent) if meant == store.EMBEDDED else meant
+    return store.default_uri(layout.root_of(folder)) if meant == store.EMBEDDED else meant
 
 
 def is_sent(folder: Path) -> bool:
     """Whether MLflow has all that the run's journal holds, and the run is closed there."""
     state = shipped(folder)
-    return bool(state.get("done")) and journal.length(folder) <= state["sent"][journal.NAME].length
+    return bool(state.get("done")) and journal.length(folder) <= state["sent"][JOURNAL].length
 
 
 class Shipment:
@@ -168,9 +175,9 @@ class Shipment:
 
     def __init__(self, folder: Path, client: Any, uri: str, root: Path):
         self.folder, self.client, self.uri, self.root = folder, client, uri, root
-        self.sent = {journal.NAME: Mark(), SYSTEM: Mark()}
+        self.sent = {JOURNAL: PrefixChecksum(), SYSTEM_JOURNAL: PrefixChecksum()}
         self.run_id, self.stride = "", 1
-        self.ended: dict[str, Any] | None = None
+        self.ended: EndLine | None = None
         self._finished = False
         self.children: list[Path] = []
         self._metrics: list[Any] = []
@@ -188,25 +195,25 @@ class Shipment:
         for name, mark in self.sent.items():
             if not journal.has_prefix(self.folder, mark, name):
                 self._begin_again(name)
-        if self.sent[journal.NAME].length:
+        if self.sent[JOURNAL].length:
             self._finished, self.ended = state["done"], journal.read_end(self.folder)
-        for offset, line in journal.lines(self.folder, kinds=["child"]):
-            if offset <= self.sent[journal.NAME].length:
+        for offset, line in journal.lines(self.folder, kinds=[ChildLine]):
+            if isinstance(line, ChildLine) and offset <= self.sent[JOURNAL].length:
                 self._add_child(line)
 
     def _begin_again(self, name: str) -> None:
         """Send a journal from its beginning, without what MLflow has."""
-        self.sent[name] = Mark()
+        self.sent[name] = PrefixChecksum()
         if self.run_id:
             for key in self.client.get_run(self.run_id).data.metrics:
-                if key.startswith("system/") == (name == SYSTEM):
+                if key.startswith("system/") == (name == SYSTEM_JOURNAL):
                     self._there |= {
                         (key, point.step)
                         for point in self.client.get_metric_history(self.run_id, key)
                     }
 
-    def _add_child(self, line: dict[str, Any]) -> None:
-        child = store.inside(self.folder.parent, line["folder"])
+    def _add_child(self, line: ChildLine) -> None:
+        child = layout.safe_child(self.folder.parent, line.folder)
         if child is not None and child not in self.children:
             self.children.append(child)
 
@@ -218,32 +225,32 @@ class Shipment:
             "stride": self.stride,
             "done": self._finished,
         }
-        partial = self.folder / f".{STATE}.partial"
+        partial = layout.sent(self.folder).with_suffix(".partial")
         partial.write_text(json.dumps(state))
-        partial.replace(self.folder / STATE)
+        partial.replace(layout.sent(self.folder))
 
     @property
     def done(self) -> bool:
         """Whether MLflow has all of it, and the run is closed there."""
-        return self._finished and journal.length(self.folder) <= self.sent[journal.NAME].length
+        return self._finished and journal.length(self.folder) <= self.sent[JOURNAL].length
 
     def advance(self, lives: bool) -> None:
         """Send what the journals hold beyond what was sent; finish the run where the journal ends."""
-        for name in (journal.NAME, SYSTEM):
-            if (self.run_id or name == journal.NAME) and (self.folder / name).exists():
+        for name in (JOURNAL, SYSTEM_JOURNAL):
+            if (self.run_id or name == JOURNAL) and layout.journal(self.folder, name).exists():
                 self._advance(name)
         if self.ended and not self._finished:
             self._finish(self.ended)
         elif lives and self.run_id and time.monotonic() - self._beat > _HEARTBEAT_SECONDS:
             self._beat = time.monotonic()
             when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            self.client.set_tag(self.run_id, HEARTBEAT, when)
+            self.client.set_tag(self.run_id, tags.HEARTBEAT, when)
 
     def _advance(self, name: str) -> None:
         length = journal.length(self.folder, name)
         if length <= self.sent[name].length:
             return
-        with open(self.folder / name, "rb") as file:
+        with open(layout.journal(self.folder, name), "rb") as file:
             os.fsync(file.fileno())  # what was sent must not be lost here
         self._metrics.clear()  # of an attempt that failed
         before = self.sent[name]
@@ -252,39 +259,39 @@ class Shipment:
             self._take(line)
         self._send()
         # damaged lines at the end are passed over, too
-        self.sent[name] = journal.mark(self.folder, max(reached, length), name, after=before)
+        self.sent[name] = journal.checksum_prefix(
+            self.folder, max(reached, length), name, before
+        )
         self._remember()
 
-    def _take(self, line: dict[str, Any]) -> None:
-        match line["kind"]:
-            case "start":
+    def _take(self, line: Line) -> None:
+        match line:
+            case StartLine():
                 self._create(line)
-            case "steps":
+            case StepsLine():
                 self._take_steps(line)
-            case "metrics":
-                for key, value in line["values"].items():
-                    self._add(key, value, line["time"], line["step"])
-            case "tags":
-                for key, value in line["values"].items():
-                    self.client.set_tag(self.run_id, mlflow_format.key_of(key), value)
-            case "child":
+            case MetricsLine():
+                for key, value in line.values.items():
+                    self._add(key, value, line.time, line.step)
+            case TagsLine():
+                for key, text in line.values.items():
+                    self.client.set_tag(self.run_id, mlflow_format.key_of(key), text)
+            case ChildLine():
                 self._add_child(line)
-            case "end":
+            case EndLine():
                 self.ended = line
-            case "resume":
+            case ResumeLine():
                 self.ended, self._finished = None, False
                 self.client.update_run(self.run_id, status="RUNNING")
-                if "fbp.message" in self.client.get_run(self.run_id).data.tags:
-                    self.client.delete_tag(self.run_id, "fbp.message")
+                if tags.MESSAGE in self.client.get_run(self.run_id).data.tags:
+                    self.client.delete_tag(self.run_id, tags.MESSAGE)
 
-    def _take_steps(self, line: dict[str, Any]) -> None:
-        columns = {key: journal.decode(column) for key, column in line["columns"].items()}
-        count = max((len(column) for column in columns.values()), default=0)
-        times = journal.step_times(line, count)
-        for i in range(count):
-            step = line["first"] + i
+    def _take_steps(self, line: StepsLine) -> None:
+        times = line.times
+        for i in range(len(line)):
+            step = line.first_step + i
             if step % self.stride == 0 or step == 1:
-                for key, column in columns.items():
+                for key, column in line.columns.items():
                     self._add(key, float(column[i]), int(times[i]), step)
 
     def _add(self, key: str, value: float, when: int, step: int) -> None:
@@ -305,36 +312,36 @@ class Shipment:
             self.client.log_batch(self.run_id, metrics=self._metrics[at : at + _BATCH])
         self._metrics.clear()
 
-    def _create(self, line: dict[str, Any]) -> None:
+    def _create(self, line: StartLine) -> None:
         """Make the run in MLflow, or find it there if an attempt before got so far."""
         from mlflow.entities import Param
 
-        self.stride = max(1, -(-line["steps"] // mlflow_format.POINTS))
-        experiment = self._experiment(line["experiment"])
+        self.stride = max(1, -(-line.steps // mlflow_format.POINTS))
+        experiment = self._experiment(line.experiment)
         if not self.run_id:
             found = self.client.search_runs(
-                [experiment], f"tags.`fbp.folder` = '{self.folder.name}'", max_results=1
+                [experiment], f"tags.`{tags.FOLDER}` = '{self.folder.name}'", max_results=1
             )
             self.run_id = found[0].info.run_id if found else ""
         if not self.run_id:
-            tags = dict(line["tags"])
-            if line["parent"]:
-                parent = store.inside(self.folder.parent, line["parent"])
-                tags["mlflow.parentRunId"] = str(shipped(parent)["run_id"]) if parent else ""
+            run_tags = dict(line.tags)
+            if line.parent:
+                parent = layout.safe_child(self.folder.parent, line.parent)
+                run_tags[tags.PARENT_ID] = str(shipped(parent)["run_id"]) if parent else ""
             run = self.client.create_run(
-                experiment, start_time=line["time"], tags=tags, run_name=line["name"]
+                experiment, start_time=line.time, tags=run_tags, run_name=line.name
             )
             self.run_id = run.info.run_id
             self._remember()
         self.client.log_batch(
             self.run_id,
             params=[
-                Param(mlflow_format.key_of(key), value) for key, value in line["params"].items()
+                Param(mlflow_format.key_of(key), value) for key, value in line.params.items()
             ],
         )
-        if line["inputs"]:
+        if line.inputs:
             self.client.log_inputs(
-                self.run_id, [mlflow_format.dataset_input(entry) for entry in line["inputs"]]
+                self.run_id, [mlflow_format.dataset_input(entry) for entry in line.inputs]
             )
 
     def _experiment(self, name: str) -> str:
@@ -346,10 +353,10 @@ class Shipment:
             directory = re.sub(r"[^\w.\- ]|^\.+", "_", name)
             location = f"{store.artifact_root(self.root)}/{directory}" if embedded else None
             # this tag opens the dashboard on its side for training runs
-            tags = {"mlflow.experimentKind": "custom_model_development"}
-            return str(self.client.create_experiment(name, artifact_location=location, tags=tags))
+            kind = {tags.EXPERIMENT_KIND: "custom_model_development"}
+            return str(self.client.create_experiment(name, artifact_location=location, tags=kind))
 
-    def _finish(self, end: dict[str, Any]) -> None:
+    def _finish(self, end: EndLine) -> None:
         """Artifacts, the model, and last the status."""
         if self.run_id:
             from fbp.experiment.figures import plots
@@ -363,17 +370,17 @@ class Shipment:
             for problem in problems:
                 print(f"plot not drawn: {problem}", file=sys.stderr)
             mlflow_format.write_history(self.folder)
-            self.client.log_artifacts(self.run_id, str(self.folder / "artifacts"))
-            saved = self.folder / "artifacts" / "model"
+            self.client.log_artifacts(self.run_id, str(layout.artifacts(self.folder)))
+            saved = layout.model(self.folder)
             if (
-                end["status"] == "FINISHED"
-                and (saved / "model.json").exists()
+                end.status == "FINISHED"
+                and (saved / layout.MODEL_FACTS).exists()
                 and not self._has_model()
             ):
                 mlflow_format.log_model(self.folder, self.run_id, self.uri)
-            if end["message"]:
-                self.client.set_tag(self.run_id, "fbp.message", end["message"])
-            self.client.set_terminated(self.run_id, end["status"], end["time"])
+            if end.message:
+                self.client.set_tag(self.run_id, tags.MESSAGE, end.message)
+            self.client.set_terminated(self.run_id, end.status, end.time)
         self._finished = True
         self._remember()
 
@@ -391,7 +398,7 @@ def follow(folder: Path, uri: str) -> bool:
 
     What a training process that died left unfinished is closed.
     """
-    root = folder.parent.parent
+    root = layout.root_of(folder)
     client, system = None, SystemMetrics(folder)
     watch = _Watch(folder)
     shipments: list[Shipment] = []
@@ -474,13 +481,11 @@ def close_orphans(top: Path, folders: Sequence[Path]) -> int:
         folders: the folders of all its runs.
     """
     closed = 0
-    with locks.training(top) as mine:  # nobody resumes it meanwhile
+    with locks.try_hold_training_lock(top) as mine:  # nobody resumes it meanwhile
         for folder in folders if mine else ():
             if journal.read_start(folder) and not journal.read_end(folder):
                 writer = Journal(folder)
-                writer.write(
-                    "end", status="KILLED", message="the training process died without a word"
-                )
+                writer.end("KILLED", "the training process died without a word")
                 writer.close()
                 closed += 1
     return closed
@@ -506,7 +511,7 @@ def main() -> int:
 
     warnings.filterwarnings("ignore", module="mlflow")
     try:
-        with locks.locked(options.folder / ".shipper.lock"):
+        with locks.locked(layout.shipper_lock(options.folder)):
             return 0 if follow(options.folder, uri) else 1
     except FileNotFoundError:
         if options.folder.is_dir():

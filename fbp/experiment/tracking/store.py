@@ -8,16 +8,14 @@ mlruns/runs/RUN/           what the training process writes: journal, configurat
 import contextlib
 import os
 import re
-import secrets
 import sqlite3
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from fbp._optional import require
 from fbp.errors import InputError
+from fbp.experiment.rundir import layout
 from fbp.experiment.rundir.redact import move_login_to_environment, redact
 
 _VARIABLE = "MLFLOW_TRACKING_URI"
@@ -25,18 +23,9 @@ _VARIABLE = "MLFLOW_TRACKING_URI"
 EMBEDDED = "embedded"  # stands for the tracking URI of the store beside a run's folder
 
 
-def root() -> Path:
-    """The folder ``mlruns`` of this project: the nearest one upwards from here, or a new one here."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "mlruns").is_dir():
-            return folder / "mlruns"
-    return here / "mlruns"
-
-
 def default_uri(store: Path) -> str:
     """The tracking URI of the embedded store."""
-    return f"sqlite:///{store.resolve() / 'mlflow.db'}"
+    return f"sqlite:///{layout.database(store.resolve())}"
 
 
 def portable(uri: str, store: Path) -> str:
@@ -89,12 +78,12 @@ def global_tracking_uri(uri: str) -> Iterator[None]:
 
 def artifact_root(store: Path) -> str:
     """Where MLflow keeps the artifacts of the embedded store's runs."""
-    return str(store.resolve() / "artifacts")
+    return str(layout.tracker_artifacts(store.resolve()))
 
 
 def stale_artifact_roots(store: Path) -> list[str]:
     """The places where the embedded store expects its artifacts, other than where they are: it was moved or copied."""
-    path = store / "mlflow.db"
+    path = layout.database(store)
     if not path.exists():
         return []
     query = "select distinct artifact_location from experiments where artifact_location like '%/mlruns/artifacts/%'"
@@ -135,7 +124,7 @@ def repair(store: Path) -> int:
         ("model_versions", "storage_location"),
     )
     new, changed = artifact_root(store), 0
-    with contextlib.closing(sqlite3.connect(store / "mlflow.db", timeout=20)) as database, database:
+    with contextlib.closing(sqlite3.connect(layout.database(store), timeout=20)) as database, database:
         for old in stale_artifact_roots(store):
             for table, column in columns:
                 done = database.execute(
@@ -144,35 +133,3 @@ def repair(store: Path) -> int:
                 )
                 changed += done.rowcount
     return changed
-
-
-def new_run_folder(store: Path, name: str) -> Path:
-    """A new folder for a run, named after it, the time, and chance."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = re.sub(r"[^A-Za-z0-9.-]+", "_", name).lstrip(".-") or "run"
-    folder = store / "runs" / f"{name}-{stamp}-{secrets.token_hex(2)}"
-    try:
-        (folder / "artifacts").mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{folder}: the run's folder cannot be made ({error.strerror})") from None
-    return folder
-
-
-def new_comparison_folder(store: Path) -> Path:
-    """Where the report of a comparison goes, if nothing else is said."""
-    return store / "comparisons" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-
-
-def inside(folder: Path, name: Any) -> Path | None:
-    """The folder of that name in a folder; None where a record's name leads elsewhere, or there is none."""
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name):
-        return None
-    return folder / name if (folder / name).is_dir() else None
-
-
-def run_folders(store: Path) -> list[Path]:
-    """The folders of all runs, oldest first."""
-    return sorted(
-        (path.parent for path in (store / "runs").glob("*/journal.jsonl")),
-        key=lambda p: p.stat().st_mtime,
-    )

@@ -6,8 +6,8 @@ from typing import Any
 
 from fbp.experiment.rundir import journal
 from fbp.experiment.rundir.journal import Journal
+from fbp.experiment.rundir.layout import SYSTEM_JOURNAL
 
-SYSTEM = "system.jsonl"  # a journal of its own: another process writes it
 _EVERY_SECONDS = 10.0
 
 
@@ -36,7 +36,7 @@ class SystemMetrics:
                 f"system/{key}": float(value) for key, value in monitor.aggregate_metrics().items()
             }
             monitor.clear_metrics()
-        self._journal.write("metrics", step=self._step, values=values)
+        self._journal.metrics(self._step, values)
         self._step += 1
 
     def _begin(self) -> None:
@@ -46,9 +46,9 @@ class SystemMetrics:
         from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
         self._step = sum(
-            1 for _ in journal.lines(self.folder, name=SYSTEM)
+            1 for _ in journal.lines(self.folder, name=SYSTEM_JOURNAL)
         )  # a resumed run's go on
-        self._journal = Journal(self.folder, SYSTEM)
+        self._journal = Journal(self.folder, SYSTEM_JOURNAL)
         for make in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
             try:
                 self._monitors.append(make())

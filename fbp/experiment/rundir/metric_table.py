@@ -1,0 +1,61 @@
+"""What is known of each metric by its name: which direction is better, how to show it.
+
+A name may begin with the part of the data: ``validation_accuracy`` is an ``accuracy``. A metric that
+is not in the table is one of a user's own: smaller is better, five digits.
+"""
+
+from typing import Literal, NamedTuple
+
+
+class Metric(NamedTuple):
+    """A metric.
+
+    Attributes:
+        better: whether larger (``max``) or smaller (``min``) values are better.
+        format: the format specification that shows a value.
+        timing: whether it measures time or the machine, so that no configuration determines it.
+    """
+
+    better: Literal["min", "max"] = "min"
+    format: str = ".5g"
+    timing: bool = False
+
+
+MACHINE = "system/"
+"""The prefix of metrics of the machine."""
+
+_UNKNOWN = Metric()
+
+METRICS = {
+    "loss": Metric(format=".4g"),
+    "accuracy": Metric("max", ".2%"),
+    "absolute_error": Metric(format=".4g"),
+    "r2": Metric("max", ".4g"),
+    "examples_per_second": Metric("max", ",.0f", timing=True),
+    "seconds": Metric(timing=True),
+    "time": Metric(timing=True),
+}
+
+
+def lookup(key: str) -> Metric:
+    """Return what is known of a metric."""
+    for name, metric in METRICS.items():
+        if key == name or key.endswith(f"_{name}"):
+            return metric
+    return _UNKNOWN
+
+
+def is_timing(key: str) -> bool:
+    """Return whether a metric measures time or the machine, and so is not reproducible."""
+    known = METRICS.get(key.removeprefix("best_"), _UNKNOWN)
+    return known.timing or key.startswith(MACHINE)
+
+
+def better(key: str) -> Literal["min", "max"]:
+    """Return whether larger or smaller values of a metric are better."""
+    return lookup(key).better
+
+
+def as_text(key: str, value: float) -> str:
+    """Return a metric's value as a person reads it."""
+    return format(value, lookup(key).format)

@@ -1,0 +1,85 @@
+"""Metrics over the steps of a run, read from its journal; their digest, and where they are odd."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fbp.experiment.rundir import journal
+from fbp.experiment.rundir.journal import Line, MetricsLine, StepsLine
+from fbp.experiment.rundir.metric_table import is_timing
+
+_LONGEST_TEXT = 5000  # characters of a tag
+
+
+class Series(NamedTuple):
+    """One metric over a run: steps (int64), values (float64), times (milliseconds, int64)."""
+
+    steps: np.ndarray
+    values: np.ndarray
+    times: np.ndarray
+
+    def where(self, mask: np.ndarray) -> "Series":
+        """Return the points at which ``mask`` is true."""
+        return Series(*(column[mask] for column in self))
+
+
+def read_series(
+    folder: Path, kinds: Sequence[type[Line]] = (StepsLine, MetricsLine)
+) -> dict[str, Series]:
+    """Return every metric of a run by name, its points in the order of steps.
+
+    Args:
+        folder: the run's folder.
+        kinds: the classes of the lines to read.
+    """
+    parts: dict[str, list[Series]] = {}
+    for _, line in journal.lines(folder, kinds=kinds):
+        if isinstance(line, StepsLine):
+            for key, column in line.columns.items():
+                steps = np.arange(line.first_step, line.first_step + len(column))
+                chunk = Series(steps, column.astype(np.float64), line.times[: len(column)])
+                parts.setdefault(key, []).append(chunk)
+        elif isinstance(line, MetricsLine):
+            for key, value in line.values.items():
+                columns = np.array([line.step]), np.array([float(value)]), np.array([line.time])
+                parts.setdefault(key, []).append(Series(*columns))
+    return {key: _joined(chunks) for key, chunks in parts.items()}
+
+
+def _joined(chunks: Sequence[Series]) -> Series:
+    series = Series(*(np.concatenate(columns) for columns in zip(*chunks, strict=True)))
+    return series.where(np.argsort(series.steps, kind="stable"))
+
+
+def last_values(folder: Path) -> dict[str, float]:
+    """Return the last value of every metric of a run."""
+    return {key: float(series.values[-1]) for key, series in read_series(folder).items()}
+
+
+def metrics_digest(metrics: Mapping[str, Series]) -> str:
+    """Return SHA-256 of every metric's name, steps and values.
+
+    Times are left out, and so are metrics that measure time.
+    """
+    digest = hashlib.sha256()
+    for key in sorted(metrics):
+        if not is_timing(key):
+            digest.update(key.encode() + b"\0")
+            digest.update(metrics[key].steps.astype("<i8").data)
+            values = metrics[key].values
+            values = np.where(np.isnan(values), np.nan, values)  # NaN has many bit patterns
+            digest.update(values.astype("<f8").data)
+    return digest.hexdigest()
+
+
+def nonfinite(metrics: Mapping[str, Series]) -> str:
+    """Return as a text where metrics were first NaN or infinite; MLflow has NaN for both."""
+    places = []
+    for key, series in metrics.items():
+        rows = np.flatnonzero(~np.isfinite(series.values))
+        if len(rows):
+            places.append(f"{key} {series.values[rows[0]]} at step {series.steps[rows[0]]}")
+    return ", ".join(places)[:_LONGEST_TEXT]
