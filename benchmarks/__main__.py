@@ -12,7 +12,7 @@ LATEST = Path(__file__).parent / "latest"
 
 
 def other(name: str, folder: Path) -> None:
-    """An item that is no contest."""
+    """Run an item that is not a contest."""
     from benchmarks import growth, layers, logging_cost, roofline, saving, startup
 
     items = {
@@ -29,9 +29,9 @@ def other(name: str, folder: Path) -> None:
     main()
 
 
-def chosen(kind: str, given: str | None, known: list[str]) -> list[str]:
-    """Names out of a comma-separated list; all where none is given."""
-    names = given.split(",") if given else known
+def parse_names(kind: str, text: str | None, known: list[str]) -> list[str]:
+    """Return the names in a comma-separated list; all known ones if it is empty or None."""
+    names = text.split(",") if text else known
     for name in names:
         if name not in known:
             print(
@@ -49,10 +49,10 @@ def main() -> int:
     )
     parser.add_argument(
         "--contestants",
-        help=f"comma-separated, the first is what others are divided by: {', '.join(ENTRIES)}",
+        help=f"comma-separated; the first is the baseline of all ratios: {', '.join(ENTRIES)}",
     )
     parser.add_argument(
-        "--rounds", type=int, default=7, help="how often each contestant takes its turn (7)"
+        "--rounds", type=int, default=7, help="number of timed rounds of each contestant (7)"
     )
     parser.add_argument(
         "--output",
@@ -63,24 +63,24 @@ def main() -> int:
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {options.rounds}")
-    items = chosen("item", options.only, [*WORKS, *OTHERS])
-    contestants = chosen("contestant", options.contestants, list(ENTRIES))
-    found = {}
+    items = parse_names("item", options.only, [*WORKS, *OTHERS])
+    contestants = parse_names("contestant", options.contestants, list(ENTRIES))
+    results_by_work = {}
     for name in items:
         print(f"## {name}\n", flush=True)
         if name in WORKS:
             from benchmarks import contest, report
 
             print(f"{WORKS[name].about}\n")
-            found[name] = contest.contest(name, contestants, options.rounds)
-            print(report.table(name, found[name]), flush=True)
+            results_by_work[name] = contest.contest(name, contestants, options.rounds)
+            print(report.table(name, results_by_work[name]), flush=True)
         else:
             other(name, options.output)
         print()
-    if found:
-        print(report.summary(found))
-        print("\n" + "\n".join(str(path) for path in report.write(found, options.output)))
-    return int(any(result.error for results in found.values() for result in results))
+    if results_by_work:
+        print(report.summary(results_by_work))
+        print("\n" + "\n".join(str(path) for path in report.write(results_by_work, options.output)))
+    return int(any(result.error for results in results_by_work.values() for result in results))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Contestants take turns at the same training work: a process each, one of them working at a time; medians over rounds.
+"""Time contestants at the same training work in turn, each in a process of its own.
 
-So a machine that slows down hurts all alike, and no library's threads stand in another's way. Before anything is timed, each
-trains once from the same initial weights: that is the compile time, and the costs of all steps, which must agree.
+Only one process works at a time, so a machine that slows down affects all alike, and no library's
+threads compete with another's. Before anything is timed, each contestant trains once from the same
+initial weights. That gives the compile time and the costs of all steps, which must agree.
 """
 
 import functools
@@ -16,26 +17,28 @@ from typing import Any, NamedTuple
 from benchmarks.contestants import ENTRIES
 from benchmarks.works import WORKS
 
-TOLERANCE = (
-    0.02  # of the first cost: what other orders of summation may grow to over the steps of a work
-)
-FIRST = 1e-4  # of the first cost, before any step was taken
+# Shares of the initial cost by which costs may differ: before any update, and at later steps, where
+# differences from another order of summation have grown.
+INITIAL_TOLERANCE, TOLERANCE = 1e-4, 0.02
 
 
 class Result(NamedTuple):
-    """One contestant at one work; times in seconds for all steps together.
+    """Result of one contestant at one work; times in seconds for all steps together.
 
     Attributes:
-        seconds: of each round; empty where its costs disagree.
-        first: of the first training, which traces and compiles, less the median of the rounds.
-        memory: the largest the process ever was, in bytes.
-        costs: of each step.
+        contestant: its key in `ENTRIES`.
+        seconds: the time of each round; empty if its costs disagree.
+        compile_seconds: the time of the first training, which traces and compiles, less the median
+            of the rounds.
+        memory: the largest resident size of the process, in bytes.
+        costs: the cost at each step.
+        packages: versions by name.
         error: why it was not timed, or None.
     """
 
     contestant: str
     seconds: list[float]
-    first: float
+    compile_seconds: float
     memory: int
     costs: list[float]
     packages: dict[str, str]
@@ -47,7 +50,7 @@ class Result(NamedTuple):
 
 
 class Stopped(Exception):
-    """A contestant's process ended before its time."""
+    """Raised when a contestant's process ends early."""
 
 
 class _Process:
@@ -68,8 +71,8 @@ class _Process:
     def answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()  # type: ignore[union-attr]
         if not line:
-            said = self.process.stderr.read().strip().splitlines()  # type: ignore[union-attr]
-            raise Stopped(said[-1] if said else f"ended with status {self.process.wait()}")
+            errors = self.process.stderr.read().strip().splitlines()  # type: ignore[union-attr]
+            raise Stopped(errors[-1] if errors else f"ended with status {self.process.wait()}")
         return json.loads(line)
 
     def go(self) -> dict[str, Any]:
@@ -82,24 +85,22 @@ class _Process:
         self.process.communicate()
 
 
-def agree(costs: Sequence[float], with_those: Sequence[float]) -> str | None:
-    """Why two contestants' costs are not those of the same training, or None."""
-    if len(costs) != len(with_those):
-        return f"took {len(costs)} steps, not {len(with_those)}"
-    scale = abs(with_those[0])
-    apart = [abs(a - b) for a, b in zip(costs, with_those, strict=True)]
-    if not apart[0] <= FIRST * scale:
-        return f"costs disagree before the first update: {costs[0]:.6g}, not {with_those[0]:.6g}"
-    worst = max(range(len(apart)), key=lambda i: apart[i] if apart[i] == apart[i] else float("inf"))
-    if not apart[worst] <= TOLERANCE * scale:
-        return (
-            f"costs disagree at step {worst + 1}: {costs[worst]:.6g}, not {with_those[worst]:.6g}"
-        )
+def disagreement(costs: Sequence[float], reference: Sequence[float]) -> str | None:
+    """Return why two contestants' costs are not those of the same training; None if they are."""
+    if len(costs) != len(reference):
+        return f"took {len(costs)} steps, not {len(reference)}"
+    scale = abs(reference[0])
+    gaps = [abs(a - b) for a, b in zip(costs, reference, strict=True)]
+    if not gaps[0] <= INITIAL_TOLERANCE * scale:
+        return f"costs disagree before the first update: {costs[0]:.6g}, not {reference[0]:.6g}"
+    worst = max(range(len(gaps)), key=lambda i: gaps[i] if gaps[i] == gaps[i] else float("inf"))
+    if not gaps[worst] <= TOLERANCE * scale:
+        return f"costs disagree at step {worst + 1}: {costs[worst]:.6g}, not {reference[worst]:.6g}"
     return None
 
 
 def contest(work: str, contestants: Sequence[str], rounds: int) -> list[Result]:
-    """The results of those who can take part; others are said on the standard error, and left out."""
+    """Return the results; contestants that cannot take part are named on the standard error."""
     processes: dict[str, _Process] = {}
     ready: dict[str, dict[str, Any]] = {}
     errors: dict[str, str] = {}
@@ -109,26 +110,29 @@ def contest(work: str, contestants: Sequence[str], rounds: int) -> list[Result]:
         for name in contestants:
             if missing := ENTRIES[name].missing():
                 print(
-                    f"{ENTRIES[name].label} left out: {', '.join(missing)} not installed; pip install --group peers",
+                    f"{ENTRIES[name].label} left out: {', '.join(missing)} not installed; "
+                    "pip install --group peers",
                     file=sys.stderr,
                 )
                 continue
             processes[name] = _Process(work, name)
             try:
-                said = processes[name].answer()
+                trained = processes[name].answer()
             except Stopped as stopped:
-                said = {"costs": [], "first": 0.0, "packages": {}}
+                trained = {"costs": [], "first": 0.0, "packages": {}}
                 errors[name] = str(stopped)
-            if "left out" in said:
+            if "left out" in trained:
                 print(
-                    f"{ENTRIES[name].label} left out of {work}: {said['left out']}", file=sys.stderr
+                    f"{ENTRIES[name].label} left out of {work}: {trained['left out']}",
+                    file=sys.stderr,
                 )
                 processes.pop(name).close()
                 continue
-            ready[name] = said
-            reference = next(iter(ready))
-            if name not in errors and (why := agree(said["costs"], ready[reference]["costs"])):
-                errors[name] = f"{why} ({ENTRIES[reference].label})"
+            ready[name] = trained
+            baseline = next(iter(ready))
+            why = disagreement(trained["costs"], ready[baseline]["costs"])
+            if name not in errors and why:
+                errors[name] = f"{why} ({ENTRIES[baseline].label})"
             seconds[name] = []
         timed = [name for name in ready if name not in errors]
         for _ in range(rounds):
@@ -140,16 +144,16 @@ def contest(work: str, contestants: Sequence[str], rounds: int) -> list[Result]:
         for process in processes.values():
             process.close()
     results = []
-    for name, said in ready.items():
-        first = said["first"] - (statistics.median(seconds[name]) if seconds[name] else 0.0)
+    for name, trained in ready.items():
+        median = statistics.median(seconds[name]) if seconds[name] else 0.0
         results.append(
             Result(
                 name,
                 seconds[name],
-                first,
+                trained["first"] - median,
                 memory.get(name, 0),
-                said["costs"],
-                said["packages"],
+                trained["costs"],
+                trained["packages"],
                 errors.get(name),
             )
         )
@@ -158,5 +162,5 @@ def contest(work: str, contestants: Sequence[str], rounds: int) -> list[Result]:
 
 @functools.cache
 def steps_of(work: str) -> int:
-    """How many steps a training takes."""
+    """Return the number of steps of one training."""
     return len(WORKS[work].examples()[0]) // WORKS[work].batch

@@ -1,4 +1,4 @@
-"""The examples: MNIST where $FBP_DATA/mnist is there, else random pictures of the same shape (time does not care)."""
+"""Examples: MNIST if $FBP_DATA/mnist exists, else random pictures of the same shape and cost."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """``x (count, 784)`` float32 in [0, 1] and labels ``(count,)`` int32."""
+    """Return ``x (count, 784)``, float32 in [0, 1], and labels ``(count,)``, int32."""
     from fbp import datasets
 
     folder = Path(os.environ.get("FBP_DATA", "data")) / "mnist"
@@ -21,12 +21,15 @@ def pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def numbers(*shape: int, seed: int = 0) -> np.ndarray:
-    """Standard normal, float32."""
+    """Return standard normal numbers, float32."""
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def tokens(count: int, positions: int, vocabulary: int = 65) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences ``(count, positions)`` int32 and what follows: each token from the one before, but for a tenth of them."""
+    """Return sequences and their next tokens, ``(count, positions)``, int32.
+
+    Each token is a function of the one before it, except for a tenth that are random.
+    """
     random = np.random.default_rng(0)
     following = random.permutation(vocabulary)
     stream = [0]

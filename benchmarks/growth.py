@@ -1,4 +1,7 @@
-"""How a training step's cost grows with depth, width, batch and length: time, scratch memory and compile time."""
+"""Measure how a training step grows with depth, width, batch and length.
+
+Measured are its time, its scratch memory and the time to compile it.
+"""
 
 import statistics
 import time
@@ -14,19 +17,20 @@ import fbp
 from benchmarks.data import numbers, tokens
 from fbp import layers, losses, models
 
-BUDGET, MOST = 2.0, 30  # a size is measured for so many seconds, at least once and at most so often
+# A size is measured at least once, for at most so many seconds and so many times.
+MAX_SECONDS, MAX_ROUNDS = 2.0, 30
 
 
 class Sweep(NamedTuple):
-    """One axis: the sizes, and the model, x and y for each."""
+    """One axis: its name, the sizes, and a function from a size to model, loss, x and y."""
 
     axis: str
     sizes: tuple[int, ...]
     make: Callable[[int], tuple[fbp.Layer, fbp.Loss, Any, Any]]
 
 
-def _powers(first: int, last: int) -> tuple[int, ...]:
-    return tuple(2**i for i in range(first.bit_length() - 1, last.bit_length()))
+def _powers(smallest: int, largest: int) -> tuple[int, ...]:
+    return tuple(2**i for i in range(smallest.bit_length() - 1, largest.bit_length()))
 
 
 def _dense(width: int, batch: int, depth: int) -> tuple[fbp.Layer, fbp.Loss, Any, Any]:
@@ -77,7 +81,17 @@ SWEEPS = (
 
 
 def prepare(sweep: Sweep, size: int, by_hand: bool) -> tuple[Callable[[], float], float, float]:
-    """``(take a step of SGD: its seconds, bytes of scratch memory, seconds to compile)``, by fbp's gradient or jax.grad's."""
+    """Compile a step of SGD.
+
+    Args:
+        sweep: the axis.
+        size: the size on it.
+        by_hand: whether fbp computes the gradient, or jax.grad.
+
+    Returns:
+        A function that takes a step and returns its seconds; bytes of scratch memory; seconds to
+        compile.
+    """
     model, loss, x, y = sweep.make(size)
     params = jax.jit(lambda key: model.init(key, x.shape[1:])[0])(jax.random.key(0))
     x, y = jnp.asarray(x), jnp.asarray(y)
@@ -107,47 +121,54 @@ def prepare(sweep: Sweep, size: int, by_hand: bool) -> tuple[Callable[[], float]
 
 
 def measure(sweep: Sweep, size: int) -> dict[str, tuple[float, float, float]]:
-    """``(seconds of a step, bytes of scratch memory, seconds to compile)`` of each contestant, their steps taken in turn."""
+    """Return seconds of a step, bytes of scratch memory and seconds to compile, by contestant.
+
+    The contestants take their steps in turn.
+    """
     ready = {"fbp": prepare(sweep, size, True), "jax.grad": prepare(sweep, size, False)}
     times: dict[str, list[float]] = {name: [] for name in ready}
-    while not times["fbp"] or (len(times["fbp"]) < MOST and sum(map(sum, times.values())) < BUDGET):
+    while not times["fbp"] or (
+        len(times["fbp"]) < MAX_ROUNDS and sum(map(sum, times.values())) < MAX_SECONDS
+    ):
         for name, (take, _, _) in ready.items():
             times[name].append(take())
     return {name: (statistics.median(times[name]), *costs) for name, (_, *costs) in ready.items()}
 
 
 def slope(sizes: Any, values: Any) -> float:
-    """The exponent by which a value grows, over the upper half of the sizes: least squares on logarithms."""
+    """Return the exponent of growth over the upper half of the sizes, by least squares on logs."""
     half = len(sizes) // 2
     return float(np.polyfit(np.log(sizes[half:]), np.log(np.maximum(values[half:], 1e-9)), 1)[0])
 
 
 def main(folder: Path) -> None:
-    """Each axis alone; the slope is the exponent of growth over the upper half of its sizes (1 linear, 2 quadratic)."""
-    found: dict[str, dict[str, np.ndarray]] = {}
+    """Each axis alone. The slope is the exponent of growth over the upper half of its sizes."""
+    measured: dict[str, dict[str, np.ndarray]] = {}
     print(
-        "| axis | contestant | time: first to last, ms | slope | scratch: last, MB | slope | compile: last, s | slope |"
+        "| axis | contestant | time: first to last, ms | slope | scratch: last, MB | slope "
+        "| compile: last, s | slope |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for sweep in SWEEPS:
         points = [measure(sweep, size) for size in sweep.sizes]
-        found[sweep.axis] = {
+        measured[sweep.axis] = {
             name: np.array([point[name] for point in points]) for name in points[0]
         }
-        for name, rows in found[sweep.axis].items():
+        for name, rows in measured[sweep.axis].items():
             slopes = [slope(sweep.sizes, rows[:, i]) for i in range(3)]
             print(
-                f"| {sweep.axis}, {sweep.sizes[0]} to {sweep.sizes[-1]} | {name} | {1e3 * rows[0, 0]:.3g} to "
-                f"{1e3 * rows[-1, 0]:.4g} | {slopes[0]:.2f} | {rows[-1, 1] / 1e6:.4g} | {slopes[1]:.2f} | "
-                f"{rows[-1, 2]:.2f} | {slopes[2]:.2f} |",
+                f"| {sweep.axis}, {sweep.sizes[0]} to {sweep.sizes[-1]} | {name} "
+                f"| {1e3 * rows[0, 0]:.3g} to {1e3 * rows[-1, 0]:.4g} | {slopes[0]:.2f} "
+                f"| {rows[-1, 1] / 1e6:.4g} | {slopes[1]:.2f} "
+                f"| {rows[-1, 2]:.2f} | {slopes[2]:.2f} |",
                 flush=True,
             )
-    draw(found, folder / "growth.png")
+    draw(measured, folder / "growth.png")
     print(f"\n{folder / 'growth.png'}")
 
 
-def draw(found: dict[str, dict[str, np.ndarray]], file: Path) -> None:
-    """A column for each axis, a row for each quantity, both axes logarithmic; the slope stands in the legend."""
+def draw(measured: dict[str, dict[str, np.ndarray]], file: Path) -> None:
+    """Draw a column for each axis and a row for each quantity, on logarithmic axes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -162,17 +183,23 @@ def draw(found: dict[str, dict[str, np.ndarray]], file: Path) -> None:
         ("compile time, s", 1.0),
     ]
     figure, grid = plt.subplots(
-        3, len(found), figsize=(3.1 * len(found), 7.5), layout="constrained", sharex="col"
+        3, len(measured), figsize=(3.1 * len(measured), 7.5), layout="constrained", sharex="col"
     )
     for column, (sweep, rows) in zip(
-        grid.T, ((s, found[s.axis]) for s in SWEEPS if s.axis in found), strict=True
+        grid.T, ((s, measured[s.axis]) for s in SWEEPS if s.axis in measured), strict=True
     ):
         for i, (axes, (label, factor)) in enumerate(zip(column, quantities, strict=True)):
             for name, style in (("jax.grad", "s--"), ("fbp", "o-")):
                 values = rows[name][:, i] * factor
                 exponent = slope(sweep.sizes, rows[name][:, i])
-                axes.loglog(sweep.sizes, np.where(values > 0, values, np.nan), style, markersize=3.5, linewidth=1.2,
-                            label=f"{name}, slope {exponent:.2f}")  # fmt: skip
+                axes.loglog(
+                    sweep.sizes,
+                    np.where(values > 0, values, np.nan),
+                    style,
+                    markersize=3.5,
+                    linewidth=1.2,
+                    label=f"{name}, slope {exponent:.2f}",
+                )
             axes.legend(fontsize=7, frameon=False)
             axes.grid(alpha=0.3)
             axes.yaxis.set_major_formatter(plain)
@@ -181,8 +208,8 @@ def draw(found: dict[str, dict[str, np.ndarray]], file: Path) -> None:
             )
             if axes in grid[:, 0]:
                 axes.set_ylabel(label)
-        kind, _, what = sweep.axis.partition(": ")
-        column[0].set_title(what.replace(", ", ",\n", 1), fontsize=9)
+        kind, _, description = sweep.axis.partition(": ")
+        column[0].set_title(description.replace(", ", ",\n", 1), fontsize=9)
         column[-1].set_xscale("log", base=2)
         column[-1].set_xlabel(kind)
     figure.savefig(file, dpi=150)

@@ -1,4 +1,4 @@
-"""Single layers: repeated ones, and those whose backward pass only looks more costly."""
+"""Measure single layers: repeated ones, and those whose backward pass costs more on paper."""
 
 import statistics
 import time
@@ -20,7 +20,7 @@ def _numbers(*shape: int, seed: int = 0) -> jax.Array:
 
 
 def _in_turns(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Medians in milliseconds; everything has run once before."""
+    """Return medians in milliseconds; each function runs once before it is timed."""
     for run in runs.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -29,20 +29,26 @@ def _in_turns(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
             began = time.perf_counter()
             run()
             times[name].append(1e3 * (time.perf_counter() - began))
-    return {name: statistics.median(found) for name, found in times.items()}
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def repeat() -> None:
-    """32 blocks by repeat, and by repeat of recompute, beside jax.grad of repeat; compile time of 64 blocks over that of 2."""
+    """32 blocks by repeat, and by repeat of recompute, divided by jax.grad of repeat.
+
+    The last column is the compile time of 64 blocks divided by that of 2.
+    """
     cases = {
         "norm, dense 64-256-64, gelu": (
-            fbp.residual(layers.layer_norm(), layers.dense(256), layers.gelu(), layers.dense(64)), (64,), 128,
+            fbp.residual(layers.layer_norm(), layers.dense(256), layers.gelu(), layers.dense(64)),
+            (64,),
+            128,
         ),
         "transformer, width 64, T 32": (blocks.transformer_block(64, 4, causal=True), (32, 64), 16),
         "dense 128, tanh": (fbp.residual(layers.dense(128), layers.tanh()), (128,), 128),
-    }  # fmt: skip
+    }
     print(
-        "| block | bytes / jax.grad's | scratch / jax.grad's | with recompute: scratch / jax.grad's | compile 64 / 2 |"
+        "| block | bytes / jax.grad's | scratch / jax.grad's "
+        "| with recompute: scratch / jax.grad's | compile 64 / 2 |"
     )
     print("|---|---|---|---|---|")
     for name, (block, shape, batch) in cases.items():
@@ -73,13 +79,16 @@ def repeat() -> None:
             statistics.median(compiled(fbp.repeat(block, n))[2] for _ in range(5)) for n in (2, 64)
         )
         print(
-            f"| {name} | {ours[0] / theirs[0]:.2f} | {ours[1] / theirs[1]:.2f} | {recomputed[1] / theirs[1]:.2f} | "
-            f"{many / few:.2f} |"
+            f"| {name} | {ours[0] / theirs[0]:.2f} | {ours[1] / theirs[1]:.2f} "
+            f"| {recomputed[1] / theirs[1]:.2f} | {many / few:.2f} |"
         )
 
 
 def exceptions() -> None:
-    """Layers whose FLOPs, bytes or scratch memory are more than autodiff's: their time, forward and backward, in a scan."""
+    """Layers whose FLOPs, bytes or scratch memory exceed autodiff's.
+
+    Measured is the time of forward and backward pass in a scan.
+    """
     picture = (64, 14, 14, 32)
     cases: dict[str, tuple[fbp.Layer, tuple[int, ...]]] = {
         "conv1d(64, 5)": (layers.conv1d(64, 5), (64, 64, 32)),
@@ -108,10 +117,10 @@ def exceptions() -> None:
             return input_delta, grads
 
         def scanned(
-            one: Callable[..., Any], params: Any = params, x: Any = x, delta: Any = delta
+            passes: Callable[..., Any], params: Any = params, x: Any = x, delta: Any = delta
         ) -> Callable[[], Any]:
-            def turn(params: Any, at: Any) -> Any:
-                input_delta, grads = one(params, *at)
+            def turn(params: Any, x_and_delta: Any) -> Any:
+                input_delta, grads = passes(params, *x_and_delta)
                 stepped = jax.tree.map(lambda p, g: p - 1e-6 * g, params, grads)
                 return stepped, input_delta  # written, as for a layer before
 

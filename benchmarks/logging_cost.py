@@ -1,10 +1,10 @@
-"""What it costs to log every step of mnist_nielsen to MLflow, as a share of its training time.
+"""Measure the cost of logging every step of mnist_nielsen, as a share of its training time.
 
-The same runs in turn in one process: with a journal that forgets and no shipper; with the journal and a live shipper; and with
-a real MLflow server that is killed when half of the steps are done. All evaluate and diagnose after every epoch; the difference
-is what logging costs. Compile time is left out. The difference is smaller than the noise of a shared machine, so the time that
-training spends inside the journal's calls is measured too; and beside it, the cost of one ``mlflow.log_metric`` on the same
-store. In the end the server is started again and all records in its store are counted.
+The same training runs in turn in one process: without journal and shipper; with both; and with an
+MLflow server that is killed after half of the steps. All evaluate and diagnose after every epoch.
+Compile time is left out. The difference is smaller than the noise of a shared machine, so the time
+inside the journal's calls is measured too, and the cost of ``mlflow.log_metric`` on the same store.
+At the end the server is started again, and all records in its store are counted.
 """
 
 import contextlib
@@ -35,18 +35,18 @@ EXPERIMENT = Path(__file__).parent.parent / "experiments" / "mnist_nielsen.toml"
 
 
 class _Watch:
-    """A reporter that takes the time from the first chunk's end to the last's."""
+    """A reporter that measures the time between the ends of the first and the last chunk."""
 
     def __init__(self, at_half: Callable[[], None] = lambda: None):
         self.at_half = at_half
 
     def begin(self, experiment: Experiment) -> None:
-        self.first = self.last = 0.0
+        self.start = self.last = 0.0
         self.steps = experiment.steps
 
     def advance(self, step: int, epoch: int, latest: dict[str, float]) -> None:
         self.last = time.perf_counter()
-        self.first = self.first or self.last
+        self.start = self.start or self.last
         if step >= self.steps / 2:
             self.at_half()
 
@@ -58,7 +58,7 @@ class _Watch:
 
 
 class _Forgetful(journal.Journal):
-    """A journal that writes only how the run begins and ends."""
+    """A journal that writes only the beginning and the end of a run."""
 
     def _append(self, line: journal.Line) -> None:
         if isinstance(line, journal.StartLine | journal.EndLine):
@@ -90,7 +90,7 @@ def _train(project: Path, folder: str, how: str, server: Server) -> float:
     if how == "none":
         with mock.patch.object(run_module, "Journal", _Forgetful):
             run_module.run(experiment, origin, run_folder, watch)
-        return watch.last - watch.first
+        return watch.last - watch.start
     uri = store.default_uri(project / "mlruns")
     if how == "killed":
         if server.process is None:
@@ -104,11 +104,11 @@ def _train(project: Path, folder: str, how: str, server: Server) -> float:
     if how == "killed":  # the rest is sent in the end
         process.kill()
     process.wait()
-    return watch.last - watch.first
+    return watch.last - watch.start
 
 
 def _records(project: Path, server: Server) -> tuple[int, int]:
-    """Send what is left, and count what the server should have and has."""
+    """Send the rest; return the numbers of records that the server should have and has."""
     server.start()
     expected = 0
     for folder in (project / "mlruns" / "runs").glob("killed-*"):
@@ -126,9 +126,9 @@ def _records(project: Path, server: Server) -> tuple[int, int]:
 
 
 def _data_folder(project: Path) -> str:
-    given = Path(os.environ.get("FBP_DATA", "data")).resolve() / "mnist"
-    if given.is_dir():
-        return str(given)
+    mnist = Path(os.environ.get("FBP_DATA", "data")).resolve() / "mnist"
+    if mnist.is_dir():
+        return str(mnist)
     x, y = pictures(70_000)
     folder = project / "mnist"
     folder.mkdir()
@@ -168,34 +168,37 @@ def main() -> None:
             names = list(seconds)
             for how in names[i % 3 :] + names[: i % 3]:  # so that none always comes first
                 seconds[how].append(_train(project, folder, how, server))
-        expected, found = _records(project, server)
+        expected, recorded = _records(project, server)
         server.kill()
         without, with_log, killed = seconds.values()
         steps = EPOCHS * 5000
-        ratio = statistics.median(a / b for a, b in zip(with_log, without, strict=True))
+        alive = [a / b for a, b in zip(with_log, without, strict=True)]
         dead = [a / b for a, b in zip(killed, without, strict=True)]
         inside = _Timed.seconds / ROUNDS / 2
         single = _log_metric_seconds(project)
     print("| | value |")
     print("|---|---|")
     print(
-        f"| training {steps:,} steps without logging, seconds (median) | {statistics.median(without):.2f} |"
+        f"| training {steps:,} steps without logging, seconds (median) "
+        f"| {statistics.median(without):.2f} |"
     )
     print(f"| the same with every step logged | {statistics.median(with_log):.2f} |")
-    print(f"| ratio (median of {ROUNDS} pairs) | {ratio:.3f} |")
-    print(f"| spread of the ratio | {min(a / b for a, b in zip(with_log, without, strict=True)):.3f}-"
-          f"{max(a / b for a, b in zip(with_log, without, strict=True)):.3f} |")  # fmt: skip
-    print(f"| ratio with a server that is killed at half (median, spread) | {statistics.median(dead):.3f}, "
-          f"{min(dead):.3f}-{max(dead):.3f} |")  # fmt: skip
+    print(f"| ratio (median of {ROUNDS} pairs) | {statistics.median(alive):.3f} |")
+    print(f"| spread of the ratio | {min(alive):.3f}-{max(alive):.3f} |")
     print(
-        f"| records of these runs in the server's store in the end, of those expected | {found:,} of {expected:,} |"
+        "| ratio with a server that is killed at half (median, spread) "
+        f"| {statistics.median(dead):.3f}, {min(dead):.3f}-{max(dead):.3f} |"
+    )
+    print(f"| records in the server's store at the end | {recorded:,} of {expected:,} |")
+    print(
+        "| time inside the journal, share of training time "
+        f"| {inside / statistics.median(with_log):.4f} |"
     )
     print(
-        f"| time inside the journal, share of training time | {inside / statistics.median(with_log):.4f} |"
+        "| time inside the journal for a step's three metrics, microseconds "
+        f"| {inside / steps * 1e6:.2f} |"
     )
     print(
-        f"| time inside the journal for a step's three metrics, microseconds | {inside / steps * 1e6:.2f} |"
-    )
-    print(
-        f"| cost of three mlflow.log_metric on the same store, microseconds | {3 * single * 1e6:.0f} |"
+        "| cost of three mlflow.log_metric on the same store, microseconds "
+        f"| {3 * single * 1e6:.0f} |"
     )

@@ -1,4 +1,4 @@
-"""What a contest found, as a Markdown table, a JSON file with versions and machine, and a bar chart."""
+"""Write a contest's results: Markdown tables, a JSON file with every round, a bar chart."""
 
 import json
 import os
@@ -14,10 +14,11 @@ from benchmarks.works import WORKS
 
 
 def table(work: str, results: Sequence[Result]) -> str:
-    """A row for each contestant; the ratio is its median by that of the first."""
+    """Return a table with a row for each contestant; the baseline of ratios is the first."""
     steps, base = steps_of(work), next((r.median for r in results if r.seconds), None)
     lines = [
-        "| contestant | ms a step (median) | spread | its time / time of the first | compile, s | memory, MB | last cost |",
+        "| contestant | ms a step (median) | spread | its time / time of the first "
+        "| compile, s | memory, MB | last cost |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:
@@ -27,20 +28,23 @@ def table(work: str, results: Sequence[Result]) -> str:
             continue
         each = [1e3 * s / steps for s in result.seconds]
         lines.append(
-            f"| {label} | {statistics.median(each):.3g} | {min(each):.3g}-{max(each):.3g} | {result.median / base:.2f} | "
-            f"{max(result.first, 0):.1f} | {result.memory / 1e6:.0f} | {result.costs[-1]:.4f} |"
+            f"| {label} | {statistics.median(each):.3g} | {min(each):.3g}-{max(each):.3g} "
+            f"| {result.median / base:.2f} | {max(result.compile_seconds, 0):.1f} "
+            f"| {result.memory / 1e6:.0f} | {result.costs[-1]:.4f} |"
         )
     return "\n".join(lines)
 
 
-def summary(found: Mapping[str, Sequence[Result]]) -> str:
+def summary(results_by_work: Mapping[str, Sequence[Result]]) -> str:
     """One row for each work: every contestant's time divided by that of the first."""
-    names = list(dict.fromkeys(r.contestant for results in found.values() for r in results))
+    names = list(
+        dict.fromkeys(r.contestant for results in results_by_work.values() for r in results)
+    )
     lines = [
         "| work | " + " | ".join(ENTRIES[n].label for n in names) + " |",
         "|---" * (len(names) + 1) + "|",
     ]
-    for work, results in found.items():
+    for work, results in results_by_work.items():
         times = {r.contestant: r.median for r in results if r.seconds}
         base = times.get(names[0])
         cells = [f"{times[n] / base:.2f}" if n in times and base else "" for n in names]
@@ -67,20 +71,24 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(found: Mapping[str, Sequence[Result]], folder: Path) -> list[Path]:
-    """``contest.md``, ``contest.json`` and ``contest.png`` in a folder, which is made."""
+def write(results_by_work: Mapping[str, Sequence[Result]], folder: Path) -> list[Path]:
+    """Write ``contest.md``, ``contest.json`` and ``contest.png`` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = ["# Time of each contestant / time of the first\n", summary(found), ""]
-    for work, results in found.items():
+    text = ["# Time of each contestant / time of the first\n", summary(results_by_work), ""]
+    for work, results in results_by_work.items():
         text += [f"## {work}: {WORKS[work].about}\n", table(work, results), ""]
-    packages = {n: v for results in found.values() for r in results for n, v in r.packages.items()}
-    told = ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))
-    here = machine()
-    text.append(f"{here['cpu']}, {here['cores']} cores, Python {here['python']}; {told}\n")
+    packages = {
+        n: v for results in results_by_work.values() for r in results for n, v in r.packages.items()
+    }
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))
+    computer = machine()
+    text.append(
+        f"{computer['cpu']}, {computer['cores']} cores, Python {computer['python']}; {versions}\n"
+    )
     written = [folder / name for name in ("contest.md", "contest.json", "contest.png")]
     written[0].write_text("\n".join(text))
     content = {
-        "machine": here,
+        "machine": computer,
         "packages": packages,
         "works": {
             work: {
@@ -88,16 +96,16 @@ def write(found: Mapping[str, Sequence[Result]], folder: Path) -> list[Path]:
                 "steps": steps_of(work),
                 "results": [r._asdict() for r in results],
             }
-            for work, results in found.items()
+            for work, results in results_by_work.items()
         },
     }
     written[1].write_text(json.dumps(content, indent=1) + "\n")
-    draw(found, written[2])
+    draw(results_by_work, written[2])
     return written
 
 
-def draw(found: Mapping[str, Sequence[Result]], file: Path) -> None:
-    """Bars: each contestant's time divided by that of the first, on a logarithmic axis, a group for each work."""
+def draw(results_by_work: Mapping[str, Sequence[Result]], file: Path) -> None:
+    """Draw each contestant's time divided by that of the first, a group of bars for each work."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -105,19 +113,23 @@ def draw(found: Mapping[str, Sequence[Result]], file: Path) -> None:
     from matplotlib.ticker import FuncFormatter
 
     names = list(
-        dict.fromkeys(r.contestant for results in found.values() for r in results if r.seconds)
+        dict.fromkeys(
+            r.contestant for results in results_by_work.values() for r in results if r.seconds
+        )
     )
-    figure, axes = plt.subplots(figsize=(max(6.0, 1.5 * len(found) + 1), 4.2), layout="constrained")
+    figure, axes = plt.subplots(
+        figsize=(max(6.0, 1.5 * len(results_by_work) + 1), 4.2), layout="constrained"
+    )
     width = 0.85 / max(len(names) - 1, 1)
     for i, name in enumerate(names[1:], start=1):  # the first is the line at 1
-        at, heights = [], []
-        for j, results in enumerate(found.values()):
+        positions, heights = [], []
+        for j, results in enumerate(results_by_work.values()):
             times = {r.contestant: r.median for r in results if r.seconds}
             if name in times and names[0] in times:
-                at.append(j + (i - len(names) / 2) * width)
+                positions.append(j + (i - len(names) / 2) * width)
                 heights.append(times[name] / times[names[0]])
         bars = axes.bar(
-            at,
+            positions,
             [h - 1 for h in heights],
             width * 0.92,
             bottom=1,
@@ -129,7 +141,7 @@ def draw(found: Mapping[str, Sequence[Result]], file: Path) -> None:
     axes.set_yscale("log")
     axes.set_ylim(0.5, axes.get_ylim()[1] * 1.6)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xticks(range(len(found)), list(found))
+    axes.set_xticks(range(len(results_by_work)), list(results_by_work))
     axes.set_ylabel(f"time / time of {ENTRIES[names[0]].label if names else ''}")
     axes.legend(ncols=4, fontsize=8, loc="upper right", frameon=False)
     figure.savefig(file, dpi=150)

@@ -1,9 +1,9 @@
-"""Run every shipped experiment that takes less than a minute, then reproduce it from its record, and compare every bit.
+"""Run every shipped experiment that takes less than a minute, and reproduce it from its record.
 
     python -m benchmarks.reproduced [--fresh] [NAME ...]
 
-``--fresh`` installs everything from requirements.lock into an environment of its own first, and reproduces from there. Exit
-status 1 if one bit differs.
+``--fresh`` reproduces in a new environment that has everything of requirements.lock. Exit status 1
+if one bit differs.
 """
 
 import argparse
@@ -22,17 +22,17 @@ FBP = "from fbp.cli import main; main()"
 
 
 def short() -> list[str]:
-    """The experiments whose files say that they take seconds."""
-    found = []
+    """Return the experiments whose files state a cost of less than a minute."""
+    names = []
     for path in sorted((ROOT / "experiments").glob("*.toml")):
         cost = re.search(r"# Cost: +(\d+) s ", path.read_text(encoding="utf-8"))
         if cost and int(cost[1]) < 60:
-            found.append(path.stem)
-    return found
+            names.append(path.stem)
+    return names
 
 
 def fresh(folder: Path) -> str:
-    """Another interpreter with everything of requirements.lock, and fbp."""
+    """Return a new interpreter that has everything of requirements.lock, and fbp."""
     venv.create(folder, with_pip=True)
     python = str(folder / "bin" / "python")
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]

@@ -1,4 +1,4 @@
-"""How much of the machine's own matrix-product rate a training step reaches."""
+"""Measure which share of the machine's own matrix-product rate a training step reaches."""
 
 import statistics
 import time
@@ -25,7 +25,7 @@ def _seconds(run: Any, *arguments: Any) -> float:
 
 
 def gemm_rate() -> dict[str, float]:
-    """FLOP/s of ``jnp.dot`` alone: squares, and the three products of the middle layer of the work `wide`, in place."""
+    """Return FLOP/s of ``jnp.dot`` alone: of squares, and of products in the work `wide`."""
     rates = {}
     for n in SIZES:
         a = jax.random.normal(jax.random.key(0), (n, n))
@@ -34,13 +34,16 @@ def gemm_rate() -> dict[str, float]:
         jax.random.normal(jax.random.key(i), s)
         for i, s in enumerate([(256, 4096), (4096, 4096), (256, 4096)])
     )
-    products = {"x w": (lambda x, w: x @ w, x, w), "delta w^T": (lambda d, w: d @ w.T, delta, w),
-                "x^T delta": (lambda x, d: x.T @ d, x, delta)}  # fmt: skip
+    products = {
+        "x w": (lambda x, w: x @ w, x, w),
+        "delta w^T": (lambda d, w: d @ w.T, delta, w),
+        "x^T delta": (lambda x, d: x.T @ d, x, delta),
+    }
     for name, (product, left, right) in products.items():
         steps = 10
 
         def many(left: Any, right: Any, product: Any = product, steps: int = steps) -> Any:
-            """In a loop, each product made to wait for the one before, so that its buffer is used again."""
+            """Loop over products that depend on the previous one, so that its buffer is reused."""
 
             def turn(_: int, carry: Any) -> Any:
                 left, out = carry
@@ -56,13 +59,16 @@ def gemm_rate() -> dict[str, float]:
 
 
 def products_of(params: Any, batch: int) -> int:
-    """FLOPs of a dense network's products in a step: three for each layer, but for the first one's input delta."""
+    """Return the FLOPs of a dense network's products in a step.
+
+    There are three for each layer, except for the input delta of the lowest one.
+    """
     sizes = [leaf.shape for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
     return sum(3 * 2 * batch * i * o for i, o in sizes) - 2 * batch * sizes[0][0] * sizes[0][1]
 
 
 def main() -> None:
-    """The share of the best rate of `jnp.dot` alone, in the same process, that the products of a whole training step reach."""
+    """The rate of the products in a whole training step, divided by the best of `jnp.dot` alone."""
     rates = gemm_rate()
     print("| product alone | GFLOP/s |\n|---|---|")
     for name, rate in rates.items():
@@ -72,7 +78,8 @@ def main() -> None:
     best = max(rates.values())
     print(f"| those three in turn | {three / 1e9:.0f} |")
     print(
-        "\n| training step | GFLOP/s of its products | share of the three in turn | share of the best |\n|---|---|---|---|"
+        "\n| training step | GFLOP/s of its products | share of the three in turn "
+        "| share of the best |\n|---|---|---|---|"
     )
     for name in ("wide", "mlp"):
         work = WORKS[name]

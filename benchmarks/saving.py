@@ -1,7 +1,7 @@
-"""How long a checkpoint of 1 GB of parameters keeps the training loop: its call, beside a copy of the same bytes.
+"""Measure how long a checkpoint of 1 GB of parameters blocks the training loop.
 
-The call that the loop makes only hands the arrays to a thread. On a CPU they are read where they lie; the copy that is timed
-beside it is what a device's memory would need at the least.
+The loop's call only hands the arrays to a thread. On a CPU the thread reads them in place. The copy
+of the same bytes that is timed too is the least that an accelerator's memory would need.
 """
 
 import statistics
@@ -53,7 +53,7 @@ def main() -> None:
         reading = time.perf_counter() - began
     print("| a checkpoint of 1 GB | seconds (median) |")
     print("|---|---|")
-    print(f"| the training loop is kept for | {statistics.median(calls):.4f} |")
+    print(f"| the training loop is blocked for | {statistics.median(calls):.4f} |")
     print(f"| a copy of 1 GB in memory takes | {statistics.median(copies):.3f} |")
     print(f"| until it is on the disk, with its SHA-256 | {statistics.median(whole):.2f} |")
     print(f"| reading and checking it | {reading:.2f} |")

@@ -1,4 +1,4 @@
-"""How long a person waits for the first result of the default experiment."""
+"""Measure how long a user waits for the first figures of the default experiment."""
 
 import os
 import re
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def _run(project: Path, cache: Path) -> tuple[float, float]:
-    """Seconds until ``fbp run`` shows its first figures, and until it ends."""
+    """Return the seconds until ``fbp run`` shows its first figures, and until it ends."""
     environment = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONUNBUFFERED": "1"}
     words = [
         sys.executable,
@@ -24,7 +24,7 @@ def _run(project: Path, cache: Path) -> tuple[float, float]:
         "run",
         str(ROOT / "experiments" / "digits_mlp.toml"),
     ]
-    began, first = time.perf_counter(), 0.0
+    began, first_figures = time.perf_counter(), 0.0
     with subprocess.Popen(
         words,
         cwd=project,
@@ -34,24 +34,24 @@ def _run(project: Path, cache: Path) -> tuple[float, float]:
         text=True,
     ) as process:
         for line in process.stdout:  # type: ignore[union-attr]
-            if not first and re.search(r"epoch \d+/\d+", line):
-                first = time.perf_counter() - began
-    return first or time.perf_counter() - began, time.perf_counter() - began
+            if not first_figures and re.search(r"epoch \d+/\d+", line):
+                first_figures = time.perf_counter() - began
+    return first_figures or time.perf_counter() - began, time.perf_counter() - began
 
 
 def main() -> None:
-    """`fbp run digits_mlp` in an empty project: with an empty compilation cache, then again with what that left there."""
+    """`fbp run digits_mlp` in an empty project, with an empty compilation cache, and then again."""
     seconds: dict[str, list[tuple[float, float]]] = {"first run": [], "again": []}
     for _ in range(ROUNDS):
         with tempfile.TemporaryDirectory() as name:
             project = Path(name)
             (project / "mlruns").mkdir()
-            for which in seconds:
-                seconds[which].append(_run(project, project / "cache"))
+            for kind in seconds:
+                seconds[kind].append(_run(project, project / "cache"))
             entries = len(list((project / "cache").glob("fbp/*/*-cache")))
             shutil.rmtree(project / "mlruns", ignore_errors=True)
     print("| | first figures, s (median) | whole run, s |\n|---|---|---|")
-    for which, times in seconds.items():
-        first, whole = (statistics.median(t[i] for t in times) for i in (0, 1))
-        print(f"| {which} | {first:.1f} | {whole:.1f} |")
+    for kind, times in seconds.items():
+        figures, whole = (statistics.median(t[i] for t in times) for i in (0, 1))
+        print(f"| {kind} | {figures:.1f} | {whole:.1f} |")
     print(f"\nprograms in the compilation cache after two runs: {entries}")

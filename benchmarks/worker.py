@@ -1,8 +1,9 @@
-"""One contestant at one work, in a process of its own, which does nothing until it is told to.
+"""Train one contestant at one work, in a process that waits for a line of input before each round.
 
-``python -m benchmarks.worker WORK CONTESTANT`` writes a line of JSON when it is ready, ``{"first": s, "costs": [...],
-"packages": {...}}`` or ``{"left out": why}``; then, for each line that it reads, it trains once from the initial weights and
-writes ``{"seconds": s, "memory": bytes}``. What libraries print goes to the standard error.
+``python -m benchmarks.worker WORK CONTESTANT`` writes a line of JSON when it is ready: either
+``{"first": s, "costs": [...], "packages": {...}}`` or ``{"left out": why}``. Then, for each line
+that it reads, it trains once from the initial weights and writes ``{"seconds": s, "memory": bytes}``.
+The output of libraries goes to the standard error.
 """
 
 import importlib.metadata
@@ -34,9 +35,9 @@ def main() -> None:
     state = contestant.start()
     began = time.perf_counter()
     costs = contestant.train(state)
-    first = time.perf_counter() - began
+    seconds = time.perf_counter() - began
     packages = {name: importlib.metadata.version(name) for name in entry.distributions}
-    say(first=first, costs=costs, packages=packages)
+    say(first=seconds, costs=costs, packages=packages)
     for _ in sys.stdin:
         state = contestant.start()
         began = time.perf_counter()

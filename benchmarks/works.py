@@ -1,4 +1,4 @@
-"""The training works: which network, which examples, which optimizer; every contestant does the same."""
+"""The training works: network, examples, loss and optimizer, the same for every contestant."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -9,16 +9,18 @@ from benchmarks.data import numbers, pictures, tokens
 
 
 class Work(NamedTuple):
-    """One work.
+    """A training work.
 
     Attributes:
-        name: of the work, and of the function that builds its network in each contestant's file.
-        about: one line for people.
+        name: the key in `WORKS`.
+        about: a description of one line.
         network: the name of the function that builds the network in each contestant's file.
-        examples: gives ``x`` and ``y``, as many examples as ``batch * steps``, taken in their order.
-        batch: examples in a step.
-        loss: ``quadratic`` is half the squared distance, ``mean_squared`` a mean over outputs, ``cross_entropy`` one of logits.
-        optimizer, rate: Adam (0.9, 0.999, 1e-8) or SGD.
+        examples: a function that returns ``x`` and ``y``, ``batch * steps`` examples in order.
+        batch: the number of examples in a step.
+        loss: ``quadratic`` is half the squared distance, ``mean_squared`` the mean over outputs,
+            ``cross_entropy`` that of softmax, from logits.
+        optimizer: Adam (0.9, 0.999, 1e-8) or SGD.
+        rate: its learning rate.
     """
 
     name: str
@@ -31,7 +33,7 @@ class Work(NamedTuple):
     rate: float = 1e-3
 
     def initial(self) -> Any:
-        """The initial weights that all contestants start from: fbp's parameters, as NumPy arrays."""
+        """Return the weights that all contestants start from: fbp's parameters as NumPy arrays."""
         import jax
 
         from benchmarks.contestants import ours
@@ -53,21 +55,70 @@ def _square_pictures() -> tuple[np.ndarray, np.ndarray]:
 WORKS = {
     work.name: work
     for work in (
-        Work("nielsen", "784-30-10, sigmoid, quadratic cost, SGD, batch 10, 1,280 steps", "sigmoids",
-             _one_hot_pictures, 10, "quadratic", "sgd", 3.0),
-        Work("mlp", "784-512-512-10, relu, Adam, batch 128, 100 steps", "relus", lambda: pictures(12_800), 128),
-        Work("wide", "1024-4096-4096-1024, relu, mean squared error, SGD, batch 256, 4 steps", "relus",
-             lambda: (numbers(1024, 1024), numbers(1024, 1024, seed=1)), 256, "mean_squared", "sgd", 0.3),
-        Work("deep", "64 residual blocks of width 256, Adam, batch 128, 20 steps", "residuals",
-             lambda: pictures(2560), 128, rate=1e-4),
-        Work("cnn", "two 3 x 3 convolutions (32, 64) with max pooling, dense 128, Adam, batch 64, 40 steps", "convolutions",
-             _square_pictures, 64),
-        Work("lstm", "character model: embedding 64, LSTM 256, T 64, Adam, batch 32, 20 steps", "lstm",
-             lambda: tokens(640, 64), 32),
+        Work(
+            "nielsen",
+            "784-30-10, sigmoid, quadratic cost, SGD, batch 10, 1,280 steps",
+            "sigmoids",
+            _one_hot_pictures,
+            10,
+            "quadratic",
+            "sgd",
+            3.0,
+        ),
+        Work(
+            "mlp",
+            "784-512-512-10, relu, Adam, batch 128, 100 steps",
+            "relus",
+            lambda: pictures(12_800),
+            128,
+        ),
+        Work(
+            "wide",
+            "1024-4096-4096-1024, relu, mean squared error, SGD, batch 256, 4 steps",
+            "relus",
+            lambda: (numbers(1024, 1024), numbers(1024, 1024, seed=1)),
+            256,
+            "mean_squared",
+            "sgd",
+            0.3,
+        ),
+        Work(
+            "deep",
+            "64 residual blocks of width 256, Adam, batch 128, 20 steps",
+            "residuals",
+            lambda: pictures(2560),
+            128,
+            rate=1e-4,
+        ),
+        Work(
+            "cnn",
+            "two 3 x 3 convolutions (32, 64), max pooling, dense 128, Adam, batch 64, 40 steps",
+            "convolutions",
+            _square_pictures,
+            64,
+        ),
+        Work(
+            "lstm",
+            "character model: embedding 64, LSTM 256, T 64, Adam, batch 32, 20 steps",
+            "lstm",
+            lambda: tokens(640, 64),
+            32,
+        ),
         Work("gru", "the same with a GRU", "gru", lambda: tokens(640, 64), 32),
-        Work("gpt", "4 layers, width 128, 4 heads, T 64, tied weights, Adam, batch 16, 20 steps", "gpt",
-             lambda: tokens(320, 64), 16),
-        Work("attention", "causal attention, 4 heads, width 256, T 2048, a shortcut beside it, Adam, batch 1, 4 steps",
-             "attention", lambda: (numbers(4, 2048, 256), numbers(4, 2048, 256, seed=1)), 1, "mean_squared"),
+        Work(
+            "gpt",
+            "4 layers, width 128, 4 heads, T 64, tied weights, Adam, batch 16, 20 steps",
+            "gpt",
+            lambda: tokens(320, 64),
+            16,
+        ),
+        Work(
+            "attention",
+            "causal attention with a shortcut, 4 heads, width 256, T 2048, Adam, batch 1, 4 steps",
+            "attention",
+            lambda: (numbers(4, 2048, 256), numbers(4, 2048, 256, seed=1)),
+            1,
+            "mean_squared",
+        ),
     )
-}  # fmt: skip
+}

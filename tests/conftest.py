@@ -1,4 +1,4 @@
-"""What all tests share: where original data may lie, and a project folder of their own."""
+"""Fixtures that all tests share: original data, project folders, a finished run."""
 
 import json
 import os
@@ -17,9 +17,8 @@ REPOSITORY = Path(__file__).parent.parent
 DATA = Path(os.environ.get("FBP_DATA", REPOSITORY.parent / "shared" / "data"))
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = (
-    "false"  # nothing from earlier runs, nothing left for later ones
-)
+# No programs from earlier runs, and none left for later ones.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 jax.config.update("jax_enable_compilation_cache", False)
 
 _COMMON = {
@@ -51,14 +50,15 @@ def mnist_folder():
     folder = DATA / "mnist"
     if not folder.is_dir():
         pytest.skip(
-            f"the original MNIST files are not in {folder}; set FBP_DATA to a folder that holds mnist/"
+            f"the original MNIST files are not in {folder}; "
+            "set FBP_DATA to a folder that contains mnist/"
         )
     return str(folder)
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """An empty project folder, in which the test runs."""
+    """Return an empty project folder, which is also the working directory of the test."""
     (tmp_path / "mlruns").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -67,36 +67,42 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, worker_id):
-    """A project with one finished run, started as a user does: made once, by whichever test process comes first."""
+    """Return a project with one finished run of the command, and its output.
+
+    The test process that needs it first makes it, for all of them.
+    """
     base = tmp_path_factory.getbasetemp()
     project = (base if worker_id == "master" else base.parent) / "finished"
     with locked(project.with_suffix(".lock")):
         if not project.exists():
             (project / "mlruns").mkdir(parents=True)
             write_config(project, data="digits")
-            done = subprocess.run(
+            completed = subprocess.run(
                 command("run", "small.toml"),
                 cwd=project,
                 capture_output=True,
                 text=True,
                 timeout=240,
             )
-            assert done.returncode == 0, done.stderr
-            (project / "said.json").write_text(json.dumps([done.stdout, done.stderr]))
+            assert completed.returncode == 0, completed.stderr
+            (project / "output.json").write_text(json.dumps([completed.stdout, completed.stderr]))
             empty_store(project / "mlruns" / "mlflow.db", project / "empty.db")
-    return project, *json.loads((project / "said.json").read_text())
+    return project, *json.loads((project / "output.json").read_text())
 
 
 @pytest.fixture
 def warm(project, finished):
-    """A project whose store is open already."""
+    """Return a project whose store has its tables already."""
     shutil.copy(finished[0] / "empty.db", project / "mlruns" / "mlflow.db")
     return project
 
 
 @pytest.fixture(scope="session")
 def three(finished, tmp_path_factory, worker_id):
-    """A project with one group of three runs that differ in their seeds: made once for all test processes."""
+    """Return a project with one group of three runs that differ in their seeds.
+
+    The test process that needs it first makes it, for all of them.
+    """
     base = tmp_path_factory.getbasetemp()
     project = (base if worker_id == "master" else base.parent) / "three"
     with locked(project.with_suffix(".lock")):
@@ -104,14 +110,14 @@ def three(finished, tmp_path_factory, worker_id):
             (project / "mlruns").mkdir(parents=True)
             shutil.copy(finished[0] / "empty.db", project / "mlruns" / "mlflow.db")
             write_config(project, data="digits", more=SEEDS)
-            done = subprocess.run(
+            completed = subprocess.run(
                 command("run", "small.toml"),
                 cwd=project,
                 capture_output=True,
                 text=True,
                 timeout=240,
             )
-            assert done.returncode == 0, done.stderr
+            assert completed.returncode == 0, completed.stderr
     return project
 
 

@@ -15,12 +15,12 @@ ROOT = Path(__file__).parent.parent
 
 def test_costs_must_agree():
     curve = [2.0, 1.5, 1.2]
-    assert contest.agree(curve, curve) is None
-    assert contest.agree([2.0, 1.51, 1.19], curve) is None
-    assert "before the first update" in contest.agree([2.01, 1.5, 1.2], curve)
-    assert "at step 3" in contest.agree([2.0, 1.5, 1.3], curve)
-    assert "at step 2" in contest.agree([2.0, float("nan"), 1.2], curve)
-    assert "2 steps" in contest.agree(curve[:2], curve)
+    assert contest.disagreement(curve, curve) is None
+    assert contest.disagreement([2.0, 1.51, 1.19], curve) is None
+    assert "before the first update" in contest.disagreement([2.01, 1.5, 1.2], curve)
+    assert "at step 3" in contest.disagreement([2.0, 1.5, 1.3], curve)
+    assert "at step 2" in contest.disagreement([2.0, float("nan"), 1.2], curve)
+    assert "2 steps" in contest.disagreement(curve[:2], curve)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-"""Those who compete: one file each, which says ``prepare(work) -> Contestant``.
+"""The contestants: a file each, which defines ``prepare(work) -> Contestant``.
 
-A contestant's file writes its networks and its training loop as its own documentation does.
+Each file writes its networks and training loop as the library's own documentation does.
 """
 
 import importlib
@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 
 class Contestant(NamedTuple):
-    """Training work made ready.
+    """A contestant that is ready to train.
 
     Attributes:
-        start: a state with the initial weights and a fresh optimizer, whose making is not timed.
-        train: takes all steps from that state; the cost of each, read back to the host.
+        start: returns a state with the initial weights and a fresh optimizer; it is not timed.
+        train: takes all steps from that state and returns their costs, on the host.
     """
 
     start: Callable[[], Any]
@@ -22,16 +22,16 @@ class Contestant(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """How a contestant is called and found."""
+    """The name of a contestant, its module and its requirements."""
 
     label: str
     module: str
-    packages: tuple[str, ...]  # what it imports and fbp does not need
+    packages: tuple[str, ...]  # imported by it, not needed by fbp
     distributions: tuple[str, ...]  # whose versions matter
     arguments: dict[str, Any] = {}  # noqa: RUF012
 
     def missing(self) -> list[str]:
-        """What is not installed."""
+        """Return the packages that are not installed."""
         return [name for name in self.packages if importlib.util.find_spec(name) is None]
 
     def prepare(self, work: Any) -> Contestant:

@@ -1,4 +1,4 @@
-"""Equinox + Optax as Equinox's tutorials train: modules of one example under vmap, a filtered jit, a loop over batches."""
+"""Equinox + Optax as in its tutorials: modules under vmap, filter_jit, a loop over batches."""
 
 from typing import Any
 

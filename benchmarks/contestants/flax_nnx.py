@@ -1,4 +1,4 @@
-"""Flax NNX + Optax as Flax's tutorials train: modules, an optimizer object, a jitted step, a Python loop over batches."""
+"""Flax NNX + Optax as in its tutorials: an optimizer object, a jitted step, a loop over batches."""
 
 from typing import Any
 

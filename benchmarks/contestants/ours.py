@@ -50,7 +50,12 @@ def prepare(work: Work) -> Contestant:
     x, y = (jnp.asarray(part) for part in work.examples())
     count = len(x) // work.batch
     steps = fbp.training.make_steps(
-        network(work), LOSSES[work.loss], optimizer, batch_size=work.batch, max_steps=count, shuffle=False,
+        network(work),
+        LOSSES[work.loss],
+        optimizer,
+        batch_size=work.batch,
+        max_steps=count,
+        shuffle=False,
         gradient_norm=False,  # nobody else computes it
     )  # fmt: skip
     run, initial = jax.jit(steps, donate_argnums=0), work.initial()

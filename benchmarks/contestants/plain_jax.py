@@ -1,4 +1,4 @@
-"""jax.grad of plain functions, all steps in one ``lax.scan``: what an expert would write without any library."""
+"""jax.grad of plain functions, all steps in one ``lax.scan``: an expert's code, no library."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""PyTorch as its tutorials train: modules, an optimizer, a loop over batches; eager, or the model through torch.compile."""
+"""PyTorch as in its tutorials: modules, an optimizer, a loop over batches; eager or compiled."""
 
 from typing import Any
 
