@@ -15,7 +15,7 @@ def main() -> None:
         sys.exit(2)
     from fbp.cli import main as command_line
 
-    command_line()
+    command_line(prog_name="fbp")
 
 
 if __name__ == "__main__":

@@ -206,6 +206,13 @@ def test_a_checkout_finds_its_experiments_from_everywhere(tmp_path, monkeypatch)
 
     monkeypatch.chdir(tmp_path)
     assert experiment_path("xor") == REPOSITORY / "experiments" / "xor.toml"
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, "run", "xro"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    )
+    assert (done.returncode, done.stderr) == (2, "fbp: xro: no such file; did you mean 'xor'?\n")
 
 
 @pytest.mark.slow

@@ -98,9 +98,6 @@ def main() -> None:
     """Train neural networks with hand-written backward passes; every run is tracked in MLflow."""
 
 
-_PACKAGE = Path(__file__).parent.parent
-
-
 def experiment_path(experiment: str) -> Path:
     """Return the path of an experiment.
 
@@ -108,11 +105,12 @@ def experiment_path(experiment: str) -> Path:
         experiment: a path, or a bare name: of a file in ``experiments/`` of the working folder, or
             of an experiment that was installed with fbp.
     """
+    from fbp.experiment.config.reading import experiment_folders
+
     path = Path(experiment)
     if path.exists() or path.suffix:
         return path
-    folders = Path("experiments"), _PACKAGE / "experiments", _PACKAGE.parent / "experiments"
-    files = [folder / f"{experiment}.toml" for folder in folders]
+    files = [folder / f"{experiment}.toml" for folder in experiment_folders()]
     return next((file for file in files if file.exists()), path)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+import fbp
 from fbp.errors import InputError
 from fbp.experiment.config import validation_messages
 from fbp.experiment.config.arguments import section_model
@@ -49,9 +50,19 @@ def named_model(path: Path) -> str:
     return name if isinstance(name, str) else ""
 
 
+def experiment_folders() -> list[Path]:
+    """Return the folders in which an experiment is looked up by its name.
+
+    ``experiments/`` of the working folder, then that of the installed package, or of the checkout
+    that is installed in its place.
+    """
+    package = Path(fbp.__file__).parent
+    return [Path("experiments"), package / "experiments", package.parent / "experiments"]
+
+
 def _experiments(path: Path) -> str:
-    here = sorted(found.stem for found in Path("experiments").glob("*.toml"))
-    return did_you_mean(path.stem, here) if here else "there is no folder 'experiments' here"
+    files = (file for folder in experiment_folders() for file in folder.glob("*.toml"))
+    return did_you_mean(path.stem, sorted({file.stem for file in files}))
 
 
 def override(table: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
