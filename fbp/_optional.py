@@ -20,12 +20,13 @@ def require(user: str, *modules: str) -> None:
     Raises:
         MissingDependency: a module is not installed.
     """
-    missing = [_DISTRIBUTIONS.get(name, name) for name in modules if not _is_installed(name)]
+    missing = [_DISTRIBUTIONS.get(name, name) for name in modules if not is_installed(name)]
     if missing:
         raise MissingDependency(user, missing)
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Return whether a top-level module can be imported; import nothing."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):  # a finder that refuses, a module without a spec

@@ -1,5 +1,6 @@
-"""Projects to test in: experiment files, commands as a user gives them, and what MLflow has afterwards."""
+"""Projects to test in: experiment files, commands, and what a store has afterwards."""
 
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -134,3 +135,23 @@ def runs_of(project):
     parent = next(run for run in every if "mlflow.parentRunId" not in run.data.tags)
     children = [run for run in every if run is not parent and run.info.run_name.startswith("seed-")]
     return parent, children
+
+
+WITHOUT_MLFLOW = """
+import json, sys
+sys.modules["mlflow"] = None  # every import of it raises ImportError
+from click.testing import CliRunner
+from fbp.cli import main
+results = [CliRunner().invoke(main, words) for words in json.loads(sys.argv[1])]
+print(json.dumps([[r.exit_code, r.output, repr(r.exception)] for r in results]))
+"""
+
+
+def without_mlflow(*commands):
+    """Exit status, output and exception of each command in a process that cannot import mlflow."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MLFLOW, json.dumps(commands)],
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])

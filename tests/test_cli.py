@@ -1,32 +1,9 @@
 """The command line itself: help, groups, widths, and what it imports."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 
 from fbp.cli import base, main
-from tests.projects import said, write_config
-
-WITHOUT_MLFLOW = """
-import json, sys
-sys.modules["mlflow"] = None  # every import of it raises ImportError
-from click.testing import CliRunner
-from fbp.cli import main
-results = [CliRunner().invoke(main, words) for words in json.loads(sys.argv[1])]
-print(json.dumps([[r.exit_code, r.output, repr(r.exception)] for r in results]))
-"""
-
-
-def without_mlflow(*commands):
-    """Exit status, output and exception of each command in a process that cannot import mlflow."""
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_MLFLOW, json.dumps(commands)],
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+from tests.projects import said, without_mlflow, write_config
 
 
 def test_every_command_is_in_one_group():

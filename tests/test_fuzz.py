@@ -23,7 +23,6 @@ from fbp.experiment.rundir.checkpoints import Checkpoint
 from fbp.experiment.rundir.series import read_series
 from fbp.experiment.runner.trained_model import read
 from fbp.experiment.tracking import mlflow_runs, shipper
-from fbp.experiment.tracking.mlflow_runs import Recorded
 
 GOOD = {
     "name": "fuzz",
@@ -230,9 +229,9 @@ def test_records_with_changed_bytes(finished, tmp_path_factory, name, places, by
     (history,) = finished[0].glob("mlruns/runs/*/artifacts/history")
     shutil.copytree(history, folder / "history", dirs_exist_ok=True)
     (folder / "history" / name).write_bytes(changed((history / name).read_bytes(), places, bytes_))
-    run = Recorded("id", "name", "e", "FINISHED", 0, 0, {}, {}, {}, folder)
-    for use in (mlflow_runs.from_artifacts, mlflow_runs.checkpoints, mlflow_runs.layers):
-        used_or_refused(lambda use=use: use(run))
+    for use in (mlflow_runs.from_artifacts, mlflow_runs.checkpoints):
+        used_or_refused(lambda use=use: use(folder, "a run"))
+    used_or_refused(lambda: mlflow_runs.layers(folder))
     (folder / layout.ENVIRONMENT).write_bytes(
         changed(b'{"threads": 2, "jax": {}, "variables": {}}', places, bytes_)
     )

@@ -21,7 +21,8 @@ from fbp.experiment.rundir.journal import Journal
 from fbp.experiment.rundir.npz import read_arrays, write_arrays
 from fbp.experiment.rundir.series import Series, read_series
 from fbp.experiment.tracking import mlflow_format, mlflow_runs, shipper
-from fbp.experiment.tracking.mlflow_runs import Recorded, Runs
+from fbp.experiment.tracking.mlflow_runs import MlflowRuns
+from fbp.experiment.tracking.run_reader import RecordedRun
 from tests.projects import client, command, fbp_run, one, runs_of, said, the_run, write_config
 
 
@@ -111,8 +112,8 @@ def test_only_plain_switches_are_taken_from_a_record():
     assert environment.restorable_variables({"threads": True}) == ({}, [])
 
 
-def a_record(folder, status="KILLED"):
-    return Recorded("id", "name", "experiment", status, 0, 0, {}, {}, {}, folder)
+def a_run(status="KILLED"):
+    return RecordedRun("id", "name", "experiment", status, 0, 0, {}, {}, {})
 
 
 def test_names_with_commas_and_quotes_come_back_from_the_history(tmp_path):
@@ -120,7 +121,7 @@ def test_names_with_commas_and_quotes_come_back_from_the_history(tmp_path):
     values = {'delta_norm/a,b "c"': 1.5, "loss": float("nan")}
     Journal(tmp_path).metrics(3, values)
     mlflow_format.write_history(tmp_path)
-    found = mlflow_runs.from_artifacts(a_record(tmp_path / "artifacts"))
+    found = mlflow_runs.from_artifacts(tmp_path / "artifacts", "a run")
     assert {key: points.steps.tolist() for key, points in found.items()} == {
         key: [3] for key in values
     }
@@ -128,11 +129,13 @@ def test_names_with_commas_and_quotes_come_back_from_the_history(tmp_path):
 
 
 def test_what_a_store_cannot_hold_and_an_old_history_are_no_inconsistencies(tmp_path):
-    shown = SimpleNamespace(points=lambda first: series(a=[0.0, float("nan"), 3.0], b=[1.0, 2.0]))
+    shown = SimpleNamespace(
+        indexed_series=lambda run: series(a=[0.0, float("nan"), 3.0], b=[1.0, 2.0])
+    )
 
     def inconsistencies(status, history):
-        recorded = a_record(tmp_path, status)
-        record = run_record.Record(recorded, tmp_path, {}, {}, [], history, {})
+        run = a_run(status)
+        record = run_record.Record(run, tmp_path, tmp_path, {}, {}, [], history, {})
         return run_record._inconsistencies_in_record(shown, record)
 
     kept = series(a=[-0.0, float("inf"), 3.0], b=[1.0])
@@ -147,16 +150,16 @@ def test_a_record_that_is_not_fbps_cannot_be_run_again(project, warm):
     run = client(project).create_run("0", run_name="foreign")
     assert "has no config.toml" in said("reproduce", run.info.run_id, status=2)
     with mlflow_runs.opened(None) as runs:
-        assert mlflow_runs.checkpoints(runs.read(run)) == {}
+        assert runs.checkpoints(runs.find(run.info.run_id)) == {}
 
 
 def test_a_run_that_recorded_nothing_is_not_run_again(inside, monkeypatch):
-    read = Runs.read
+    recorded = MlflowRuns._recorded
     monkeypatch.setattr(
-        Runs, "read", lambda *args, **kwargs: read(*args, **kwargs)._replace(status="KILLED")
+        MlflowRuns, "_recorded", lambda *args: recorded(*args)._replace(status="KILLED")
     )
-    monkeypatch.setattr(Runs, "series", lambda *_: {})
-    monkeypatch.setattr(mlflow_runs, "checkpoints", lambda _: {})
+    monkeypatch.setattr(MlflowRuns, "series", lambda *_: {})
+    monkeypatch.setattr(MlflowRuns, "checkpoints", lambda *_: {})
     _, (first, *_) = runs_of(inside)
     assert "neither metrics nor checkpoints" in said("reproduce", first.info.run_name, status=2)
 

@@ -11,6 +11,7 @@ import click
 
 from fbp.errors import InputError
 
+_PACKAGE = Path(__file__).parent.parent
 _GROUPS = {
     "Train": ("run", "resume"),
     "Inspect": ("ui", "runs", "show", "compare", "list", "describe"),

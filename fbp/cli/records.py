@@ -38,16 +38,17 @@ def list_runs(condition: str, sort: tuple[str, ...], limit: int, tracking_uri: s
     "metrics.validation_accuracy > 0.97 and params.optimizer_name = 'adam'".
     """
     from fbp.experiment.commands import tables
-    from fbp.experiment.tracking import mlflow_runs
+    from fbp.experiment.tracking.readers import open_runs
+    from fbp.experiment.tracking.run_reader import require_known_names
 
     order = [f"{key.removeprefix('-')} {'DESC' if key.startswith('-') else 'ASC'}" for key in sort]
-    with mlflow_runs.opened(tracking_uri) as store:
-        runs = store.search(condition, order or None, limit)
+    with open_runs(tracking_uri) as reader:
+        runs = reader.search(condition, order, limit)
         names = tables.names_in_filter(condition, sort)
-        store.check_names(names)
+        require_known_names(names, reader)
         if runs:
             width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-            console().print(tables.runs_table(runs, store.experiments, names, width).rich())
+            console().print(tables.runs_table(runs, names, width).rich())
         reached = ", the limit (see --limit)" if len(runs) == limit else ""
         click.echo(f"{len(runs)} runs{reached}")
 
@@ -58,11 +59,10 @@ def list_runs(condition: str, sort: tuple[str, ...], limit: int, tracking_uri: s
 def show(run_name: str, tracking_uri: str | None) -> None:
     """Show configuration, data, metrics and digests of RUN."""
     from fbp.experiment.commands import tables
-    from fbp.experiment.tracking import mlflow_runs
+    from fbp.experiment.tracking.readers import open_runs
 
-    with mlflow_runs.opened(tracking_uri) as store:
-        run = store.find(run_name)
-        for table in tables.run_tables(store, run, store.read(run)):
+    with open_runs(tracking_uri, [run_name]) as reader:
+        for table in tables.run_tables(reader, reader.find(run_name)):
             console().print(table.rich())
 
 
@@ -81,11 +81,11 @@ def compare(run_names: tuple[str, ...], output: Path | None, tracking_uri: str |
     """
     from fbp.experiment.commands import compare
     from fbp.experiment.rundir import layout
-    from fbp.experiment.tracking import mlflow_runs
+    from fbp.experiment.tracking.readers import open_runs
 
-    with mlflow_runs.opened(tracking_uri) as runs:
+    with open_runs(tracking_uri, run_names) as reader:
         folder = output or layout.new_comparison_folder(layout.root())
-        comparison = compare.compare(runs, run_names, folder)
+        comparison = compare.compare(reader, run_names, folder)
     for table in comparison.tables:
         console().print(table.rich())
     for path in comparison.files:

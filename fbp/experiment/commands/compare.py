@@ -5,7 +5,7 @@ This is the work of ``fbp compare``.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -16,8 +16,7 @@ from fbp.experiment.figures import plots
 from fbp.experiment.rundir import tags
 from fbp.experiment.rundir.metric_table import is_timing
 from fbp.experiment.rundir.series import Series
-from fbp.experiment.tracking import mlflow_runs
-from fbp.experiment.tracking.mlflow_runs import Recorded, Runs
+from fbp.experiment.tracking.run_reader import RecordedRun, RunReader
 
 _RESAMPLES = 10_000
 _MIN_FOR_BOOTSTRAP = 5  # fewer values give an interval that is too narrow
@@ -34,7 +33,7 @@ class Comparison(NamedTuple):
     files: list[Path]
 
 
-def compare(runs: Runs, names: Sequence[str], folder: Path) -> Comparison:
+def compare(runs: RunReader, names: Sequence[str], folder: Path) -> Comparison:
     """Compare runs, and write ``report.md`` with its plots into a folder.
 
     Args:
@@ -49,7 +48,7 @@ def compare(runs: Runs, names: Sequence[str], folder: Path) -> Comparison:
         InputError: if a run does not exist, or if fewer than two different runs are named.
     """
     selected = [run for name in names for run in expand(runs, runs.find(name))]
-    records = [runs.read(run) for run in {run.info.run_id: run for run in selected}.values()]
+    records = list({run.run_id: run for run in selected}.values())
     if len(records) < 2:
         raise InputError(
             "compare: expected at least two different runs (or one that has child runs), got one"
@@ -63,13 +62,14 @@ def compare(runs: Runs, names: Sequence[str], folder: Path) -> Comparison:
     ]
     folder.mkdir(parents=True, exist_ok=True)
     series = {label: runs.series(run) for label, run in zip(labels, records, strict=True)}
-    plot_files = _draw(records, series, folder)
+    layers = {label: runs.layers(run) for label, run in zip(labels, records, strict=True)}
+    plot_files = _draw(series, layers, folder)
     report = folder / "report.md"
     report.write_text(_report(labels, tables, plot_files), encoding="utf-8")
     return Comparison(tables, [report, *plot_files])
 
 
-def expand(runs: Runs, run: Any) -> list[Any]:
+def expand(runs: RunReader, run: RecordedRun) -> list[RecordedRun]:
     """Return the children of `run`, or `run` itself if it has none."""
     return runs.children(run) or [run]
 
@@ -81,7 +81,7 @@ def _report(labels: Sequence[str], tables: Sequence[Rows], plot_files: Sequence[
     return "\n".join([head, *(table.markdown() for table in tables), *images])
 
 
-def _labels(records: Sequence[Recorded]) -> list[str]:
+def _labels(records: Sequence[RecordedRun]) -> list[str]:
     """Return the runs' names, followed by the beginning of their ids if they are not unique."""
     names = [run.name for run in records]
     return [
@@ -90,7 +90,7 @@ def _labels(records: Sequence[Recorded]) -> list[str]:
     ]
 
 
-def _differences(records: Sequence[Recorded], labels: list[str]) -> Rows:
+def _differences(records: Sequence[RecordedRun], labels: list[str]) -> Rows:
     """Return the params, code, device and data in which the runs differ."""
     params = differing([run.params for run in records])
     rows = [
@@ -111,7 +111,7 @@ def _differences(records: Sequence[Recorded], labels: list[str]) -> Rows:
     return Rows("differences", ["", *labels], rows or [["none", *[""] * len(labels)]])
 
 
-def _final_metrics(records: Sequence[Recorded], labels: list[str]) -> Rows:
+def _final_metrics(records: Sequence[RecordedRun], labels: list[str]) -> Rows:
     """Return the last value of each metric, and its difference to that of the first run."""
     names = sorted({name for run in records for name in run.metrics if "/" not in name})
     rows = []
@@ -150,7 +150,7 @@ def bootstrap(values: Sequence[float], confidence: float = 0.95) -> tuple[float,
     return float(low), float(high)
 
 
-def groups_by_seed(records: Sequence[Recorded]) -> list[dict[str, Recorded]]:
+def groups_by_seed(records: Sequence[RecordedRun]) -> list[dict[str, RecordedRun]]:
     """Return groups of runs with equal configuration and data but different seeds.
 
     Args:
@@ -160,7 +160,7 @@ def groups_by_seed(records: Sequence[Recorded]) -> list[dict[str, Recorded]]:
         Groups of at least two runs, each by seed. Of several runs with the same seed, such as
         reproductions, a group contains the first.
     """
-    groups: dict[tuple[tuple[str, str], ...], dict[str, Recorded]] = {}
+    groups: dict[tuple[tuple[str, str], ...], dict[str, RecordedRun]] = {}
     for run in records:
         key = {
             name: text
@@ -198,7 +198,7 @@ class SeedStatistics(NamedTuple):
         return Rows(title, columns, self.rows)
 
 
-def seed_statistics(group: dict[str, Recorded]) -> SeedStatistics:
+def seed_statistics(group: dict[str, RecordedRun]) -> SeedStatistics:
     """Return mean, standard deviation and bootstrap interval of each result over the seeds.
 
     Args:
@@ -227,13 +227,10 @@ def _distinguishing_params(statistics: Sequence[SeedStatistics]) -> list[str]:
 
 
 def _draw(
-    records: Sequence[Recorded], series: dict[str, dict[str, Series]], folder: Path
+    series: dict[str, dict[str, Series]], layers: dict[str, dict[str, str]], folder: Path
 ) -> list[Path]:
     """Write the plots of the learning curves and delta norms; return those that have content."""
-    norms = {
-        label: (series[label], mlflow_runs.layers(run))
-        for label, run in zip(series, records, strict=True)
-    }
+    norms = {label: (series[label], layers[label]) for label in series}
     written = []
     with matplotlib.rc_context(plots.STYLE):
         figures = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fbp.errors import InputError, prefixed_by
-from fbp.experiment.commands.load import find_folder, local_runs
+from fbp.experiment.commands.load import local_runs
 from fbp.experiment.config import reading as configuration
 from fbp.experiment.config import writing
 from fbp.experiment.config.schema import Config
@@ -17,6 +17,7 @@ from fbp.experiment.runner.loop import Reporter
 from fbp.experiment.runner.run import Outcome, RunIdentity, run
 from fbp.experiment.runner.variants import run_group
 from fbp.experiment.tracking import shipper, store
+from fbp.experiment.tracking.folder_runs import find_folder
 
 _LONGEST_LABEL = 80
 
@@ -142,7 +143,7 @@ def resume(
         InputError: where there is no such run here, where it is finished, or another process trains it.
     """
     root = layout.root().resolve()
-    folder = Path(name).resolve() if journal.read_start(Path(name)) else find_folder(root, name)
+    folder = find_folder(root, name)
     damaged = layout.run_folder(root, Path(name).name)
     if folder is None and damaged and layout.journal(damaged).exists():
         journal.require_start(damaged)

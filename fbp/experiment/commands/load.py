@@ -13,7 +13,7 @@ from fbp.experiment.rundir import journal, layout
 from fbp.experiment.rundir.redact import redact, redact_secrets_of
 from fbp.experiment.runner.trained_model import Trained, read
 from fbp.experiment.tracking import mlflow_runs, model_registry, store
-from fbp.experiment.tracking.shipper import shipped
+from fbp.experiment.tracking.folder_runs import find_folder
 
 _NEWEST = 5  # local runs that a message names
 
@@ -68,26 +68,6 @@ def load(
     )
 
 
-def find_folder(root: Path, run: str) -> Path | None:
-    """Return the local folder of a run; None if there is none, or if `run` is ambiguous.
-
-    Args:
-        root: the project's ``mlruns`` folder.
-        run: the folder's name, the run's name in MLflow, its MLflow run id, or the beginning of
-            the id or end of the name (four characters or more).
-    """
-    runs = list(journal.started_runs(root))
-    for folder, start in runs:
-        if run in (folder.name, start.name, shipped(folder).get("run_id")):
-            return folder
-    if not re.fullmatch(r"[0-9a-f]{4,31}", run):
-        return None
-    folders = [folder for folder, _ in runs]
-    matches = [folder for folder in folders if shipped(folder).get("run_id", "").startswith(run)]
-    matches = matches or [folder for folder in folders if folder.name.endswith(f"-{run}")]
-    return matches[0] if len(matches) == 1 else None
-
-
 def local_runs(root: Path) -> str:
     """Return the names of the newest local runs as part of an error message."""
     names = [start.name for _, start in journal.started_runs(root)]
@@ -104,7 +84,7 @@ def _load_from_mlflow(run: str, uri: str, code: Path | None) -> Trained:
         run_id = (
             model_registry.run_of(runs.client, run)
             if run.startswith("models:/")
-            else runs.find(run).info.run_id
+            else runs.find(run).run_id
         )
         try:
             with store.global_tracking_uri(uri):

@@ -27,8 +27,8 @@ from fbp.experiment.commands.run_record import (
 from fbp.experiment.commands.verdict import Verdict, compare_runs, shortened, tensor_differences
 from fbp.experiment.rundir import environment, journal, layout, tags
 from fbp.experiment.rundir.series import Series, read_series
-from fbp.experiment.tracking import mlflow_runs, shipper
-from fbp.experiment.tracking.mlflow_runs import Recorded, Runs
+from fbp.experiment.tracking.readers import open_runs
+from fbp.experiment.tracking.run_reader import RecordedRun, RunReader
 
 _CHILD = "import sys; from fbp.experiment.commands.reproduce import child; sys.exit(child())"
 _DIGESTS = (tags.PARAMS_DIGEST, tags.METRICS_DIGEST)
@@ -58,14 +58,16 @@ def reproduce(
     Raises:
         InputError: if there is no such run, or if its record or data cannot be used.
     """
-    with mlflow_runs.opened(tracking_uri) as runs:
+    with open_runs(tracking_uri, [name]) as runs:
         run = runs.find(name)
         selected = runs.children(run) or [run]
         results = [_reproduce_run(runs, each, say, code) for each in selected]
         return all(results)
 
 
-def _reproduce_run(runs: Runs, run: Any, say: Callable[[str], None], code: Path | None) -> bool:
+def _reproduce_run(
+    runs: RunReader, run: RecordedRun, say: Callable[[str], None], code: Path | None
+) -> bool:
     """Reproduce one run; return whether it is identical."""
     record = load_record(runs, run)
     inconsistencies = check_record(runs, record, code)
@@ -78,7 +80,7 @@ def _reproduce_run(runs: Runs, run: Any, say: Callable[[str], None], code: Path 
     return verdict.identical
 
 
-def train_again(record: Record, uri: str) -> Path:
+def train_again(record: Record, uri: str | None) -> Path:
     """Train the recorded configuration in a subprocess, in the recorded environment.
 
     A run that did not finish is trained up to the last step of its record.
@@ -137,7 +139,7 @@ def compare(record: Record, folder: Path, inconsistencies: list[str]) -> Verdict
     verdict = verdict.with_differences(_different_digests(record.run, folder))
     if verdict.identical:
         return verdict
-    params = read_params(record.run.folder / layout.MODEL / layout.PARAMS)
+    params = read_params(record.artifacts / layout.MODEL / layout.PARAMS)
     new_params = read_params(layout.model(folder) / layout.PARAMS)
     if params is None or new_params is None:
         return verdict
@@ -145,20 +147,15 @@ def compare(record: Record, folder: Path, inconsistencies: list[str]) -> Verdict
 
 
 def report(
-    runs: Runs, record: Record, folder: Path, verdict: Verdict, say: Callable[[str], None]
+    runs: RunReader, record: Record, folder: Path, verdict: Verdict, say: Callable[[str], None]
 ) -> None:
     """Say how a reproduction compares, and tag its run in the store with the result."""
-    from mlflow.exceptions import MlflowException
-
     for line in _conclusion(record, verdict):
         say(f"  {line}")
-    run_id = shipper.shipped(folder).get("run_id")
-    if not run_id:
-        return
     result = "identical" if verdict.identical else verdict.differences[0]
     try:
-        runs.client.set_tag(run_id, tags.REPRODUCTION, result)
-    except MlflowException:
+        runs.tag_local_run(folder, tags.REPRODUCTION, result)
+    except OSError:
         name = journal.require_start(folder).name
         say(f"  the store does not answer: run {name} is not tagged with this result")
 
@@ -166,7 +163,7 @@ def report(
 def _introduction(record: Record) -> list[str]:
     """Return the lines that are shown before training."""
     run = record.run
-    differences = _environment_differences(run, record.environment, set(record.variables))
+    differences = _environment_differences(record)
     flags = [
         f"XLA flag {flag} of the record is not passed on, because it is not a plain switch"
         for flag in record.refused_flags
@@ -198,7 +195,7 @@ def _until(step: int, points: Series) -> Series:
     return points.where(points.steps <= step)
 
 
-def _different_digests(run: Recorded, folder: Path) -> list[str]:
+def _different_digests(run: RecordedRun, folder: Path) -> list[str]:
     """Return a line for each digest of a finished run that the run in `folder` does not have."""
     new_tags = journal.read_tags(folder)
     pairs = [
@@ -212,32 +209,24 @@ def _different_digests(run: Recorded, folder: Path) -> list[str]:
     ]
 
 
-def _environment_differences(
-    run: Recorded, recorded: dict[str, Any], restored: set[str]
-) -> list[str]:
-    """Return lines on what has changed since the run and cannot be restored.
-
-    Args:
-        run: the run.
-        recorded: its environment.
-        restored: names of the environment variables that the subprocess gets from the record.
-    """
+def _environment_differences(record: Record) -> list[str]:
+    """Return lines on what has changed since the run and cannot be restored."""
     ignored = {"threads", "XLA_FLAGS"}
-    ignored |= {f"jax.{name.removeprefix('JAX_').lower()}" for name in restored}
+    ignored |= {f"jax.{name.removeprefix('JAX_').lower()}" for name in record.variables}
     lines = [
         f"{name}: was {old[:_LONGEST_VALUE]}, is {new[:_LONGEST_VALUE]}"
-        for name, old, new in environment.differences(recorded, environment.describe())
+        for name, old, new in environment.differences(record.environment, environment.describe())
         if name not in ignored
     ]
     lines = shortened(lines, _MAX_LINES)
-    commit = run.tags.get(tags.GIT_COMMIT)
+    commit = record.run.tags.get(tags.GIT_COMMIT)
     repository = environment.git(Path.cwd())
     if not commit or not repository:
         return lines
     if repository["commit"] != commit:
         now = repository["commit"][:_SHORT_DIGEST]
         return [*lines, f"git commit: was {commit[:_SHORT_DIGEST]}, is {now}"]
-    path = run.folder / layout.GIT_DIFF
+    path = record.artifacts / layout.GIT_DIFF
     diff = path.read_text(encoding="utf-8") if path.exists() else ""
     if diff != repository.get("diff", ""):
         lines.append("git: the uncommitted changes differ (the run's artifact git.diff has them)")
@@ -286,7 +275,10 @@ def child() -> int:
     from fbp.experiment.commands.progress import Bar
     from fbp.experiment.runner.run import RunIdentity
 
-    task = json.loads(sys.stdin.readline())
+    line = sys.stdin.readline()
+    if not line.endswith("\n"):  # the parent died before it had sent the task
+        return 1
+    task = json.loads(line)
     threading.Thread(target=_stop_when_parent_dies, daemon=True).start()
     origin = RunIdentity(
         Path(task["source"]), task["label"], tags=task["tags"], fingerprint=task["fingerprint"]

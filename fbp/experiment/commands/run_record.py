@@ -13,8 +13,8 @@ from fbp.experiment.config.catalogue import require_trusted_module
 from fbp.experiment.rundir import environment, layout, tags
 from fbp.experiment.rundir.npz import READ_ERRORS, digest_of, read_arrays
 from fbp.experiment.rundir.series import Series, metrics_digest
-from fbp.experiment.tracking import mlflow_format, mlflow_runs
-from fbp.experiment.tracking.mlflow_runs import Recorded, Runs
+from fbp.experiment.tracking import mlflow_format
+from fbp.experiment.tracking.run_reader import RecordedRun, RunReader
 
 _MAX_INCONSISTENCIES = 5
 
@@ -23,7 +23,8 @@ class Record(NamedTuple):
     """All that a run has recorded, as far as a reproduction needs it.
 
     Attributes:
-        run: the run; its artifacts are in ``run.folder``.
+        run: the run.
+        artifacts: the folder of its artifacts.
         config: the file of its resolved configuration.
         environment: what it ran on.
         variables: environment variables that restore that.
@@ -32,7 +33,8 @@ class Record(NamedTuple):
         checkpoints: digests of the parameters by step.
     """
 
-    run: Recorded
+    run: RecordedRun
+    artifacts: Path
     config: Path
     environment: dict[str, Any]
     variables: dict[str, str]
@@ -51,33 +53,34 @@ class Record(NamedTuple):
         return max([*self.checkpoints, *map(last_step, self.series.values())], default=None)
 
 
-def load_record(runs: Runs, run: Any) -> Record:
+def load_record(runs: RunReader, run: RecordedRun) -> Record:
     """Read the record of a run; nothing that it names is imported.
 
     Raises:
         InputError: if the record has no configuration, or is damaged.
     """
-    recorded = runs.read(run, model=True)
-    config = recorded.folder / layout.CONFIG
+    artifacts = runs.artifacts(run, model=True)
+    config = artifacts / layout.CONFIG
     if not config.exists():
         raise InputError(
-            f"run {recorded.name}: its record has no config.toml; only runs made by fbp can be "
+            f"run {run.name}: its record has no config.toml; only runs made by fbp can be "
             "reproduced"
         )
-    facts = environment.read(recorded.folder)
+    facts = environment.read(artifacts)
     variables, refused_flags = environment.restorable_variables(facts)
     return Record(
-        recorded,
+        run,
+        artifacts,
         config,
         facts,
         variables,
         refused_flags,
-        runs.series(recorded),
-        mlflow_runs.checkpoints(recorded),
+        runs.series(run),
+        runs.checkpoints(run),
     )
 
 
-def check_record(runs: Runs, record: Record, code: Path | None) -> list[str]:
+def check_record(runs: RunReader, record: Record, code: Path | None) -> list[str]:
     """Check that a record can be reproduced, and that its parts agree with each other.
 
     Returns:
@@ -96,11 +99,11 @@ def check_record(runs: Runs, record: Record, code: Path | None) -> list[str]:
     return _inconsistencies_in_record(runs, record)
 
 
-def _inconsistencies_in_record(runs: Runs, record: Record) -> list[str]:
+def _inconsistencies_in_record(runs: RunReader, record: Record) -> list[str]:
     """Return lines on where a record disagrees with itself; then something has changed it."""
     if record.run.status == "RUNNING":
         return []
-    lines = _inconsistent_metrics(runs.points(record.run), record)
+    lines = _inconsistent_metrics(runs.indexed_series(record.run), record)
     if not record.finished:
         return lines[:_MAX_INCONSISTENCIES]
     run_tags = record.run.tags
@@ -108,7 +111,7 @@ def _inconsistencies_in_record(runs: Runs, record: Record) -> list[str]:
         lines.append("the record is inconsistent: its history does not match fbp.metrics_digest")
     if not record.checkpoints:
         lines.append("the record has no digests of the parameters at checkpoints")
-    params = read_params(record.run.folder / layout.MODEL / layout.PARAMS)
+    params = read_params(record.artifacts / layout.MODEL / layout.PARAMS)
     if params is None or digest_of(params) != run_tags.get(tags.PARAMS_DIGEST):
         lines.append(
             "the record is inconsistent: the model's parameters do not match fbp.params_digest"

@@ -3,12 +3,12 @@
 import re
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.table import Table
 
 from fbp.experiment.rundir import tags
-from fbp.experiment.tracking.mlflow_runs import Recorded, Runs
+from fbp.experiment.tracking.run_reader import RecordedRun, RunReader
 
 _METRICS = (  # shown if a run has them, best known first
     "test_accuracy", "validation_accuracy", "test_r2", "test_loss", "validation_loss", "train_loss",
@@ -91,22 +91,20 @@ class _Columns(NamedTuple):
 
 
 def runs_table(
-    runs: Sequence[Any],
-    experiments: dict[str, str],
+    runs: Sequence[RecordedRun],
     required: Sequence[tuple[str, str]],
     width: int | None,
 ) -> Rows:
     """Return a table with one row per run: how it ended, its results, and the differing params.
 
     Args:
-        runs: MLflow's runs.
-        experiments: names of MLflow's experiments by id.
+        runs: the runs.
         required: (kind, name) pairs that are always shown, see :func:`names_in_filter`.
         width: of the terminal, in characters; None for no limit. The least important columns are
             left out and long names shortened until each row fits on one line.
     """
     chosen = choose_columns(runs, required)
-    columns = cells(runs, experiments, chosen, width)
+    columns = cells(runs, chosen, width)
     if width:
         shown_always = [name for _, name in required]
         droppable = [name for name in columns_to_drop_first(chosen) if name not in shown_always]
@@ -114,12 +112,12 @@ def runs_table(
     return Rows("", list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
 
 
-def choose_columns(runs: Sequence[Any], required: Sequence[tuple[str, str]]) -> _Columns:
+def choose_columns(runs: Sequence[RecordedRun], required: Sequence[tuple[str, str]]) -> _Columns:
     """Return the params and metrics to show: `required` ones, usual metrics, differing params."""
-    recorded = {name for run in runs for name in run.data.metrics if not name.startswith("system/")}
+    recorded = {name for run in runs for name in run.metrics if not name.startswith("system/")}
     usual = [name for name in _METRICS if name in recorded]
     metrics = usual or sorted(recorded)[:_MAX_OTHER_METRICS]
-    params = differing([run.data.params for run in runs])
+    params = differing([run.params for run in runs])
     params = [name for name in params if name not in ("name", "description")]
     params.sort(key=lambda name: (_PARAMS.index(name) if name in _PARAMS else len(_PARAMS), name))
     return _Columns(
@@ -128,26 +126,24 @@ def choose_columns(runs: Sequence[Any], required: Sequence[tuple[str, str]]) -> 
     )
 
 
-def cells(
-    runs: Sequence[Any], experiments: dict[str, str], chosen: _Columns, width: int | None
-) -> dict[str, list[str]]:
+def cells(runs: Sequence[RecordedRun], chosen: _Columns, width: int | None) -> dict[str, list[str]]:
     """Return the cells of each column of a list of runs, by the column's name."""
-    names = {run.info.run_id: _shortened(run.info.run_name or "", width) for run in runs}
-    parents = [run.data.tags.get(tags.PARENT_ID, "") for run in runs]
+    names = {run.run_id: _shortened(run.name, width) for run in runs}
+    parents = [run.parent_id for run in runs]
     columns = {
-        "run": [names[run.info.run_id] for run in runs],
-        "id": [run.info.run_id[:8] for run in runs],
+        "run": [names[run.run_id] for run in runs],
+        "id": [run.run_id[:8] for run in runs],
         "part of": [names.get(parent, parent[:8]) for parent in parents],
-        "experiment": [experiments.get(run.info.experiment_id, "") for run in runs],
-        "status": [run.info.status for run in runs],
-        "started": [local_time(run.info.start_time) for run in runs],
-        "duration": [duration(run.info.start_time, run.info.end_time) for run in runs],
+        "experiment": [run.experiment for run in runs],
+        "status": [run.status for run in runs],
+        "started": [local_time(run.start) for run in runs],
+        "duration": [duration(run.start, run.end) for run in runs],
     }
     if not any(parents):
         del columns["part of"]
-    columns |= {name: [run.data.params.get(name, "") for run in runs] for name in chosen.params}
+    columns |= {name: [run.params.get(name, "") for run in runs] for name in chosen.params}
     return columns | {
-        name: [number(run.data.metrics.get(name)) for run in runs] for name in chosen.metrics
+        name: [number(run.metrics.get(name)) for run in runs] for name in chosen.metrics
     }
 
 
@@ -180,34 +176,33 @@ def _shortened(name: str, width: int | None) -> str:
     return f"{name[: longest - 6]}…{name[-5:]}"
 
 
-def run_tables(runs: Runs, run: Any, recorded: Recorded) -> list[Rows]:
+def run_tables(runs: RunReader, run: RecordedRun) -> list[Rows]:
     """Return the tables of one run: identity, configuration, data, metrics, and its child runs.
 
     Args:
         runs: the store.
-        run: MLflow's run.
-        recorded: the run as it was read.
+        run: the run.
     """
     identity = [
-        ["name", recorded.name],
-        ["id", recorded.run_id],
-        ["experiment", recorded.experiment],
-        ["status", recorded.status],
-        ["started", local_time(recorded.start)],
-        ["duration", duration(recorded.start, recorded.end)],
-        ["artifacts", run.info.artifact_uri],
+        ["name", run.name],
+        ["id", run.run_id],
+        ["experiment", run.experiment],
+        ["status", run.status],
+        ["started", local_time(run.start)],
+        ["duration", duration(run.start, run.end)],
+        ["artifacts", run.artifact_uri],
     ]
     identity += [
-        [name.removeprefix("fbp.").removeprefix("mlflow."), recorded.tags[name]]
-        for name in sorted(recorded.tags)
+        [name.removeprefix("fbp.").removeprefix("mlflow."), run.tags[name]]
+        for name in sorted(run.tags)
         if _is_shown(name)
     ]
-    params = [[name, text] for name, text in sorted(recorded.params.items()) if text != "None"]
-    data = [[entry.dataset.name, entry.dataset.digest] for entry in run.inputs.dataset_inputs]
+    params = [[name, text] for name, text in sorted(run.params.items()) if text != "None"]
+    data = [[name, digest] for name, digest in run.datasets]
     metrics = [
-        [name, number(value)] for name, value in sorted(recorded.metrics.items()) if "/" not in name
+        [name, number(value)] for name, value in sorted(run.metrics.items()) if "/" not in name
     ]
-    children = [[child.info.run_name, child.info.status] for child in runs.children(run)]
+    children = [[child.name, child.status] for child in runs.children(run)]
     tables = [
         Rows("run", ["", "value"], identity),
         Rows("configuration (without keys that are not set)", ["key", "value"], params),

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from fbp.errors import InputError
-from fbp.experiment.commands.load import find_folder
 from fbp.experiment.config import writing
 from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import checkpoints, journal, layout, locks
@@ -24,6 +23,7 @@ from fbp.experiment.rundir.npz import to_host, unflatten_like
 from fbp.experiment.rundir.recorder import Recorder, record_start
 from fbp.experiment.rundir.redact import redact
 from fbp.experiment.tracking import shipper, store
+from fbp.experiment.tracking.folder_runs import find_folder
 from fbp.layer import Params
 
 _KEY = re.compile(r"(?!\.)[A-Za-z0-9_.\-]([A-Za-z0-9_.\- /]*[A-Za-z0-9_.\-])?")
@@ -261,9 +261,7 @@ def _folder(
         folder = layout.new_run_folder(root, experiment)
         layout.destination(folder).write_text(store.portable(uri, root), encoding="utf-8")
         return folder, uri
-    found = (
-        Path(resume).resolve() if journal.read_start(Path(resume)) else find_folder(root, resume)
-    )
+    found = find_folder(root, resume)
     if found is None:
         raise InputError(f"resume: no run {resume!r} in {root}")
     before = journal.require_start(found).params

@@ -1,4 +1,4 @@
-"""A run as MLflow has it: found by name, and read back without trusting what it holds."""
+"""The reader of runs in an MLflow store; it trusts nothing that the store holds."""
 
 import csv
 import json
@@ -7,18 +7,24 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from fbp._optional import require
 from fbp.errors import InputError
-from fbp.experiment.config.catalogue import did_you_mean
-from fbp.experiment.rundir import layout
+from fbp.experiment.rundir import layout, tags
 from fbp.experiment.rundir.redact import redact, redact_secrets_of
 from fbp.experiment.rundir.series import Series
 from fbp.experiment.tracking import store
-from fbp.experiment.tracking.shipper import connect
+from fbp.experiment.tracking.run_reader import (
+    FILTER_HINT,
+    RecordedRun,
+    is_abbreviation,
+    matching_runs,
+    single_match,
+)
+from fbp.experiment.tracking.shipper import connect, shipped
 
 _FILES = (
     layout.CONFIG,
@@ -30,191 +36,157 @@ _FILES = (
     "history/layers.json",
 )
 _MODEL = ("model/params.npz", "model/config.toml", "model/model.json")
+_NEWEST = 10  # runs that are suggested for an unknown name
 
 
-class Recorded(NamedTuple):
-    """What MLflow has of a run.
+class MlflowRuns:
+    """The runs of an MLflow store; a :class:`.run_reader.RunReader`. Made by :func:`opened`.
 
     Attributes:
-        run_id, name, experiment, status: MLflow's.
-        start, end: milliseconds since 1970; end is None while the run goes on.
-        params, tags: texts by name.
-        metrics: the last value of each.
-        folder: where the artifacts that fbp reads are, as long as the store is open.
+        client: MLflow's client.
+        uri: the tracking URI.
     """
-
-    run_id: str
-    name: str
-    experiment: str
-    status: str
-    start: int
-    end: int | None
-    params: dict[str, str]
-    tags: dict[str, str]
-    metrics: dict[str, float]
-    folder: Path
-
-
-class Runs:
-    """The runs of an MLflow store. Make one by :func:`opened`."""
 
     def __init__(self, client: Any, uri: str, folder: Path):
         self.client, self.uri = client, uri
-        self._folder = folder
-        self.experiments = {
+        self._folder = folder  # of copied artifacts
+        self._experiments = {
             experiment.experiment_id: experiment.name for experiment in client.search_experiments()
         }
 
     def search(
-        self, condition: str = "", order: list[str] | None = None, limit: int = 1000
-    ) -> list[Any]:
-        """MLflow's runs that fulfil a condition in MLflow's language.
-
-        Raises:
-            InputError: where the condition or the order is not understood.
-        """
+        self, condition: str = "", order: Sequence[str] = (), limit: int = 1000
+    ) -> list[RecordedRun]:
+        """Return the runs that satisfy a condition, see :meth:`.RunReader.search`."""
         from mlflow.exceptions import MlflowException
 
         try:
-            return list(
-                self.client.search_runs(
-                    list(self.experiments), condition, max_results=limit, order_by=order
-                )
+            runs = self.client.search_runs(
+                list(self._experiments), condition, max_results=limit, order_by=list(order) or None
             )
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise  # the store's fault; see opened
-            first = redact_secrets_of(str(error).partition("\n")[0], self.uri).removeprefix(
-                "INVALID_PARAMETER_VALUE: "
+            reason = redact_secrets_of(str(error).partition("\n")[0], self.uri)
+            reason = reason.removeprefix("INVALID_PARAMETER_VALUE: ")
+            about_order = order and (
+                "order" in reason or "attribute key" in reason or not condition
             )
-            about_order = order and ("order" in first or "attribute key" in first or not condition)
-            asked = f"--sort {', '.join(order or [])}" if about_order else condition
-            raise InputError(
-                f"{asked}: {first}; write metrics.NAME, params.NAME, tags.NAME or attributes.NAME, such as "
-                "\"metrics.validation_accuracy > 0.97 and params.optimizer_name = 'adam'\""
-            ) from None
+            text = f"--sort {', '.join(order)}" if about_order else condition
+            raise InputError(f"{text}: {reason}; {FILTER_HINT}") from None
+        return [self._recorded(run) for run in runs]
 
-    def check_names(self, asked: Sequence[tuple[str, str]]) -> None:
-        """See that some run has each metric or param of a filter: MLflow finds nothing where a name is misspelt, silently.
+    def _recorded(self, run: Any) -> RecordedRun:
+        """Return MLflow's run as fbp's type."""
+        info, data = run.info, run.data
+        datasets = run.inputs.dataset_inputs if run.inputs else []
+        return RecordedRun(
+            info.run_id,
+            info.run_name or info.run_id,
+            self._experiments.get(info.experiment_id, info.experiment_id),
+            info.status,
+            info.start_time,
+            info.end_time,
+            dict(data.params),
+            dict(data.tags),
+            dict(data.metrics),
+            data.tags.get(tags.PARENT_ID, ""),
+            info.artifact_uri or "",
+            tuple((entry.dataset.name, entry.dataset.digest) for entry in datasets),
+        )
 
-        Raises:
-            InputError: where none of the newest runs has it.
-        """
-        newest = self.search(limit=200) if asked else []
-        for kind, name in asked:
-            known = {key for run in newest for key in getattr(run.data, kind)}
-            if newest and name not in known:
-                near = sorted(key for key in known if ("/" in key) == ("/" in name))
-                raise InputError(f"no run has {kind}.{name}; {did_you_mean(name, near[:60])}")
-
-    def find(self, name: str) -> Any:
-        """The one run of that id (or its beginning), name (or its end, of four letters), or folder.
-
-        Raises:
-            InputError: where there is none, or there are several.
-        """
+    def find(self, name: str) -> RecordedRun:
+        """Return exactly one run, see :meth:`.RunReader.find`."""
         from mlflow.exceptions import MlflowException
 
         path = Path(name)
         name = path.name if layout.journal(path).exists() else name
         if re.fullmatch(r"[0-9a-f]{32}", name):
             try:
-                return self.client.get_run(name)
+                return self._recorded(self.client.get_run(name))
             except MlflowException:
                 pass
-        found = []
+        matches = []
         if re.fullmatch(r"[^'\"`\\]+", name):
-            found = self.search(f"attributes.run_name = '{name}'") or self.search(
-                f"tags.`fbp.folder` = '{name}'"
-            )
-        if not found and re.fullmatch(r"[0-9a-f]{4,31}", name):
-            every = self.search()
-            found = [run for run in every if run.info.run_id.startswith(name)]
-            found = found or [
-                run for run in every if (run.info.run_name or "").endswith(f"-{name}")
-            ]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            ids = ", ".join(run.info.run_id for run in found[:5])
-            raise InputError(
-                f"run {name!r}: {len(found)} runs in {redact(self.uri)} are called so; give one of the ids {ids}"
-            )
-        names = [run.info.run_name for run in self.search(limit=200)]
-        hint = did_you_mean(name, names[:10]) if names else "it has no runs"
-        raise InputError(f"run {name!r}: no run of that name or id in {redact(self.uri)}; {hint}")
+            matches = self.search(f"attributes.run_name = '{name}'")
+            matches = matches or self.search(f"tags.`{tags.FOLDER}` = '{name}'")
+        if not matches and is_abbreviation(name):
+            matches = matching_runs(name, self.search())
+        newest = [] if len(matches) == 1 else self.search(limit=_NEWEST)
+        return single_match(name, matches, newest, redact(self.uri))
 
-    def children(self, run: Any) -> list[Any]:
-        """The runs shown under a run, in the order in which they were made."""
-        return self.search(
-            f"tags.`mlflow.parentRunId` = '{run.info.run_id}'", ["attributes.start_time ASC"]
-        )
+    def children(self, run: RecordedRun) -> list[RecordedRun]:
+        """Return the runs shown under `run`, the oldest first."""
+        condition = f"tags.`{tags.PARENT_ID}` = '{run.run_id}'"
+        return self.search(condition, ["attributes.start_time ASC"])
 
-    def read(self, run: Any, model: bool = False) -> Recorded:
-        """The record of a run, its artifacts copied; those of the model, too, where it is asked for."""
-        info = run.info
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", info.run_id):
-            raise InputError(f"run {info.run_id!r}: expected an id of letters and digits")
-        folder = self._folder / info.run_id
+    def artifacts(self, run: RecordedRun, *, model: bool = False) -> Path:
+        """Copy the artifacts that fbp reads into a temporary folder; return the folder.
+
+        The names are fbp's and not the server's. Files that the run does not have are missing.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", run.run_id):
+            raise InputError(f"run {run.run_id!r}: expected an id of letters and digits")
+        folder = self._folder / run.run_id
         folder.mkdir(exist_ok=True)
-        self._copy(info.run_id, (*_FILES, *(_MODEL if model else ())), folder)
-        return Recorded(
-            info.run_id,
-            info.run_name or info.run_id,
-            self.experiments.get(info.experiment_id, info.experiment_id),
-            info.status,
-            info.start_time,
-            info.end_time,
-            dict(run.data.params),
-            dict(run.data.tags),
-            dict(run.data.metrics),
-            folder,
-        )
-
-    def _copy(self, run_id: str, names: Sequence[str], folder: Path) -> None:
-        """Artifacts, by names that are ours and not the server's; absent are those that the run does not have."""
+        names = (*_FILES, *(_MODEL if model else ()))
         with store.global_tracking_uri(self.uri):
-            above = sorted({name.rpartition("/")[0] for name in names})
-            there = {
+            parents = sorted({name.rpartition("/")[0] for name in names})
+            existing = {
                 entry.path
-                for path in above
-                for entry in self.client.list_artifacts(run_id, path or None)
+                for parent in parents
+                for entry in self.client.list_artifacts(run.run_id, parent or None)
             }
             for name in names:
                 target = (folder / name).parent
                 target.mkdir(exist_ok=True)
-                if name in there and not (folder / name).exists():
-                    self.client.download_artifacts(run_id, name, str(target))
+                if name in existing and not (folder / name).exists():
+                    self.client.download_artifacts(run.run_id, name, str(target))
+        return folder
 
-    def series(self, recorded: Recorded) -> dict[str, Series]:
-        """Every metric of a run but the machine's: from its artifacts, or, while it runs, what MLflow shows."""
-        return from_artifacts(recorded) or self.points(recorded)
+    def series(self, run: RecordedRun) -> dict[str, Series]:
+        """Return every metric: from the artifacts or, while it runs, as MLflow shows it."""
+        return from_artifacts(self.artifacts(run), run.name) or self.indexed_series(run)
 
-    def points(self, recorded: Recorded) -> dict[str, Series]:
-        """Every metric of a run but the machine's, as MLflow shows it: of long runs some of the steps."""
+    def indexed_series(self, run: RecordedRun) -> dict[str, Series]:
+        """Return every metric as MLflow shows it; of long runs, this is a part of the steps."""
         series = {}
-        for key in recorded.metrics:
+        for key in run.metrics:
             if not key.startswith("system/"):
-                points = self.client.get_metric_history(recorded.run_id, key)
+                points = self.client.get_metric_history(run.run_id, key)
                 points.sort(key=lambda point: (point.step, point.timestamp))
-                columns = (
-                    [p.step for p in points],
-                    [p.value for p in points],
-                    [p.timestamp for p in points],
-                )
                 series[key] = Series(
-                    *(
-                        np.array(column, kind)
-                        for column, kind in zip(columns, ("i8", "f8", "i8"), strict=True)
-                    )
+                    np.array([point.step for point in points], "i8"),
+                    np.array([point.value for point in points], "f8"),
+                    np.array([point.timestamp for point in points], "i8"),
                 )
         return series
 
+    def checkpoints(self, run: RecordedRun) -> dict[int, dict[str, Any]]:
+        """Return digests of the parameters by step: ``params``, and ``tensors`` by path."""
+        return checkpoints(self.artifacts(run), run.name)
 
-def from_artifacts(recorded: Recorded) -> dict[str, Series]:
-    """Every metric that a run's artifacts hold; none while it goes on."""
+    def layers(self, run: RecordedRun) -> dict[str, str]:
+        """Return the names of the model's layers by path."""
+        return layers(self.artifacts(run))
+
+    def tag_local_run(self, folder: Path, name: str, text: str) -> None:
+        """Set a tag of a run that was sent from `folder`, see :meth:`.RunReader.tag_local_run`."""
+        from mlflow.exceptions import MlflowException
+
+        run_id = shipped(folder).get("run_id")
+        if not run_id:
+            return
+        try:
+            self.client.set_tag(run_id, name, text)
+        except MlflowException as error:
+            raise OSError(f"{redact(self.uri)}: the store does not answer") from error
+
+
+def from_artifacts(folder: Path, run_name: str) -> dict[str, Series]:
+    """Return every metric from the history among a run's artifacts; none while it goes on."""
     found: dict[str, Series] = {}
-    history = recorded.folder / "history"
+    history = folder / "history"
     try:
         if (history / "steps.csv").exists():
             names = (
@@ -235,7 +207,7 @@ def from_artifacts(recorded: Recorded) -> dict[str, Series]:
                     )
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(
-            f"run {recorded.name}: the history among its artifacts is damaged ({error})"
+            f"run {run_name}: the history among its artifacts is damaged ({error})"
         ) from None
     for key, rows in points.items():
         at, values, times = zip(*rows, strict=True)
@@ -245,9 +217,9 @@ def from_artifacts(recorded: Recorded) -> dict[str, Series]:
     return found
 
 
-def layers(recorded: Recorded) -> dict[str, str]:
-    """The names of a run's layers by path."""
-    path = recorded.folder / "history" / "layers.json"
+def layers(folder: Path) -> dict[str, str]:
+    """Return the names of the model's layers by path, from a run's artifacts."""
+    path = folder / "history" / "layers.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError:
@@ -255,9 +227,9 @@ def layers(recorded: Recorded) -> dict[str, str]:
     return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
 
-def checkpoints(recorded: Recorded) -> dict[int, dict[str, Any]]:
-    """The digests of a run's parameters by step: ``params``, and ``tensors`` by path."""
-    path = recorded.folder / "history" / "checkpoints.json"
+def checkpoints(folder: Path, run_name: str) -> dict[int, dict[str, Any]]:
+    """Return digests of the parameters by step: ``params``, and ``tensors`` by path."""
+    path = folder / "history" / "checkpoints.json"
     if not path.exists():
         return {}
     try:
@@ -267,7 +239,7 @@ def checkpoints(recorded: Recorded) -> dict[int, dict[str, Any]]:
         }
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise InputError(
-            f"run {recorded.name}: checkpoints.json among its artifacts is damaged ({error})"
+            f"run {run_name}: checkpoints.json among its artifacts is damaged ({error})"
         ) from None
 
 
@@ -279,11 +251,11 @@ def _digests(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def opened(tracking_uri: str | None) -> Iterator[Runs]:
-    """The runs of a store: that of the URI, of ``MLFLOW_TRACKING_URI``, or the embedded one.
+def opened(tracking_uri: str | None) -> Iterator[MlflowRuns]:
+    """Open an MLflow store: that of the URI, of ``MLFLOW_TRACKING_URI``, or the embedded one.
 
     Raises:
-        InputError: where there is no store, or it does not answer, now or later.
+        InputError: if there is no store, or if it does not answer, now or later.
     """
     require("MLflow tracking", "mlflow")
     from mlflow.exceptions import MlflowException
@@ -312,6 +284,6 @@ def opened(tracking_uri: str | None) -> Iterator[Runs]:
         raise unanswered(error) from None
     with tempfile.TemporaryDirectory() as folder:
         try:
-            yield Runs(client, uri, Path(folder))
+            yield MlflowRuns(client, uri, Path(folder))
         except MlflowException as error:
             raise unanswered(error) from None

@@ -8,10 +8,10 @@ from typing import Any
 from fbp.errors import InputError
 from fbp.experiment.rundir.redact import redact, redact_secrets_of
 from fbp.experiment.tracking import store
-from fbp.experiment.tracking.mlflow_runs import Runs
+from fbp.experiment.tracking.mlflow_runs import MlflowRuns
 
 
-def register(runs: Runs, run: str, name: str, alias: str | None) -> str:
+def register(runs: MlflowRuns, run: str, name: str, alias: str | None) -> str:
     """Give a run's model a name, and perhaps an alias; returns the address by which it is loaded.
 
     Args:
@@ -36,19 +36,18 @@ def register(runs: Runs, run: str, name: str, alias: str | None) -> str:
             f"register: expected an alias that MLflow does not keep for itself, got {alias!r}"
         )
     found = runs.find(run)
+    experiment_id = runs.client.get_run(found.run_id).info.experiment_id
     models = runs.client.search_logged_models(
-        [found.info.experiment_id], f"source_run_id = '{found.info.run_id}'", max_results=1
+        [experiment_id], f"source_run_id = '{found.run_id}'", max_results=1
     )
-    variants = (
-        ", ".join(str(child.info.run_name) for child in runs.children(found)) if not models else ""
-    )
+    variants = ", ".join(child.name for child in runs.children(found)) if not models else ""
     if variants:
         raise InputError(
             f"run {run!r}: it is a group and has no model of its own; name one of {variants}"
         )
     if not models:
         raise InputError(
-            f"run {run!r}: it has no model (it is {found.info.status}); only finished runs have one"
+            f"run {run!r}: it has no model (it is {found.status}); only finished runs have one"
         )
     try:
         with (

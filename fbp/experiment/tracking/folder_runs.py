@@ -1,0 +1,159 @@
+"""The reader of runs in a project's own run folders; it needs no tracker."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fbp.experiment.rundir import journal, locks
+from fbp.experiment.rundir.journal import Journal, Series
+from fbp.experiment.tracking import store
+from fbp.experiment.tracking.run_filter import parse_filter, sort_runs
+from fbp.experiment.tracking.run_reader import RecordedRun, matching_runs, single_match
+from fbp.experiment.tracking.shipper import shipped
+
+
+class FolderRuns:
+    """The runs of a project's ``mlruns/runs``; a :class:`.run_reader.RunReader`."""
+
+    uri = None
+
+    def __init__(self, root: Path):
+        """Read which runs `root`, the folder ``mlruns``, has; the newest first."""
+        self._root = root
+        self._folders: dict[str, Path] = {}
+        self._identities: list[RecordedRun] = []  # without status, end and metrics
+        self._read: dict[str, RecordedRun] = {}
+        for folder in reversed(store.run_folders(root)):
+            run = _read_identity(folder)
+            if run is not None:
+                self._folders[run.run_id] = folder
+                self._identities.append(run)
+
+    def _complete(self, run: RecordedRun) -> RecordedRun:
+        """Return a run with its status and metrics, which need all of its journal."""
+        if run.run_id not in self._read:
+            self._read[run.run_id] = _read_outcome(run, self.folder(run))
+        return self._read[run.run_id]
+
+    def search(
+        self, condition: str = "", order: Sequence[str] = (), limit: int = 1000
+    ) -> list[RecordedRun]:
+        """Return the runs that satisfy a condition, see :meth:`.RunReader.search`."""
+        clauses = parse_filter(condition)
+        every = [self._complete(run) for run in self._identities]
+        runs = [run for run in every if all(clause.holds(run) for clause in clauses)]
+        runs.sort(key=lambda run: run.start, reverse=True)
+        return sort_runs(runs, order)[:limit]
+
+    def find(self, name: str) -> RecordedRun:
+        """Return exactly one run, see :meth:`.RunReader.find`."""
+        where = str(self._root / "runs")
+        return self._complete(single_match(name, self.matches(name), self._identities, where))
+
+    def matches(self, name: str) -> list[RecordedRun]:
+        """Return the runs that `name` may mean, see :func:`.run_reader.matching_runs`."""
+        path = Path(name)
+        name = path.name if (path / journal.NAME).exists() else name
+        return matching_runs(name, self._identities)
+
+    def children(self, run: RecordedRun) -> list[RecordedRun]:
+        """Return the runs shown under `run`, the oldest first."""
+        children = [other for other in self._identities if other.parent_id == run.run_id]
+        return [self._complete(child) for child in sorted(children, key=lambda child: child.start)]
+
+    def folder(self, run: RecordedRun) -> Path:
+        """Return the folder of a run."""
+        return self._folders[run.run_id]
+
+    def artifacts(self, run: RecordedRun, *, model: bool = False) -> Path:
+        """Return the folder of a run's artifacts."""
+        return self.folder(run) / "artifacts"
+
+    def series(self, run: RecordedRun) -> dict[str, Series]:
+        """Return every metric of a run, from its journal."""
+        return journal.history(self.folder(run))
+
+    def indexed_series(self, run: RecordedRun) -> dict[str, Series]:
+        """Return nothing: there is no index beside the journal."""
+        return {}
+
+    def checkpoints(self, run: RecordedRun) -> dict[int, dict[str, Any]]:
+        """Return digests of the parameters by step: ``params``, and ``tensors`` by path."""
+        return {
+            step: {"params": line["params_digest"], "tensors": line["tensors"]}
+            for step, line in journal.checkpoints(self.folder(run)).items()
+        }
+
+    def layers(self, run: RecordedRun) -> dict[str, str]:
+        """Return the names of the model's layers by path."""
+        return dict((journal.read_start(self.folder(run)) or {}).get("layers", {}))
+
+    def tag_local_run(self, folder: Path, name: str, text: str) -> None:
+        """Append a tag to a run's journal; raise OSError if it cannot be written."""
+        writer = Journal(folder)
+        try:
+            writer.write("tags", values={name: text})
+        finally:
+            writer.close()
+
+
+def run_id_of(folder: Path) -> str:
+    """Return the id of a run: the tracker's, or a digest of the folder's name if it has none."""
+    digest = hashlib.blake2b(folder.name.encode(), digest_size=16).hexdigest()
+    return str(shipped(folder).get("run_id") or digest)
+
+
+def _read_identity(folder: Path) -> RecordedRun | None:
+    """Return what the first line of a journal says of its run; None if no run has begun."""
+    start = journal.read_start(folder)
+    if start is None:
+        return None
+    parent = store.inside(folder.parent, start["parent"])
+    return RecordedRun(
+        run_id_of(folder),
+        start["name"],
+        start["experiment"],
+        "RUNNING",
+        start["time"],
+        None,
+        dict(start["params"]),
+        dict(start["tags"]),
+        {},
+        run_id_of(parent) if parent else "",
+        str(folder / "artifacts"),
+        tuple((entry["name"], entry["digest"]) for entry in start["inputs"]),
+    )
+
+
+def _read_outcome(run: RecordedRun, folder: Path) -> RecordedRun:
+    """Return `run` with its status, end, tags and metrics."""
+    start, end = journal.read_start(folder) or {}, journal.read_end(folder)
+    tags = dict(run.tags)
+    for _, line in journal.lines(folder, kinds=["tags"]):
+        tags |= line["values"]
+    trained = store.inside(folder.parent, start.get("parent")) or folder
+    alive = "RUNNING" if locks.is_training(trained) else "KILLED"
+    metrics = {key: float(points.values[-1]) for key, points in journal.history(folder).items()}
+    return run._replace(
+        status=end["status"] if end else alive,
+        end=end["time"] if end else None,
+        tags=tags,
+        metrics=metrics,
+    )
+
+
+def find_folder(root: Path, run: str) -> Path | None:
+    """Return the local folder of a run; None if there is none, or if `run` is ambiguous.
+
+    Args:
+        root: the project's ``mlruns`` folder.
+        run: a path, the folder's name, the run's name, its id, or (in at least four characters)
+            the beginning of the id or the end of the name.
+    """
+    path = Path(run)
+    if journal.read_start(path):
+        return path.resolve()
+    runs = FolderRuns(root)
+    matches = runs.matches(run)
+    return runs.folder(matches[0]) if len(matches) == 1 else None

@@ -1,0 +1,53 @@
+"""Choose and open the reader of a project's runs: MLflow's, or that of its run folders."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from fbp._optional import is_installed
+from fbp.errors import InputError
+from fbp.experiment.rundir import journal
+from fbp.experiment.tracking import mlflow_runs, store
+from fbp.experiment.tracking.folder_runs import FolderRuns, find_folder
+from fbp.experiment.tracking.run_reader import RunReader
+
+
+@contextmanager
+def open_runs(tracking_uri: str | None, names: Sequence[str] = ()) -> Iterator[RunReader]:
+    """Open the store that has the runs of a project.
+
+    That is the MLflow store of `tracking_uri`, of ``MLFLOW_TRACKING_URI``, or of the project. The
+    run folders take its place if no URI is chosen, and either the project has no MLflow store,
+    MLflow is not installed, or all of `names` are runs that another tracker has.
+
+    Args:
+        tracking_uri: the MLflow store to use.
+        names: the runs that will be searched for.
+
+    Raises:
+        InputError: if there is no store, or if it does not answer, now or later.
+    """
+    root = store.root()
+    chosen = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not chosen and (not _has_mlflow_store(root) or _in_other_tracker(root, names)):
+        if not store.run_folders(root):
+            raise InputError(f"there are no runs in {root} yet; start with: fbp run digits_mlp")
+        yield FolderRuns(root)
+        return
+    with mlflow_runs.opened(tracking_uri) as runs:
+        yield runs
+
+
+def _has_mlflow_store(root: Path) -> bool:
+    """Return whether the project's MLflow store exists and MLflow can be imported."""
+    return is_installed("mlflow") and (root / "mlflow.db").exists()
+
+
+def _in_other_tracker(root: Path, names: Sequence[str]) -> bool:
+    """Return whether `names` are local runs, none of which was sent to MLflow."""
+    folders = [find_folder(root, name) for name in names]
+    starts = [folder and journal.read_start(folder) for folder in folders]
+    return bool(names) and all(
+        start and start.get("sink", "mlflow") != "mlflow" for start in starts
+    )
