@@ -5,8 +5,9 @@ import math
 import pytest
 
 import fbp
-from fbp.experiment.rundir.journal import Journal, metrics_digest
-from fbp.experiment.tracking import store
+from fbp.experiment.rundir import layout
+from fbp.experiment.rundir.journal import Journal
+from fbp.experiment.rundir.series import metrics_digest
 from fbp.experiment.tracking.folder_runs import FolderRuns, find_folder
 from fbp.experiment.tracking.readers import open_runs
 from fbp.experiment.tracking.run_filter import parse_filter, sort_runs
@@ -79,14 +80,14 @@ def test_runs_are_sorted_and_missing_values_come_last():
 
 
 def a_folder(root, label, status, **start):
-    folder = store.new_run_folder(root, label)
+    folder = layout.new_run_folder(root, label)
     writer = Journal(folder)
-    writer.start(folder, label=label, experiment="e", params={"seed": "1"}, tags={}, **start)
-    writer.write("metrics", step=1, values={"loss": 2.0})
-    writer.write("metrics", step=2, values={"loss": 1.0})
+    writer.start(label=label, experiment="e", params={"seed": "1"}, tags={}, **start)
+    writer.metrics(1, {"loss": 2.0})
+    writer.metrics(2, {"loss": 1.0})
     if status:
-        writer.write("tags", values={"fbp.message": "hello"})
-        writer.write("end", status=status, message="")
+        writer.tags({"fbp.message": "hello"})
+        writer.end(status)
     writer.close()
     return folder
 
@@ -146,7 +147,7 @@ def test_the_two_readers_agree(inside):
     with open_runs(None) as reader:
         group = reader.find(runs_of(inside)[0].info.run_id)
         for run in (group, *reader.children(group)):
-            folders = FolderRuns(store.root())
+            folders = FolderRuns(layout.root())
             local = folders.find(run.name)
             assert local[:4] == run[:4]
             assert local.params == run.params

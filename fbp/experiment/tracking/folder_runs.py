@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fbp.experiment.rundir import journal, locks
-from fbp.experiment.rundir.journal import Journal, Series
-from fbp.experiment.tracking import store
+from fbp.experiment.rundir import journal, layout, locks
+from fbp.experiment.rundir.journal import Journal
+from fbp.experiment.rundir.series import Series, last_values, read_series
 from fbp.experiment.tracking.run_filter import parse_filter, sort_runs
 from fbp.experiment.tracking.run_reader import RecordedRun, matching_runs, single_match
 from fbp.experiment.tracking.shipper import shipped
@@ -24,7 +24,7 @@ class FolderRuns:
         self._folders: dict[str, Path] = {}
         self._identities: list[RecordedRun] = []  # without status, end and metrics
         self._read: dict[str, RecordedRun] = {}
-        for folder in reversed(store.run_folders(root)):
+        for folder in reversed(layout.run_folders(root)):
             run = _read_identity(folder)
             if run is not None:
                 self._folders[run.run_id] = folder
@@ -48,13 +48,13 @@ class FolderRuns:
 
     def find(self, name: str) -> RecordedRun:
         """Return exactly one run, see :meth:`.RunReader.find`."""
-        where = str(self._root / "runs")
+        where = str(layout.runs(self._root))
         return self._complete(single_match(name, self.matches(name), self._identities, where))
 
     def matches(self, name: str) -> list[RecordedRun]:
         """Return the runs that `name` may mean, see :func:`.run_reader.matching_runs`."""
         path = Path(name)
-        name = path.name if (path / journal.NAME).exists() else name
+        name = path.name if layout.journal(path).exists() else name
         return matching_runs(name, self._identities)
 
     def children(self, run: RecordedRun) -> list[RecordedRun]:
@@ -68,11 +68,11 @@ class FolderRuns:
 
     def artifacts(self, run: RecordedRun, *, model: bool = False) -> Path:
         """Return the folder of a run's artifacts."""
-        return self.folder(run) / "artifacts"
+        return layout.artifacts(self.folder(run))
 
     def series(self, run: RecordedRun) -> dict[str, Series]:
         """Return every metric of a run, from its journal."""
-        return journal.history(self.folder(run))
+        return read_series(self.folder(run))
 
     def indexed_series(self, run: RecordedRun) -> dict[str, Series]:
         """Return nothing: there is no index beside the journal."""
@@ -81,19 +81,19 @@ class FolderRuns:
     def checkpoints(self, run: RecordedRun) -> dict[int, dict[str, Any]]:
         """Return digests of the parameters by step: ``params``, and ``tensors`` by path."""
         return {
-            step: {"params": line["params_digest"], "tensors": line["tensors"]}
-            for step, line in journal.checkpoints(self.folder(run)).items()
+            step: {"params": line.params_digest, "tensors": dict(line.tensors)}
+            for step, line in journal.read_checkpoints(self.folder(run)).items()
         }
 
     def layers(self, run: RecordedRun) -> dict[str, str]:
         """Return the names of the model's layers by path."""
-        return dict((journal.read_start(self.folder(run)) or {}).get("layers", {}))
+        return dict(journal.require_start(self.folder(run)).layers)
 
     def tag_local_run(self, folder: Path, name: str, text: str) -> None:
         """Append a tag to a run's journal; raise OSError if it cannot be written."""
         writer = Journal(folder)
         try:
-            writer.write("tags", values={name: text})
+            writer.tags({name: text})
         finally:
             writer.close()
 
@@ -109,37 +109,33 @@ def _read_identity(folder: Path) -> RecordedRun | None:
     start = journal.read_start(folder)
     if start is None:
         return None
-    parent = store.inside(folder.parent, start["parent"])
+    parent = layout.safe_child(folder.parent, start.parent)
     return RecordedRun(
         run_id_of(folder),
-        start["name"],
-        start["experiment"],
+        start.name,
+        start.experiment,
         "RUNNING",
-        start["time"],
+        start.time,
         None,
-        dict(start["params"]),
-        dict(start["tags"]),
+        dict(start.params),
+        dict(start.tags),
         {},
         run_id_of(parent) if parent else "",
-        str(folder / "artifacts"),
-        tuple((entry["name"], entry["digest"]) for entry in start["inputs"]),
+        str(layout.artifacts(folder)),
+        tuple((entry["name"], entry["digest"]) for entry in start.inputs),
     )
 
 
 def _read_outcome(run: RecordedRun, folder: Path) -> RecordedRun:
     """Return `run` with its status, end, tags and metrics."""
-    start, end = journal.read_start(folder) or {}, journal.read_end(folder)
-    tags = dict(run.tags)
-    for _, line in journal.lines(folder, kinds=["tags"]):
-        tags |= line["values"]
-    trained = store.inside(folder.parent, start.get("parent")) or folder
+    start, end = journal.require_start(folder), journal.read_end(folder)
+    trained = layout.safe_child(folder.parent, start.parent) or folder
     alive = "RUNNING" if locks.is_training(trained) else "KILLED"
-    metrics = {key: float(points.values[-1]) for key, points in journal.history(folder).items()}
     return run._replace(
-        status=end["status"] if end else alive,
-        end=end["time"] if end else None,
-        tags=tags,
-        metrics=metrics,
+        status=end.status if end else alive,
+        end=end.time if end else None,
+        tags=journal.read_tags(folder),
+        metrics=last_values(folder),
     )
 
 

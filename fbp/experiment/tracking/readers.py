@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fbp._optional import is_installed
 from fbp.errors import InputError
-from fbp.experiment.rundir import journal
-from fbp.experiment.tracking import mlflow_runs, store
+from fbp.experiment.rundir import journal, layout
+from fbp.experiment.tracking import mlflow_runs
 from fbp.experiment.tracking.folder_runs import FolderRuns, find_folder
 from fbp.experiment.tracking.run_reader import RunReader
 
@@ -28,10 +28,10 @@ def open_runs(tracking_uri: str | None, names: Sequence[str] = ()) -> Iterator[R
     Raises:
         InputError: if there is no store, or if it does not answer, now or later.
     """
-    root = store.root()
+    root = layout.root()
     chosen = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not chosen and (not _has_mlflow_store(root) or _in_other_tracker(root, names)):
-        if not store.run_folders(root):
+        if not layout.run_folders(root):
             raise InputError(f"there are no runs in {root} yet; start with: fbp run digits_mlp")
         yield FolderRuns(root)
         return
@@ -41,13 +41,11 @@ def open_runs(tracking_uri: str | None, names: Sequence[str] = ()) -> Iterator[R
 
 def _has_mlflow_store(root: Path) -> bool:
     """Return whether the project's MLflow store exists and MLflow can be imported."""
-    return is_installed("mlflow") and (root / "mlflow.db").exists()
+    return is_installed("mlflow") and layout.database(root).exists()
 
 
 def _in_other_tracker(root: Path, names: Sequence[str]) -> bool:
     """Return whether `names` are local runs, none of which was sent to MLflow."""
     folders = [find_folder(root, name) for name in names]
-    starts = [folder and journal.read_start(folder) for folder in folders]
-    return bool(names) and all(
-        start and start.get("sink", "mlflow") != "mlflow" for start in starts
-    )
+    starts = [journal.read_start(folder) if folder else None for folder in folders]
+    return bool(names) and all(start and start.sink != "mlflow" for start in starts)
