@@ -77,7 +77,7 @@ class TestTrack:
 
     def test_two_names_that_mlflow_cannot_tell_apart(self, unsent):
         with (
-            pytest.raises(fbp.InputError, match="'m_x' is called 'm_x' in MLflow, which is there"),
+            pytest.raises(fbp.InputError, match="'m_x' becomes 'm_x' in MLflow, but another"),
             track({"m": {"x": 1}, "m_x": 2}),
         ):
             pass

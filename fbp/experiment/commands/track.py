@@ -1,4 +1,4 @@
-"""Tracking for a training loop of one's own: the journal, the shipper and the checkpoints, without the runner."""
+"""Tracking of a user's own training loop: journal, checkpoints and shipper without the runner."""
 
 import contextlib
 import operator
@@ -6,9 +6,9 @@ import os
 import posixpath
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,14 +28,16 @@ from fbp.layer import Params
 
 _KEY = re.compile(r"(?!\.)[A-Za-z0-9_.\-]([A-Za-z0-9_.\- /]*[A-Za-z0-9_.\-])?")
 _LONGEST_KEY = 250
+_LONGEST_TEXT = 5000
+_SHOWN = 80  # characters of a value in a message
 
 
 class Tracked:
     """A run that is being tracked; made by :func:`track`.
 
     Attributes:
-        folder: where its journal, checkpoints and artifacts are.
-        name: what it is called in MLflow, and what ``track(resume=...)`` takes.
+        folder: the folder of its journal, checkpoints and artifacts.
+        name: the run's name, which ``track(resume=...)`` accepts.
     """
 
     def __init__(self, folder: Path, keep: int):
@@ -47,37 +49,48 @@ class Tracked:
         self._digest = ""
         self._open = True
 
-    def _check_open(self) -> None:
-        if not self._open:
-            raise InputError(
-                f"run {self.name}: it has ended; go on with: track(..., resume={self.name!r})"
-            )
-
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Metrics at a step. It takes microseconds and never fails because of MLflow.
+        """Write metrics of a step to the journal.
 
-        After a resume, what was logged before at a step is kept, and not logged again. NaN and infinity are kept as they are;
-        MLflow shows both as NaN, and the run's tag ``fbp.nonfinite`` says where they were.
+        This takes microseconds, and never fails because of the tracker. After a resume, a metric
+        that was logged before at the same step keeps its first value. NaN and infinity are recorded
+        as they are; MLflow shows both as NaN, and the tag ``fbp.nonfinite`` has the steps.
 
         Args:
-            step: a whole number from 0 on, JAX's too.
-            metrics: numbers by name: Python's, numpy's or JAX's scalars. Mappings inside mappings give names like
+            step: an integer of at least 0, of Python, numpy or JAX.
+            metrics: scalars by name, of Python, numpy or JAX. Nested mappings give names such as
                 ``norm/encoder``.
 
         Raises:
-            InputError: where a value is not a number, or a name has other characters than letters, digits, blanks and
-                ``_ . - /``; nothing is logged then.
+            InputError: if a value is not a number, or if a name has characters other than letters,
+                digits, blanks and ``_ . - /``. Then nothing is logged.
         """
         self._check_open()
-        self._recorder.metrics(_step("log", step), dict(_flat("log", metrics, _number)))
+        self._recorder.metrics(_step("log", step), dict(_flatten("log", metrics, _number)))
 
     def tag(self, **tags: object) -> None:
-        """Texts by name, which MLflow shows with the run and finds it by."""
+        """Write tags, by which the tracker shows and finds the run.
+
+        Args:
+            tags: values by name; they are converted to text.
+
+        Raises:
+            InputError: if a name is not valid, see :meth:`log`.
+        """
         self._check_open()
-        self._journal.tags(dict(_flat("tag", tags, _text)))
+        self._journal.tags(dict(_flatten("tag", tags, _text)))
 
     def artifact(self, path: str | os.PathLike[str], name: str | None = None) -> None:
-        """Copy a file into the run's artifacts, under a name that may have folders: ``plots/norms.png``."""
+        """Copy a file to the run's artifacts.
+
+        Args:
+            path: the file.
+            name: of the copy; it may contain folders, as in ``plots/norms.png``. Default: the
+                file's own name.
+
+        Raises:
+            InputError: if there is no such file, or if `name` leads out of the run's folder.
+        """
         self._check_open()
         source, inside = Path(path), Path(name or Path(path).name)
         if inside.is_absolute() or ".." in inside.parts:
@@ -90,53 +103,66 @@ class Tracked:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source.read_bytes())
 
-    def checkpoint(self, step: int, tree: Params, wait: bool = False) -> None:
-        """Write a checkpoint of a pytree beside the training; the newest ones are kept.
+    def checkpoint(self, step: int, tree: Params, *, wait: bool = False) -> None:
+        """Write a checkpoint in a background thread; the newest ones are kept.
 
-        The arrays are copied to the host before this returns: they may be donated or changed afterwards.
+        The arrays are copied to the host before this returns, so that they may be donated or
+        changed afterwards.
 
         Args:
-            step: after how many steps.
-            tree: what is needed to go on: parameters, optimizer state, random keys, numbers.
-            wait: come back only when it is on the disk.
+            step: the number of steps that are done.
+            tree: a pytree of everything that is needed to resume: parameters, optimizer state,
+                random keys, numbers.
+            wait: whether to return only after the checkpoint is on the disk. Default: False.
 
         Raises:
-            InputError: where the tree holds something else than arrays and numbers.
-            OSError: where the checkpoint before could not be written.
+            InputError: if `tree` has leaves other than arrays and numbers.
+            OSError: if the previous checkpoint could not be written.
         """
         self._check_open()
-        at, own = _step("checkpoint", step), to_host(tree)
-        self._note_checkpoint()
-        self._checkpoints.save(at, {"tree": own}, own, {})
+        number, copy = _step("checkpoint", step), to_host(tree)
+        self._await_checkpoint()
+        self._checkpoints.save(number, {"tree": copy}, copy, {})
         if wait:
-            self._note_checkpoint()
+            self._await_checkpoint()
 
     def restore(self, like: Params) -> tuple[int, Params] | None:
-        """The newest undamaged checkpoint of the run, as ``(step, tree)``; None where there is none, as in a new run.
+        """Read the newest undamaged checkpoint of the run.
 
         Args:
-            like: a pytree of the same structure, shapes and dtypes; the result's leaves are of the same kind as its own: JAX's
-                arrays, numpy's, or Python's numbers.
+            like: a pytree of the same structure, shapes and dtypes. Each leaf of the result has the
+                type that it has in `like`: a JAX array, a numpy array, or a Python number.
+
+        Returns:
+            ``(step, tree)``, or None if the run has no checkpoint, as a new run.
 
         Raises:
-            InputError: where the checkpoint is of another structure.
+            InputError: if the checkpoint has another structure.
         """
-        found = checkpoints.latest(self.folder, lambda text: print(f"fbp: {text}", file=sys.stderr))
-        checkpoints.quarantine_after(self.folder, found.step if found else -1)
-        if found is None:
+        checkpoint = checkpoints.latest(self.folder, _warn)
+        checkpoints.quarantine_after(self.folder, checkpoint.step if checkpoint else -1)
+        if checkpoint is None:
             return None
         arrays = {
             path.removeprefix("tree").removeprefix("/"): array
-            for path, array in found.arrays.items()
+            for path, array in checkpoint.arrays.items()
         }
         try:
-            return found.step, unflatten_like(arrays, like)
+            return checkpoint.step, unflatten_like(arrays, like)
         except ValueError as error:
             raise InputError(
-                f"{self.folder.name}: the checkpoint of step {found.step} does not fit: {error}"
+                f"{self.folder.name}: the checkpoint of step {checkpoint.step} does not fit: "
+                f"{error}"
             ) from None
 
-    def _note_checkpoint(self) -> None:
+    def _check_open(self) -> None:
+        if not self._open:
+            raise InputError(
+                f"run {self.name}: it has ended; resume it with: track(..., resume={self.name!r})"
+            )
+
+    def _await_checkpoint(self) -> None:
+        """Block until the checkpoint that is being written is on the disk."""
         digests = self._checkpoints.wait()
         if digests:
             self._digest = digests.params_digest
@@ -144,16 +170,23 @@ class Tracked:
     def _end(self, status: str, message: str) -> None:
         self._open = False
         if status != "FINISHED":
-            print(
-                f"fbp: run {self.name}: {status}; go on with: track(..., resume={self.name!r})",
-                file=sys.stderr,
-            )
+            _warn(f"run {self.name}: {status}; resume it with: track(..., resume={self.name!r})")
         try:
-            self._note_checkpoint()
+            self._await_checkpoint()
             self._recorder.end(status, message, {tag_names.PARAMS_DIGEST: self._digest})
         finally:
             self._checkpoints.close()
             self._journal.close()
+
+
+class _Request(NamedTuple):
+    """The arguments of :func:`track`, checked."""
+
+    experiment: str
+    label: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    keep: int
 
 
 @contextlib.contextmanager
@@ -168,120 +201,140 @@ def track(
     keep: int = 2,
     wait: float = shipper.SEND_SECONDS,
 ) -> Iterator[Tracked]:
-    """Track a training loop of one's own in MLflow; nothing that happens to MLflow can stop it.
+    """Track a training loop in MLflow; no failure of MLflow can stop it.
 
-    The run is FINISHED at the end of the ``with`` block, FAILED after an exception, KILLED after Ctrl-C or when the process
-    dies. Runs go to ``mlruns/`` here or in a folder above, or to the server of ``MLFLOW_TRACKING_URI``.
+    The run is FINISHED at the end of the ``with`` block, FAILED after an exception, and KILLED
+    after Ctrl-C or if the process dies. Runs go to ``mlruns/`` in this folder or one above it, or to the
+    server of ``MLFLOW_TRACKING_URI``. Sending is the work of another process, which this starts.
 
     Args:
-        config: what MLflow shows as parameters: numbers, texts and lists by name; mappings inside give names like
-            ``optimizer_learning_rate``. A :class:`Config` is taken, too.
-        experiment: MLflow's experiment.
-        name: how the run's name begins; four letters are added to tell equals apart. By default the experiment's.
+        config: the parameters that MLflow shows: numbers, texts and lists by name; nested mappings
+            give names such as ``optimizer_learning_rate``. Or a :class:`Config`.
+        experiment: the experiment's name. Default: "tracked".
+        name: beginning of the run's name, which gets a unique end. Default: `experiment`.
         tags: texts by name, see :meth:`Tracked.tag`.
-        tracking_uri: where to log, if not as above.
-        resume: the name, folder or id of a run to go on with; the configuration must be the same.
-        keep: how many checkpoints stay.
-        wait: how many seconds to wait at the end until MLflow has everything. What is left then is sent by a process that goes
-            on by itself, or later by ``fbp sync``.
+        tracking_uri: the store, if not the default.
+        resume: name, folder or id of a run to resume; `config` must be the same as before.
+        keep: number of checkpoints that are kept. Default: 2.
+        wait: seconds to wait at the end for MLflow; the other process sends the rest later.
 
     Yields:
-        A :class:`Tracked`, with ``log``, ``tag``, ``artifact``, ``checkpoint`` and ``restore``.
+        A :class:`Tracked` with ``log``, ``tag``, ``artifact``, ``checkpoint`` and ``restore``.
 
     Raises:
-        InputError: where an argument cannot be used, or ``resume`` names no run, or one of another configuration.
+        InputError: if an argument is not valid, or no run of this configuration is `resume`.
 
     Example::
 
-        state, begin = (params, opt_state, key), 0
-        with fbp.experiment.track({"learning_rate": 0.1}, experiment="mine", resume=name_or_none) as run:
-            found = run.restore(like=state)
-            if found:
-                begin, state = found
-            for step in range(begin + 1, 1001):
+        state, step = (params, opt_state, key), 0
+        with fbp.experiment.track({"learning_rate": 0.1}, resume=run_name) as run:
+            step, state = run.restore(like=state) or (step, state)
+            for step in range(step + 1, 1001):
                 state, loss = train_step(state)
                 run.log(step, {"loss": loss})
                 if step % 100 == 0:
                     run.checkpoint(step, state)
     """
-    if keep < 1:
-        raise InputError(f"track: expected to keep at least one checkpoint, got keep={keep}")
-    if isinstance(config, Config):
-        experiment, params = config.tracking.experiment or config.name, writing.flat_params(config)
-    else:
-        params = {}
-        for key, text in _flat("config", config or {}, _text):
-            name_there = key.replace("/", "_")
-            if name_there in params:
-                raise InputError(
-                    f"config: {key!r} is called {name_there!r} in MLflow, which is there already"
-                )
-            params[name_there] = text
-    if not experiment.strip():
-        raise InputError("track: expected a name of an experiment, got an empty one")
-    tags = dict(_flat("tags", tags or {}, _text))
-    root = layout.root()
-    root.mkdir(parents=True, exist_ok=True)
-    store.check_not_moved(root)
-    folder, uri = _folder(root, experiment, resume, params, tracking_uri)
+    request = _check_request(config, experiment, name, tags, keep)
+    folder, uri = _prepare_folder(request, resume, tracking_uri)
     process = None
     try:
-        with locks.try_hold_training_lock(folder) as mine:
-            if not mine:
-                raise InputError(f"{folder.name}: another process is training this run")
-            run = _begin(folder, experiment, name or experiment, params, tags, keep)
+        with _training(folder):
+            run = _begin(folder, request)
             process = shipper.launch(folder, uri)
-            try:
+            with _ending(run):
                 yield run
-            except BaseException as error:
-                stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-                run._end("KILLED" if stopped else "FAILED", f"{type(error).__name__}: {error}")
-                raise
-            else:
-                run._end("FINISHED", "")
-    finally:  # the lock is given back: the shipper ends when nobody trains any more
+    finally:  # after the lock is released: the shipper ends once nobody trains
         if process and not shipper.wait(process, wait):
-            print(
-                f"fbp: not all of {folder.name} has reached {redact(uri)} yet (see {folder / 'shipper.log'}); "
-                "nothing is lost: 'fbp sync' sends the rest",
-                file=sys.stderr,
+            _warn(
+                f"not all of {folder.name} has reached {redact(uri)} yet "
+                f"(see {layout.shipper_log(folder)}); nothing is lost: 'fbp sync' sends the rest"
             )
 
 
-def _folder(
-    root: Path,
+def _check_request(
+    config: Mapping[str, Any] | Config | None,
     experiment: str,
-    resume: str | None,
-    params: Mapping[str, str],
-    tracking_uri: str | None,
+    name: str | None,
+    tags: Mapping[str, str] | None,
+    keep: int,
+) -> _Request:
+    """Return the arguments of :func:`track`; raise InputError if one is not valid."""
+    if keep < 1:
+        raise InputError(f"track: expected to keep at least one checkpoint, got keep={keep}")
+    if isinstance(config, Config):
+        experiment = config.tracking.experiment or config.name
+        params = writing.flat_params(config)
+    else:
+        params = _params(config or {})
+    if not experiment.strip():
+        raise InputError("track: expected a name of an experiment, got an empty one")
+    texts = dict(_flatten("tags", tags or {}, _text))
+    return _Request(experiment, name or experiment, params, texts, keep)
+
+
+def _params(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the params of a configuration that is a mapping."""
+    params: dict[str, str] = {}
+    for key, text in _flatten("config", config, _text):
+        name = key.replace("/", "_")
+        if name in params:
+            raise InputError(
+                f"config: {key!r} becomes {name!r} in MLflow, but another key has that name"
+            )
+        params[name] = text
+    return params
+
+
+def _prepare_folder(
+    request: _Request, resume: str | None, tracking_uri: str | None
 ) -> tuple[Path, str]:
-    """The folder of a new run, or of the one to go on with; and where it is sent."""
+    """Make the folder of a new run, or find that of the run to resume; return it and its store."""
+    root = layout.root()
+    root.mkdir(parents=True, exist_ok=True)
+    store.check_not_moved(root)
     if resume is None:
         uri = store.tracking_uri(root, tracking_uri)
-        folder = layout.new_run_folder(root, experiment)
+        folder = layout.new_run_folder(root, request.experiment)
         layout.destination(folder).write_text(store.portable(uri, root), encoding="utf-8")
         return folder, uri
-    found = find_folder(root, resume)
-    if found is None:
+    existing = find_folder(root, resume)
+    if existing is None:
         raise InputError(f"resume: no run {resume!r} in {root}")
-    before = journal.require_start(found).params
-    other = sorted(key for key in {*before, *params} if before.get(key) != params.get(key))
-    if other:
+    recorded, params = journal.require_start(existing).params, request.params
+    changed = sorted(key for key in {*recorded, *params} if recorded.get(key) != params.get(key))
+    if changed:
+        key = changed[0]
         raise InputError(
-            f"resume: {other[0]} was {before.get(other[0])!r} when the run began, and is {params.get(other[0])!r} now; "
-            "give it the same configuration, or start a new run"
+            f"resume: {key} was {recorded.get(key)!r} when the run began, and is "
+            f"{params.get(key)!r} now; give it the same configuration, or start a new run"
         )
-    return found, store.tracking_uri(root, tracking_uri or shipper.destination(found))
+    return existing, store.tracking_uri(root, tracking_uri or shipper.destination(existing))
 
 
-def _begin(
-    folder: Path,
-    experiment: str,
-    label: str,
-    params: Mapping[str, str],
-    tags: dict[str, str],
-    keep: int,
-) -> Tracked:
+@contextlib.contextmanager
+def _training(folder: Path) -> Iterator[None]:
+    """Hold the run's training lock; raise InputError if another process does."""
+    with locks.try_hold_training_lock(folder) as acquired:
+        if not acquired:
+            raise InputError(f"{folder.name}: another process is training this run")
+        yield
+
+
+@contextlib.contextmanager
+def _ending(run: Tracked) -> Iterator[None]:
+    """Write at the end of the block how the run ended."""
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        run._end("KILLED" if stopped else "FAILED", f"{type(error).__name__}: {error}")
+        raise
+    run._end("FINISHED", "")
+
+
+def _begin(folder: Path, request: _Request) -> Tracked:
+    """Write the first line of a run, or that it is resumed."""
     writer = Journal(folder)
     if journal.read_start(folder):
         writer.resume(max(journal.read_checkpoints(folder), default=0))
@@ -291,19 +344,26 @@ def _begin(
             writer,
             source=script,
             repository=script.resolve().parent if script.exists() else Path.cwd(),
-            label=label,
-            experiment=experiment,
-            params=params,
-            run_tags=tags,
+            label=request.label,
+            experiment=request.experiment,
+            params=request.params,
+            run_tags=request.tags,
         )
     writer.close()
-    return Tracked(folder, keep)
+    return Tracked(folder, request.keep)
 
 
-def _flat(
-    where: str, values: Mapping[str, Any], convert: Any, prefix: str = ""
+def _warn(text: str) -> None:
+    print(f"fbp: {text}", file=sys.stderr)
+
+
+def _flatten(
+    where: str,
+    values: Mapping[str, Any],
+    convert: Callable[[str, str, Any], Any],
+    prefix: str = "",
 ) -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings under names joined by ``/``."""
+    """Yield the leaves of nested mappings, converted, under names joined by ``/``."""
     if not isinstance(values, Mapping):
         raise InputError(
             f"{where}: expected a mapping from names to values, got {type(values).__name__}"
@@ -311,36 +371,42 @@ def _flat(
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _flat(where, value, convert, f"{name}/")
+            yield from _flatten(where, value, convert, f"{name}/")
         elif (
             not _KEY.fullmatch(name) or posixpath.normpath(name) != name or len(name) > _LONGEST_KEY
         ):
             raise InputError(
-                f"{where}: expected names of letters, digits and _ . - /, at most 250 long, got {name!r}"
+                f"{where}: expected names of letters, digits and _ . - /, at most {_LONGEST_KEY} "
+                f"characters long, got {name!r}"
             )
         else:
             yield name, convert(where, name, value)
 
 
 def _step(where: str, step: Any) -> int:
+    """Return `step` as Python's int; raise InputError if it is not an integer of at least 0."""
     try:
         number = operator.index(step) if not isinstance(step, bool) else -1
     except TypeError:
         number = -1
     if not 0 <= number < 2**63:
-        raise InputError(f"{where}: expected a step, a whole number from 0 on, got {step!r}")
+        raise InputError(f"{where}: expected a step, a whole number of at least 0, got {step!r}")
     return number
 
 
 def _number(where: str, name: str, value: Any) -> float:
+    """Return a scalar as Python's float; raise InputError if it is not a number."""
     try:
         array = np.asarray(value)
         if array.size != 1 or array.dtype.kind not in "fiubV":
             raise TypeError
         return float(array.reshape(()).astype(np.float64))
     except (TypeError, ValueError):
-        raise InputError(f"{where}: {name}: expected a number, got {str(value)[:80]!r}") from None
+        raise InputError(
+            f"{where}: {name}: expected a number, got {str(value)[:_SHOWN]!r}"
+        ) from None
 
 
 def _text(where: str, name: str, value: Any) -> str:
-    return str(value)[:5000].encode("utf-8", "replace").decode()
+    """Return a value as a text that can be encoded, at most 5,000 characters long."""
+    return str(value)[:_LONGEST_TEXT].encode("utf-8", "replace").decode()
