@@ -204,8 +204,8 @@ def track(
     """Track a training loop in MLflow; no failure of MLflow can stop it.
 
     The run is FINISHED at the end of the ``with`` block, FAILED after an exception, and KILLED
-    after Ctrl-C or if the process dies. Runs go to ``mlruns/`` in this folder or one above it, or to the
-    server of ``MLFLOW_TRACKING_URI``. Sending is the work of another process, which this starts.
+    after Ctrl-C or if the process dies. Runs go to ``mlruns/`` in this folder or one above it, or
+    to the server of ``MLFLOW_TRACKING_URI``. Another process, which this starts, sends them.
 
     Args:
         config: the parameters that MLflow shows: numbers, texts and lists by name; nested mappings
