@@ -17,7 +17,7 @@ import fbp
 from fbp.experiment.commands import run_record
 from fbp.experiment.commands.verdict import compare_runs
 from fbp.experiment.rundir import environment, journal, layout
-from fbp.experiment.rundir.journal import Journal
+from fbp.experiment.rundir.journal import CheckpointLine, Journal
 from fbp.experiment.rundir.npz import read_arrays, write_arrays
 from fbp.experiment.rundir.series import Series, read_series
 from fbp.experiment.tracking import mlflow_format, mlflow_runs, shipper
@@ -35,20 +35,23 @@ def series(**values):
     }
 
 
+def a_checkpoint(step, digest, tensors):
+    return CheckpointLine(time=0, step=step, params_digest=digest, tensors=tensors)
+
+
 class TestVerdict:
     RECORDED = {
         0: {"params": "a", "tensors": {"0/w": "1"}},
         5: {"params": "b", "tensors": {"0/w": "2", "0/b": "3"}},
     }
     REPRODUCED = {
-        0: {"params_digest": "a", "tensors": {"0/w": "1"}},
-        5: {"params_digest": "c", "tensors": {"0/w": "2", "0/b": "9"}},
+        0: a_checkpoint(0, "a", {"0/w": "1"}),
+        5: a_checkpoint(5, "c", {"0/w": "2", "0/b": "9"}),
     }
 
     def test_identical(self):
         same = {
-            step: {"params_digest": entry["params"], "tensors": {}}
-            for step, entry in self.RECORDED.items()
+            step: a_checkpoint(step, entry["params"], {}) for step, entry in self.RECORDED.items()
         }
         first = series(loss=[1, float("nan"), float("inf")], examples_per_second=[1, 2])
         second = series(loss=[1, float("nan"), float("inf")], examples_per_second=[3, 4])
