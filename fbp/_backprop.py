@@ -1,189 +1,330 @@
-"""The algorithm: forward, output error, backward. And the bridge to JAX's own differentiation, both ways.
+"""The algorithm: forward, output error, backward; and the bridge to JAX's own differentiation.
 
 No function here but :func:`from_function` calls autodiff.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+from fbp._observation import (
+    ObservedGrads,
+    Position,
+    check_paths,
+    exchange_at,
+    join_observed,
+    leaf_paths,
+    positions,
+    split_observed,
+)
 from fbp.errors import ShapeError
-from fbp.layer import Array, Cache, Grads, Init, Key, Layer, Loss, Params, Shape, Tapped, map_layers
+from fbp.layer import Array, Cache, Grads, Init, Key, Layer, Loss, Params, Shape, require_layer
+
+Result = TypeVar("Result", covariant=True)
 
 
 class BackpropResult(NamedTuple):
-    """All that one forward and one backward pass give; what is not used costs nothing under jit.
+    """Results of one forward and one backward pass. jit eliminates the fields you do not use.
 
     Attributes:
-        cost: the mean (or seeded) cost of the batch, a scalar.
-        output: what the model answered, ``(B, ...)``, or a tuple of such where it has several outputs.
-        output_delta: dC/d(output), equation (1), the seed included.
-        input_delta: dC/dx, or None where x has no derivative.
+        cost: the mean (or weighted) cost of the batch, a scalar.
+        output: the model's output, ``(B, ...)``, or a tuple if it has several.
+        output_delta: dC/d(output), equation (1), ``cost_weights`` included.
+        input_delta: dC/dx, or None if x has no derivative.
         grads: dC/dparams, with the structure of params.
     """
 
     cost: Array
-    output: Array
-    output_delta: Array
+    output: Any
+    output_delta: Any
     input_delta: Any
     grads: Grads
 
 
-class GradientFunction(Protocol):
-    """The call that value_and_grad and deltas share."""
+class GradientFunction(Protocol[Result]):
+    """The call that :func:`backpropagate`, :func:`value_and_grad` and :func:`deltas` return."""
 
     def __call__(
-        self, params: Params, x: Any, y: Array, key: Key | None = None, *, seed: Array | None = None
-    ) -> Any: ...
+        self,
+        params: Params,
+        x: Any,
+        y: Any,
+        key: Key | None = None,
+        *,
+        cost_weights: Array | None = None,
+    ) -> Result:
+        """Compute on a batch ``x (B, ...)`` with targets ``y (B, ...)``.
+
+        Args:
+            params: the model's parameters.
+            x: the inputs.
+            y: the targets, as the loss takes them.
+            key: for layers that draw random numbers; None means evaluation.
+            cost_weights: ``(B,)``, so that the total cost is ``sum(cost_weights * C_i)``. None
+                stands for 1/B each, the mean; weights of 1 give the sum, and a mask is
+                ``mask / mask.sum()``.
+        """
+        ...
 
 
-def backpropagate(model: Layer, loss: Loss) -> Callable[..., BackpropResult]:
-    """One forward and one backward pass, and all that they give.
+def backpropagate(model: Layer, loss: Loss) -> GradientFunction[BackpropResult]:
+    """Return a function that runs one forward and one backward pass and returns all they give.
+
+    Args:
+        model: any layer.
+        loss: a pair of value and delta, see :class:`fbp.Loss`.
 
     Returns:
-        A function ``(params, x (B, ...), y, key=None, *, seed=None) -> BackpropResult``. ``seed (B,)`` is dC/dC_i, how much
-        each example's cost counts: 1/B by default (the mean). A mask is ``mask / mask.sum()``, sample weights likewise.
+        ``(params, x (B, ...), y, key=None, *, cost_weights=None) -> BackpropResult``, see
+        :class:`GradientFunction`.
+
+    Raises:
+        ShapeError: when called, if ``cost_weights`` does not have shape ``(B,)``.
     """
+    require_layer("backpropagate", model)
 
     def run(
-        params: Params, x: Any, y: Array, key: Key | None = None, *, seed: Array | None = None
+        params: Params,
+        x: Any,
+        y: Any,
+        key: Key | None = None,
+        *,
+        cost_weights: Array | None = None,
     ) -> BackpropResult:
         output, cache = model.forward(params, x, key=key)
         costs = loss.value(output, y)
-        output_delta = loss.delta(
-            output, y
-        )  # equation (1); sigma' follows in the last activation's backward
-        if seed is None:
-            cost, output_delta = (
-                costs.mean(),
-                jax.tree.map(lambda d: d * (1 / costs.shape[0]), output_delta),
-            )
+        # equation (1); the factor sigma' follows in the last activation's backward
+        output_delta = loss.delta(output, y)
+        if cost_weights is None:
+            cost, share = costs.mean(), 1 / costs.shape[0]
+            output_delta = jax.tree.map(lambda d: d * share, output_delta)
         else:
-            if seed.shape != costs.shape:
-                raise ShapeError(
-                    f"seed expects one number per example, shape {costs.shape}, got {seed.shape}"
-                )
-            cost = (seed * costs).sum()
+            weights = _checked_weights(cost_weights, costs)
+            cost = (weights * costs).sum()
             output_delta = jax.tree.map(
-                lambda d: d * seed.reshape(-1, *[1] * (d.ndim - 1)).astype(d.dtype), output_delta
+                lambda d: d * weights.reshape(-1, *[1] * (d.ndim - 1)).astype(d.dtype), output_delta
             )
         input_delta, grads = model.backward(params, cache, output_delta)
-        return BackpropResult(cost, output, output_delta, input_delta, _in_dtypes_of(params, grads))
+        grads = _in_dtypes_of(params, grads)
+        return BackpropResult(cost, output, output_delta, input_delta, grads)
 
     return run
 
 
+def _checked_weights(cost_weights: Array, costs: Array) -> Array:
+    if cost_weights.shape != costs.shape:
+        raise ShapeError(
+            f"cost_weights expects one number per example, shape {costs.shape}, got "
+            f"{cost_weights.shape}"
+        )
+    return cost_weights
+
+
 def _in_dtypes_of(params: Params, grads: Grads) -> Grads:
-    """Each gradient in its parameter's dtype (a tapped model's gradients are left as they are)."""
-    if jax.tree.structure(params) != jax.tree.structure(grads):  # type: ignore[operator]
+    """Cast each gradient to its parameter's dtype."""
+    plain, observed = split_observed(grads)
+    if jax.tree.structure(params) != jax.tree.structure(plain):  # type: ignore[operator]
         return grads
-    return jax.tree.map(lambda p, g: g.astype(p.dtype), params, grads)
+    return join_observed(jax.tree.map(lambda p, g: g.astype(p.dtype), params, plain), observed)
 
 
-def value_and_grad(model: Layer, loss: Loss) -> GradientFunction:
-    """The cost and its gradient by hand-written backpropagation; called like ``jax.value_and_grad``'s result.
+def value_and_grad(model: Layer, loss: Loss) -> GradientFunction[tuple[Array, Grads]]:
+    """Return a function for the cost and its gradient, by hand-written backpropagation.
+
+    It is called like the result of ``jax.value_and_grad``.
+
+    Args:
+        model: any layer.
+        loss: a pair of value and delta, see :class:`fbp.Loss`.
 
     Returns:
-        A function ``(params, x (B, ...), y, key=None, *, seed=None) -> (cost, grads)``; see :func:`backpropagate`.
+        ``(params, x (B, ...), y, key=None, *, cost_weights=None) -> (cost, grads)``, see
+        :class:`GradientFunction`.
 
     >>> import jax, jax.numpy as jnp, fbp
     >>> model = fbp.layers.dense(1)
     >>> params = {"w": jnp.array([[2.0]]), "b": jnp.array([0.0])}
-    >>> cost, grads = value_and_grad(model, fbp.losses.quadratic)(params, jnp.array([[3.0]]), jnp.array([[5.0]]))
-    >>> float(cost), float(grads["w"][0, 0]), float(grads["b"][0])   # a - y = 1, so C = 1/2, dC/dw = 3, dC/db = 1
+    >>> x, y = jnp.array([[3.0]]), jnp.array([[5.0]])
+    >>> cost, grads = value_and_grad(model, fbp.losses.quadratic)(params, x, y)
+    >>> float(cost), float(grads["w"][0, 0]), float(grads["b"][0])   # a - y = 1, so dC/dw = 3
     (0.5, 3.0, 1.0)
     """
     run = backpropagate(model, loss)
 
     def cost_and_grads(
-        params: Params, x: Any, y: Array, key: Key | None = None, *, seed: Array | None = None
+        params: Params,
+        x: Any,
+        y: Any,
+        key: Key | None = None,
+        *,
+        cost_weights: Array | None = None,
     ) -> tuple[Array, Grads]:
-        result = run(params, x, y, key, seed=seed)
+        result = run(params, x, y, key, cost_weights=cost_weights)
         return result.cost, result.grads
 
     return cost_and_grads
 
 
-def tap(model: Layer, observe: Callable[[Array], Any] = lambda delta: delta) -> Layer:
-    """The same model, whose backward also returns ``observe(delta)`` of every layer, in place, as :class:`Tapped` gradients.
+def tap(
+    model: Layer,
+    observe: Callable[[Any], Any] = lambda delta: delta,
+    *,
+    paths: Sequence[str] | None = None,
+) -> Layer:
+    """Return the model with a backward pass that also returns ``observe(delta)`` of its layers.
 
-    It stays a pure function: what is observed travels as an output, so this works under jit, vmap and scan.
-    Take the two apart with :func:`untap`.
+    The observations travel beside the gradients, as outputs of a pure function, so this works under
+    jit, vmap and scan. Separate the two with :func:`untap`. Inside ``repeat`` an observation has
+    one more leading axis, with an entry for each copy.
+
+    Args:
+        model: any layer.
+        observe: from a layer's output delta, an array (or a tuple for a layer with several
+            outputs), to any pytree of arrays.
+        paths: of the layers to observe; by default all of them, composites such as a residual block
+            too. A composite that wraps one part, such as ``repeat``, is observed at that part.
+
+    Raises:
+        InputError: if a path names no layer.
     """
+    require_layer("tap", model)
 
-    def tapped(path: str, layer: Layer) -> Layer:
-        def backward(params: Params, cache: Cache, delta: Array) -> tuple[Any, Grads]:
+    def functions(place: Position, layer: Layer) -> dict[str, Any]:
+        def backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
             input_delta, grads = layer.backward(params, cache, delta)
-            return input_delta, Tapped(grads, observe(delta))
+            value = observe(_scaled(delta, 1 / place.delta_scale, place))
+            return input_delta, ObservedGrads(grads, {place.path: value})
 
-        return layer._replace(backward=backward)
+        return {"backward": backward}
 
-    return map_layers(tapped, model)
+    return exchange_at(model, functions, _chosen(model, paths))
+
+
+def _chosen(model: Layer, paths: Sequence[str] | None) -> list[str]:
+    if paths is None:
+        return [place.path for place in positions(model)]
+    return check_paths(model, paths)
+
+
+def _scaled(delta: Any, factor: Any, place: Position) -> Any:
+    """Multiply a delta inside a loss-scaled ``precision`` by ``factor``, in float32 or wider."""
+    if isinstance(place.delta_scale, int) and place.delta_scale == 1:
+        return delta
+
+    def scaled(d: Array) -> Array:
+        wide = jnp.promote_types(d.dtype, jnp.float32)
+        return d.astype(wide) * factor
+
+    return jax.tree.map(scaled, delta)
 
 
 def untap(grads: Grads) -> tuple[Grads, dict[str, Any]]:
-    """The gradients of a tapped model, and what was observed at each layer by its path."""
-    is_tapped = lambda node: isinstance(node, Tapped)
-    leaves, structure = jax.tree_util.tree_flatten_with_path(grads, is_leaf=is_tapped)
-    observed = {path_of(keys) or "model": node.observed for keys, node in leaves}
-    return jax.tree.unflatten(structure, [node.grads for _, node in leaves]), observed
+    """Separate a tapped model's gradients from what was observed.
+
+    Args:
+        grads: the gradients that a model made by :func:`tap` returns.
+
+    Returns:
+        The gradients with the structure of the parameters, and the observations by path.
+    """
+    return split_observed(grads)
 
 
 def path_of(keys: Any) -> str:
-    """A JAX key path written as ``a/b/0``."""
+    """Return a JAX key path as ``a/b/0``."""
     return str(jax.tree_util.keystr(keys, simple=True, separator="/"))
 
 
-def deltas(model: Layer, loss: Loss) -> GradientFunction:
-    """Every layer's output delta by its path: dC/d(output of the layer), the delta of the four equations at each z.
+def deltas(
+    model: Layer, loss: Loss, *, paths: Sequence[str] | None = None
+) -> GradientFunction[dict[str, Any]]:
+    """Return a function for every layer's output delta by path: the delta of the four equations.
+
+    Args:
+        model: any layer.
+        loss: a pair of value and delta, see :class:`fbp.Loss`.
+        paths: of the layers whose deltas are wanted; by default all, see :func:`tap`.
 
     Returns:
-        A function ``(params, x, y, key=None, *, seed=None) -> {path: delta}``.
+        ``(params, x, y, key=None, *, cost_weights=None) -> {path: dC/d(output)}``. Layers whose
+        output has no derivative are left out.
+
+    Raises:
+        InputError: if a path names no layer; the message has the nearest that exist.
 
     >>> import jax, jax.numpy as jnp, fbp
     >>> model = fbp.chain(fbp.layers.dense(4), fbp.layers.sigmoid(), fbp.layers.dense(2))
     >>> params, _ = model.init(jax.random.key(0), (3,))
-    >>> flatten_by_path = deltas(model, fbp.losses.softmax_cross_entropy)(params, jnp.ones((5, 3)), jnp.zeros(5, int))
-    >>> {path: delta.shape for path, delta in flatten_by_path.items()}
+    >>> x, y = jnp.ones((5, 3)), jnp.zeros(5, int)
+    >>> by_path = deltas(model, fbp.losses.softmax_cross_entropy)(params, x, y)
+    >>> {path: delta.shape for path, delta in by_path.items()}
     {'0': (5, 4), '1': (5, 4), '2': (5, 2)}
     """
-    run = backpropagate(tap(model), loss)
+    chosen = _chosen(require_layer("deltas", model), paths)
+    run = backpropagate(tap(model, paths=chosen), loss)
 
-    def flatten_by_path(
-        params: Params, x: Any, y: Array, key: Key | None = None, *, seed: Array | None = None
-    ) -> dict[str, Array]:
-        return untap(run(params, x, y, key, seed=seed).grads)[1]
+    def by_path(
+        params: Params,
+        x: Any,
+        y: Any,
+        key: Key | None = None,
+        *,
+        cost_weights: Array | None = None,
+    ) -> dict[str, Any]:
+        _, observed = untap(run(params, x, y, key, cost_weights=cost_weights).grads)
+        return {path: observed[path] for path in chosen if path in observed}
 
-    return flatten_by_path
+    return by_path
 
 
-def replace_deltas(model: Layer, f: Callable[[str, Array], Array]) -> Layer:
-    """The same model, in which each layer's backward works with ``f(path, delta)`` in place of the delta that arrives.
+def replace_deltas(
+    model: Layer, f: Callable[[str, Any], Any], *, paths: Sequence[str] | None = None
+) -> Layer:
+    """Return the model with a backward pass that uses ``f(path, delta)`` in place of each delta.
 
     Clip deltas, add noise to them, stop them or scale them, layer by layer:
 
     >>> import jax.numpy as jnp, fbp
     >>> model = fbp.chain(fbp.layers.dense(4), fbp.layers.relu(), fbp.layers.dense(2))
     >>> clipped = replace_deltas(model, lambda path, delta: jnp.clip(delta, -0.1, 0.1))
+
+    Args:
+        model: any layer.
+        f: from a layer's path and its output delta to another delta of the same shape.
+        paths: of the layers whose deltas are replaced; by default those without parts. A composite
+            such as a residual block is replaced only if it is named.
+
+    Raises:
+        InputError: if a path names no layer.
     """
+    require_layer("replace_deltas", model)
 
-    def replaced(path: str, layer: Layer) -> Layer:
-        def backward(params: Params, cache: Cache, delta: Array) -> tuple[Any, Grads]:
-            return layer.backward(params, cache, f(path, delta))
+    def functions(place: Position, layer: Layer) -> dict[str, Any]:
+        def backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
+            new = f(place.path, _scaled(delta, 1 / place.delta_scale, place))
+            new = _scaled(new, place.delta_scale, place)
+            new = jax.tree.map(lambda n, d: n.astype(d.dtype), new, delta)
+            return layer.backward(params, cache, new)
 
-        return layer._replace(backward=backward)
+        return {"backward": backward}
 
-    return map_layers(replaced, model)
+    chosen = leaf_paths(model) if paths is None else check_paths(model, paths)
+    return exchange_at(model, functions, chosen)
 
 
 def as_function(layer: Layer) -> Callable[..., Any]:
-    """``f(params, x, key=None) -> y`` whose derivative under ``jax.grad`` is the layer's hand-written backward pass.
+    """Return ``f(params, x, key=None) -> y`` whose VJP is the layer's hand-written backward pass.
 
-    Use it inside a Flax or Equinox model, or anywhere else that JAX differentiates once.
+    Use it inside a Flax or Equinox model, or anywhere JAX uses reverse mode, nested too. Forward
+    mode (``jax.jvp``) raises JAX's TypeError.
+
+    Args:
+        layer: any layer.
     """
+    require_layer("as_function", layer)
 
     @jax.custom_vjp
     def function(params: Params, x: Any, key: Key | None) -> Any:
@@ -193,8 +334,8 @@ def as_function(layer: Layer) -> Callable[..., Any]:
         y, cache = layer.forward(params, x, key=key)
         return y, (params, cache)
 
-    def backward(kept: Any, delta: Any) -> tuple[Grads, Any, None]:
-        params, cache = kept
+    def backward(residuals: Any, delta: Any) -> tuple[Grads, Any, None]:
+        params, cache = residuals
         input_delta, grads = layer.backward(params, cache, delta)
         return grads, input_delta, None
 
@@ -203,17 +344,17 @@ def as_function(layer: Layer) -> Callable[..., Any]:
 
 
 def from_function(f: Callable[[Params, Any], Any], init: Init | None = None) -> Layer:
-    """Any JAX function ``f(params, x) -> y`` as a layer, by ``jax.vjp``: the escape hatch.
+    """Return any JAX function ``f(params, x) -> y`` as a layer, by ``jax.vjp``: the escape hatch.
 
     Args:
         f: the function, on a batch.
-        init: ``(key, shape) -> (params, out_shape)``; by default no parameters, and the output's shape as ``f`` tells it.
+        init: ``(key, shape) -> (params, out_shape)``. By default the layer has no parameters, and
+            the output's shape is that of ``f`` on one example.
     """
 
     def shape_only(key: Key, shape: Shape) -> tuple[Params, Shape]:
-        return (), jax.eval_shape(
-            f, (), jax.ShapeDtypeStruct((1, *shape), jnp.result_type(float))
-        ).shape[1:]
+        example = jax.ShapeDtypeStruct((1, *shape), jnp.result_type(float))
+        return (), jax.eval_shape(f, (), example).shape[1:]
 
     def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
         return f(params, x), (params, x)
@@ -223,7 +364,13 @@ def from_function(f: Callable[[Params, Any], Any], init: Init | None = None) -> 
         grads, input_delta = pull_back(delta)
         return None if _has_no_derivative(cache[1]) else input_delta, grads
 
-    return Layer(init or shape_only, forward, backward, name=getattr(f, "__name__", "function"))
+    return Layer(
+        init or shape_only,
+        forward,
+        backward,
+        kind="function",
+        name=getattr(f, "__name__", "function"),
+    )
 
 
 def _has_no_derivative(x: Any) -> bool:
@@ -231,5 +378,5 @@ def _has_no_derivative(x: Any) -> bool:
 
 
 def count_parameters(params: Params) -> int:
-    """How many numbers a pytree of arrays (or of their shapes) holds."""
+    """Return how many numbers a pytree of arrays (or of their shapes) holds."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

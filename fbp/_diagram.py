@@ -1,23 +1,23 @@
-"""A model as boxes and arrows, in plain data: what its picture is drawn from."""
+"""A model as boxes and arrows, in plain data: the description that its picture is drawn from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fbp._summary import LayerRow
-from fbp.layer import IN, OUT, Layer
+from fbp._summary import LayerRow, Summary, shape_text
+from fbp.layer import IN, OUT, Layer, join_path
 
-_MOST_LINES = 4  # names in one box
+_MAX_LINES = 4  # names in one box
 
 
 class Box(NamedTuple):
     """One box.
 
     Attributes:
-        lines: names of the layers in it, one or several that follow each other.
+        lines: names of the layers in it, one or several in sequence.
         path: of the first of them.
         shape: of the output, as text.
         parameters: how many.
-        groups: the repeated parts it stands in, outermost first, as ``path x times``.
+        groups: the repeated parts around it, outermost first, as ``path x repeats``.
     """
 
     lines: tuple[str, ...]
@@ -34,95 +34,94 @@ class Diagram(NamedTuple):
     arrows: list[tuple[int, int]]
 
 
-def diagram(model: Layer, rows: list[LayerRow], shape: tuple[int, ...]) -> Diagram:
-    """The boxes of a model's layers and joins, from the wiring of its composites."""
-    flatten_by_path = {row.path: row for row in rows}
-    boxes: dict[int, Box] = {0: Box(("input",), "", _text(shape), 0, ())}
-    arrows: list[tuple[int, int]] = []
+def make_diagram(model: Layer, summary: Summary, shape: Any) -> Diagram:
+    """Return the boxes of a model's layers and joins, from the wiring of its composites.
 
-    def box(
-        lines: tuple[str, ...],
-        path: str,
-        shape: str,
-        parameters: int,
-        groups: tuple[str, ...],
-        sources: Any,
-    ) -> int:
-        number = len(boxes)
-        boxes[number] = Box(lines, path, shape, parameters, groups)
-        arrows.extend((source, number) for source in dict.fromkeys(sources))
+    Args:
+        model: any layer.
+        summary: its table of layers, see :func:`fbp.summarize`.
+        shape: one example's.
+    """
+    builder = _Builder(summary.rows, shape)
+    builder.expand(model, "", (), [0])
+    return _fold(Diagram(builder.boxes, builder.arrows))
+
+
+class _Builder:
+    """Collects boxes and arrows while it walks through a model."""
+
+    def __init__(self, rows: Sequence[LayerRow], shape: Any):
+        self.rows = {row.path: row for row in rows}
+        self.boxes: dict[int, Box] = {0: Box(("input",), "", shape_text(shape), 0, ())}
+        self.arrows: list[tuple[int, int]] = []
+
+    def add(self, box: Box, sources: Sequence[int]) -> int:
+        """Add a box behind others; return its number."""
+        number = len(self.boxes)
+        self.boxes[number] = box
+        self.arrows.extend((source, number) for source in dict.fromkeys(sources))
         return number
 
-    def expand(layer: Layer, path: str, groups: tuple[str, ...], sources: list[int]) -> list[int]:
-        """Draw a layer behind ``sources``; returns where what follows begins."""
+    def expand(
+        self, layer: Layer, path: str, groups: tuple[str, ...], sources: list[int]
+    ) -> list[int]:
+        """Add a layer's boxes behind ``sources``; return the boxes that its output comes from."""
         if layer.rebuild is None:
-            if layer.name == "identity":
+            if layer.kind == "identity":
                 return sources
-            row = flatten_by_path[path or "model"]
-            return [box((layer.name,), path, _text(row.shape), row.parameters, groups, sources)]
+            row = self.rows[path or "model"]
+            box = Box((layer.name,), path, shape_text(row.shape), row.parameters, groups)
+            return [self.add(box, sources)]
         if layer.wiring.repeats > 1:
             groups = (*groups, f"{path or 'model'} x {layer.wiring.repeats}")
         ends: dict[str, list[int]] = {IN: sources}
         for key, part in layer.parts.items():
-            before = [
-                end
-                for source, target in layer.wiring.edges
-                if target == key
-                for end in ends[source]
-            ]
-            ends[key] = expand(part, "/".join(filter(None, (path, key))), groups, before)
-        last = [
-            end for source, target in layer.wiring.edges if target == OUT for end in ends[source]
-        ]
+            ends[key] = self.expand(part, join_path(path, key), groups, _ends(layer, ends, key))
+        last = _ends(layer, ends, OUT)
         if len(last) > 1 and layer.wiring.join:
-            return [box((layer.wiring.join,), "", "", 0, groups, last)]
+            return [self.add(Box((layer.wiring.join,), "", "", 0, groups), last)]
         return last
 
-    expand(model, "", (), [0])
-    return _folded(Diagram(boxes, arrows))
+
+def _ends(layer: Layer, ends: Mapping[str, list[int]], target: str) -> list[int]:
+    """Return the boxes from which arrows lead to a part, or to the composite's output."""
+    sources = [source for source, end in layer.wiring.edges if end == target]
+    return [number for source in sources for number in ends[source]]
 
 
-def _text(shape: Any) -> str:
-    if shape and isinstance(shape[0], tuple | list):
-        return ", ".join(map(_text, shape))
-    return " x ".join(map(str, shape)) or "scalar"
-
-
-def _folded(drawn: Diagram) -> Diagram:
-    """Layers without parameters join the box before them, where nothing else follows that."""
-    boxes, arrows = dict(drawn.boxes), list(drawn.arrows)
+def _fold(diagram: Diagram) -> Diagram:
+    """Merge layers without parameters into the box before them, if nothing else follows that."""
+    boxes, arrows = dict(diagram.boxes), list(diagram.arrows)
     for number in sorted(boxes):
         box = boxes[number]
-        before = [source for source, target in arrows if target == number]
-        if len(before) != 1 or box.parameters or not box.path:
+        sources = [source for source, target in arrows if target == number]
+        if len(sources) != 1 or box.parameters or not box.path:
             continue
-        previous = boxes[before[0]]
-        alone = sum(source == before[0] for source, _ in arrows) == 1
-        if not (alone and previous.path and previous.groups == box.groups):
+        source, previous = sources[0], boxes[sources[0]]
+        only_follower = sum(start == source for start, _ in arrows) == 1
+        if not (only_follower and previous.path and previous.groups == box.groups):
             continue
-        if len(previous.lines) + len(box.lines) > _MOST_LINES:
+        if len(previous.lines) + len(box.lines) > _MAX_LINES:
             continue
-        boxes[before[0]] = previous._replace(lines=previous.lines + box.lines, shape=box.shape)
+        boxes[source] = previous._replace(lines=previous.lines + box.lines, shape=box.shape)
         del boxes[number]
-        arrows = [arrow for arrow in arrows if arrow != (before[0], number)]
-        arrows = [(before[0] if source == number else source, target) for source, target in arrows]
+        arrows = [arrow for arrow in arrows if arrow != (source, number)]
+        arrows = [(source if start == number else start, target) for start, target in arrows]
     return Diagram(boxes, arrows)
 
 
-def to_json(drawn: Diagram) -> dict[str, Any]:
-    """As JSON's types."""
-    return {
-        "boxes": {str(n): box._asdict() for n, box in drawn.boxes.items()},
-        "arrows": drawn.arrows,
-    }
+def to_json(diagram: Diagram) -> dict[str, Any]:
+    """Return a diagram as JSON's types."""
+    boxes = {str(number): box._asdict() for number, box in diagram.boxes.items()}
+    return {"boxes": boxes, "arrows": diagram.arrows}
 
 
 def from_json(table: Mapping[str, Any]) -> Diagram:
-    """The inverse of :func:`to_json`."""
+    """Return the diagram that :func:`to_json` wrote."""
     boxes = {
-        int(n): Box(
+        int(number): Box(
             tuple(box["lines"]), box["path"], box["shape"], box["parameters"], tuple(box["groups"])
         )
-        for n, box in table["boxes"].items()
+        for number, box in table["boxes"].items()
     }
-    return Diagram(boxes, [(a, b) for a, b in table["arrows"]])
+    return Diagram(boxes, [(start, target) for start, target in table["arrows"]])

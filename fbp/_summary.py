@@ -1,25 +1,58 @@
 """A table of a model's layers: shapes, parameters, bytes and floating-point operations."""
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fbp._backprop import count_parameters, path_of
-from fbp.layer import Cache, Key, Layer, Params, Shape, map_layers
+from fbp._backprop import count_parameters
+from fbp._observation import (
+    Position,
+    initial_shapes,
+    layer_params,
+    leaf_paths,
+    observe_forward,
+    positions,
+)
+from fbp.layer import Cache, Key, Layer, Params, Shape, require_layer
+
+_COLUMNS = (
+    "layer",
+    "name",
+    "copies",
+    "output",
+    "parameters",
+    "bytes",
+    "cache bytes",
+    "forward FLOPs",
+    "backward FLOPs",
+)
+_TEXT_COLUMNS = 4  # the columns on the left are aligned to the left
+_NOTE = (
+    "per example, as XLA counts: the body of a loop over time counts once; a cache that two layers\n"
+    "share is counted in both"
+)
 
 
 class LayerRow(NamedTuple):
-    """One layer: its path, name, how often it stands there (more than once inside ``repeat``) and output shape; then, for all
-    its copies together, counts of parameters, of their and the cache's bytes for one example, and of floating-point
-    operations of the forward and backward pass for one example, as XLA counts them. All as in training."""
+    """One layer; counts are those of all its copies together, for one example in training.
+
+    Attributes:
+        path: where it is in the model.
+        name: what it prints as.
+        copies: how many there are, more than one inside ``repeat``.
+        shape: of its output, without the batch axis; a tuple of shapes for several outputs.
+        parameters: how many numbers it learns; tied parameters count once.
+        parameter_bytes: their size.
+        cache_bytes: the size of its cache.
+        forward_flops, backward_flops: floating-point operations, as XLA counts them.
+    """
 
     path: str
     name: str
     copies: int
-    shape: Shape
+    shape: Any
     parameters: int
     parameter_bytes: int
     cache_bytes: int
@@ -27,66 +60,83 @@ class LayerRow(NamedTuple):
     backward_flops: int
 
 
+class Summary(NamedTuple):
+    """The layers of a model; prints as a table with totals."""
+
+    rows: tuple[LayerRow, ...]
+
+    def __str__(self) -> str:
+        cells: list[tuple[str, ...]] = [_COLUMNS]
+        for row in self.rows:
+            counts = (f"{count:,}" for count in row[_TEXT_COLUMNS:])
+            cells.append((row.path, row.name, str(row.copies), shape_text(row.shape), *counts))
+        columns = zip(*(row[_TEXT_COLUMNS:] for row in self.rows), strict=True)
+        cells.append(("total", "", "", "", *(f"{sum(column):,}" for column in columns)))
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [_aligned(line, widths) for line in cells]
+        rule = "-" * len(lines[0])
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], _NOTE])
+
+
+def _aligned(line: tuple[str, ...], widths: list[int]) -> str:
+    cells = [
+        cell.ljust(width) if i < _TEXT_COLUMNS else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+    ]
+    return "  ".join(cells).rstrip()
+
+
+def shape_text(shape: Any) -> str:
+    """Return a shape as ``28 x 28 x 1``, several shapes separated by commas."""
+    if shape and isinstance(shape[0], tuple | list):
+        return ", ".join(map(shape_text, shape))
+    return " x ".join(map(str, shape)) or "scalar"
+
+
 def layer_names(model: Layer) -> dict[str, str]:
-    """The name of each layer by its path, in the order of the model."""
-    names: dict[str, str] = {}
-
-    def note(path: str, layer: Layer) -> Layer:
-        names[path] = layer.name
-        return layer
-
-    map_layers(note, model)
-    return names
+    """Return the name of each layer that has no parts by its path, in the model's order."""
+    places = positions(model)
+    return {place.path: place.layer.name for place in places if place.layer.rebuild is None}
 
 
-def _copies(layer: Layer, path: str = "", times: int = 1) -> dict[str, int]:
-    """How often each layer stands in the model, by its path."""
-    if layer.rebuild is None:
-        return {path or "model": times}
-    found: dict[str, int] = {}
-    for key, part in layer.parts.items():
-        found |= _copies(part, "/".join(filter(None, (path, key))), times * layer.wiring.repeats)
-    return found
+def summarize(model: Layer, shape: Shape, dtype: Any = jnp.float32) -> Summary:
+    """Return a table of the model's layers for one example; nothing is computed, only traced.
 
+    Args:
+        model: any layer.
+        shape: one example's, without the batch axis; a tuple of shapes for several inputs.
+        dtype: of the input; int32 for tokens.
 
-def layer_rows(model: Layer, shape: Shape, dtype: Any = jnp.float32) -> list[LayerRow]:
-    """A row for each layer of a model for one example of ``shape``; nothing is computed, only traced."""
-    rows: dict[str, LayerRow] = {}
-    counted: dict[Any, tuple[int, int]] = {}  # one layer may stand in many places
-    copies = _copies(model)
-
-    def observed(path: str, layer: Layer) -> Layer:
-        def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
-            y, cache = layer.forward(params, x, key=key)
-            rows[path] = _row(
-                path, layer, copies[path], params, x, y, cache, counted
-            )  # recompute comes by twice
-            return y, cache
-
-        return layer._replace(forward=forward)
-
-    watched = map_layers(observed, model)
-    params, _ = jax.eval_shape(lambda key: (model.init(key, shape)[0], 0), jax.random.key(0))
-    example = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s), dtype), shape, is_leaf=_is_shape)
-    jax.eval_shape(
-        lambda params, x, key: watched.forward(params, x, key=key),
-        params,
-        example,
-        jax.random.key(0),
+    >>> import fbp
+    >>> from fbp.layers import dense, relu
+    >>> summary = fbp.summarize(fbp.chain(dense(3), relu()), (2,))
+    >>> [(row.path, row.name, row.shape, row.parameters) for row in summary.rows]
+    [('0', 'dense(3)', (3,), 9), ('1', 'relu', (3,), 0)]
+    """
+    require_layer("summarize", model)
+    params, _ = initial_shapes(model, shape)
+    paths = leaf_paths(model)
+    run = observe_forward(model, _observe, paths)
+    example = jax.tree.map(
+        lambda sizes: jax.ShapeDtypeStruct((1, *sizes), dtype), shape, is_leaf=_is_shape
     )
-    owned = _owned(params)
-    return [rows[path]._replace(**owned(path)) for path in layer_names(model) if path in rows]
+    _, observed = jax.eval_shape(
+        lambda params, x, key: run(params, x, key=key), params, example, jax.random.key(0)
+    )
+    own = {each.position.path: each.params for each in layer_params(model, params)}
+    flops: dict[Any, tuple[int, int]] = {}  # the same layer may be in many places
+    rows = [
+        _row(place, observed[place.path], own[place.path], flops)
+        for place in positions(model)
+        if place.path in observed
+    ]
+    return Summary(tuple(rows))
 
 
-def _owned(params: Params) -> Callable[[str], dict[str, Any]]:
-    """What a layer has for itself, by its path: shared parameters count once."""
-    leaves = [(path_of(keys), leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)]
-
-    def of(path: str) -> dict[str, Any]:
-        own = [leaf for place, leaf in leaves if path == "model" or place.startswith(f"{path}/")]
-        return {"parameters": count_parameters(own), "parameter_bytes": _bytes(own)}
-
-    return of
+def _observe(
+    place: Position, params: Params, x: Any, y: Any, cache: Cache, key: Key | None
+) -> tuple[Params, Any, Any, Cache]:
+    return params, x, y, cache
 
 
 def _is_shape(node: Any) -> bool:
@@ -94,31 +144,25 @@ def _is_shape(node: Any) -> bool:
 
 
 def _row(
-    path: str,
-    layer: Layer,
-    copies: int,
-    params: Params,
-    x: Any,
-    y: Any,
-    cache: Cache,
-    counted: dict[Any, tuple[int, int]],
+    place: Position, observed: Any, own: Params, flops: dict[Any, tuple[int, int]]
 ) -> LayerRow:
-    params, x, delta, kept = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, x, y, cache)
+    stacked, copies = len(place.repeats), math.prod(place.repeats)
+    params, x, y, cache = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[stacked:], leaf.dtype), observed
     )
-    same = id(layer), str((params, x, delta, kept))
-    if same not in counted:
-        forward = _flops(lambda params, x: layer.forward(params, x)[0], params, x)
-        counted[same] = forward, _flops(layer.backward, params, kept, delta)
+    same = id(place.layer), str((params, x, y, cache))
+    if same not in flops:
+        forward = _flops(lambda params, x: place.layer.forward(params, x)[0], params, x)
+        flops[same] = forward, _flops(place.layer.backward, params, cache, y)
     return LayerRow(
-        path,
-        layer.name,
+        place.path,
+        place.layer.name,
         copies,
-        y.shape[1:],
-        0,
-        0,
-        copies * _bytes(kept),
-        *(copies * count for count in counted[same]),
+        jax.tree.map(lambda leaf: leaf.shape[1:], y),
+        count_parameters(own),
+        _bytes(own),
+        copies * _bytes(cache),
+        *(copies * count for count in flops[same]),
     )
 
 
@@ -129,42 +173,3 @@ def _bytes(tree: Any) -> int:
 def _flops(function: Any, *shapes: Any) -> int:
     analysis = jax.jit(function).lower(*shapes).cost_analysis() or {}
     return round(analysis.get("flops", 0))
-
-
-def as_text(rows: list[LayerRow]) -> str:
-    """The table with its totals, for a terminal or a file."""
-    cells: list[tuple[str, ...]] = [
-        (
-            "layer",
-            "name",
-            "copies",
-            "output",
-            "parameters",
-            "bytes",
-            "cache bytes",
-            "forward FLOPs",
-            "backward FLOPs",
-        )
-    ]
-    for row in rows:
-        sizes = " x ".join(map(str, row.shape))
-        cells.append(
-            (row.path, row.name, str(row.copies), sizes, *(f"{count:,}" for count in row[4:]))
-        )
-    totals = (f"{sum(column):,}" for column in zip(*(row[4:] for row in rows), strict=True))
-    cells.append(("total", "", "", "", *totals))
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i < 4 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    ]
-    note = (
-        "per example, as XLA counts: the body of a loop over time counts once; the same cache may serve two layers and is "
-        "counted in both"
-    )
-    return "\n".join(
-        [lines[0], "-" * len(lines[0]), *lines[1:-1], "-" * len(lines[0]), lines[-1], note]
-    )

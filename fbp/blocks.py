@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from fbp import initializers
-from fbp.combinators._compose import chain, residual
+from fbp.combinators import chain, residual
 from fbp.errors import InputError
 from fbp.layer import Layer
 from fbp.layers import (

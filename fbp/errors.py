@@ -4,7 +4,8 @@ Each message is one line: where, what was expected, what came, what to do.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class InputError(ValueError):
@@ -91,3 +92,12 @@ def prefixed_by(source: object) -> Iterator[None]:
             raise
         lines = [f"{source}: {line}" for line in str(error).splitlines()]
         raise InputError("\n".join(lines)) from None
+
+
+def did_you_mean(wrong: str, valid: Iterable[str]) -> str:
+    """Return ``did you mean 'x'?`` with the nearest valid names, or all of them if none is near."""
+    names = list(valid)
+    near = difflib.get_close_matches(wrong, names, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    return f"expected one of {', '.join(names)}"

@@ -2,18 +2,19 @@
 
 Everything else in fbp is one of these three or takes one of these three.
 
-The notation is that of the four equations of backpropagation (Rumelhart, Hinton and Williams, 1986; Nielsen, 2015,
-*Neural Networks and Deep Learning*, chapter 2). ``delta`` always means dC/d(output of this layer), with the shape of
-that output, so at a pre-activation z it *is* the textbook's delta:
+The notation is that of the four equations of backpropagation (Rumelhart, Hinton and Williams, 1986;
+Nielsen, 2015, *Neural Networks and Deep Learning*, chapter 2). ``delta`` always means
+dC/d(output of this layer), with the shape of that output. At a pre-activation z it *is* the
+textbook's delta:
 
-    (1) output error      delta^L = dC/da^L * sigma'(z^L)                  losses.py, and the activation's backward
-    (2) hidden error      delta^l = ((W^{l+1})^T delta^{l+1}) * sigma'(z^l)   dense.backward, then the activation's
-    (3) bias gradient     dC/db^l = delta^l                                 dense.backward
-    (4) weight gradient   dC/dw^l_jk = a^{l-1}_k delta^l_j                  dense.backward
+    (1) output error     delta^L = dC/da^L * sigma'(z^L)                     losses.py, activation
+    (2) hidden error     delta^l = ((W^{l+1})^T delta^{l+1}) * sigma'(z^l)   dense, activation
+    (3) bias gradient    dC/db^l = delta^l                                   dense
+    (4) weight gradient  dC/dw^l_jk = a^{l-1}_k delta^l_j                    dense
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias, get_args
 
 import jax
@@ -32,17 +33,23 @@ Initializer: TypeAlias = Callable[..., Array]  # (key, shape, dtype) -> array
 
 class Init(Protocol):
     def __call__(self, key: Key, shape: Shape) -> tuple[Params, Shape]:
-        """Draw parameters for inputs of ``shape`` (one example's, no batch axis) and tell the output's shape."""
+        """Draw parameters for inputs of ``shape``; return them and the output's shape.
+
+        Both shapes are one example's, without the batch axis.
+        """
 
 
 class Forward(Protocol):
     def __call__(self, params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
-        """Map a batch ``x (B, *shape)`` to ``(y, cache)``; ``key=None`` means evaluation (no dropout)."""
+        """Map a batch ``x (B, *shape)`` to ``(y, cache)``; ``key=None`` means evaluation."""
 
 
 class Backward(Protocol):
     def __call__(self, params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
-        """Map ``delta = dC/dy`` to ``(dC/dx, dC/dparams)``; the first is None where x has no derivative (integers)."""
+        """Map ``delta = dC/dy`` to ``(dC/dx, dC/dparams)``.
+
+        The first is None if x has no derivative: if it is integers.
+        """
 
 
 class _Functions(NamedTuple):
@@ -51,13 +58,14 @@ class _Functions(NamedTuple):
     backward: Backward
 
 
-class Stream(NamedTuple):
-    """How a layer over a sequence (B, T, F) is computed one position at a time, for generating.
+class IncrementalForward(NamedTuple):
+    """The incremental form of a layer over (B, T, F): one position at a time, with a state.
 
     Attributes:
-        start: ``(batch, shape) -> state``; shape is one example's, (T, F), T the most positions that will come.
+        start: ``(batch, shape) -> state`` before the first position; ``shape`` is one example's,
+            (T, F), and T the largest number of positions that will follow.
         step: ``(params, x (B, 1, F), state) -> (y (B, 1, G), state)``
-        limited: whether T is really a limit; a recurrence goes on for ever.
+        limited: whether T limits the number of positions; a recurrence runs forever.
     """
 
     start: Callable[[int, Shape], Any]
@@ -65,43 +73,71 @@ class Stream(NamedTuple):
     limited: bool = False
 
 
+Incremental: TypeAlias = IncrementalForward | Literal["positionwise"] | None
+
+
+class Statistics(NamedTuple):
+    """How the nontrainable parameters of a layer are filled from data.
+
+    Attributes:
+        measure: ``(params, x (B, ...)) -> {name: value}``, the statistics of one batch.
+        combine: ``{name: (batches, ...)} -> {name: value}``, those of the population.
+    """
+
+    measure: Callable[[Params, Any], dict[str, Array]]
+    combine: Callable[[dict[str, Array]], dict[str, Array]]
+
+
 class Wiring(NamedTuple):
     """How the parts of a composite are connected, for pictures and counts.
 
     Attributes:
-        edges: pairs (from, to) of the parts' keys; ``IN`` and ``OUT`` are the composite's own input and output.
-        join: what becomes of several edges that meet in OUT.
-        repeats: number of times the parts follow each other.
+        edges: pairs (from, to) of the parts' keys; ``IN`` and ``OUT`` are the composite's own
+            input and output.
+        join: how several edges that end in OUT are combined.
+        repeats: number of times the part is repeated in sequence.
+        delta_scale: the factor by which deltas inside are larger than outside.
     """
 
     edges: tuple[tuple[str, str], ...]
     join: str = "+"
     repeats: int = 1
+    delta_scale: float | Array = 1
 
 
 IN, OUT = "<in>", "<out>"
 
 
 class Layer(_Functions):
-    """A layer: the three functions ``(init, forward, backward)``, and what can be told of it.
+    """A layer: the three functions ``(init, forward, backward)``, and a description of them.
 
-    The tuple has exactly three elements. What a layer is called and what it is made of are attributes beside them:
+    The tuple has exactly three elements. The description is attributes beside them:
 
     Attributes:
-        name: what tables and messages call it, such as ``dense(30)``.
-        parts: for a composite, its layers by the keys under which their parameters stand (the key is empty where the
-            parameters are the part's own, as in ``repeat``).
-        rebuild: for a composite, the function that makes it again from other parts (see :func:`map_layers`).
-        wiring: for a composite, how its parts are connected; one after another where it is not told.
-        stream: for a layer that looks from one position of a sequence at others, how to compute it position by position;
-            None for a layer that treats each position alone, or cannot.
+        kind: a word that code may compare, such as ``dense``; ``layer`` by default.
+        name: the text that tables and messages print, such as ``dense(30)``; ``kind`` by default.
+        nontrainable: names of parameters that are filled from data and not learned. They are
+            constants to every derivative, and no optimizer moves them.
+        not_decayed: names of the parameters that weight decay leaves out; None stands for those
+            with fewer than two axes.
+        statistics: how the nontrainable parameters are filled.
+        parts: for a composite, its layers by the keys of their parameters. The key is empty if the
+            part's parameters are the composite's own, as in ``repeat``.
+        rebuild: for a composite, the function that makes it again from other parts.
+        wiring: for a composite, how its parts are connected; in sequence by default.
+        incremental: how the layer runs one position at a time. ``"positionwise"`` says that it acts
+            on each position alone; None that it mixes positions and has no incremental form.
     """
 
+    kind: str
     name: str
+    nontrainable: tuple[str, ...]
+    not_decayed: tuple[str, ...] | None
+    statistics: Statistics | None
     parts: Mapping[str, "Layer"]
     rebuild: Callable[[Mapping[str, "Layer"]], "Layer"] | None
     wiring: Wiring
-    stream: Stream | None
+    incremental: Incremental
 
     def __new__(
         cls,
@@ -109,23 +145,61 @@ class Layer(_Functions):
         forward: Forward,
         backward: Backward,
         *,
-        name: str = "layer",
+        kind: str = "layer",
+        name: str | None = None,
+        nontrainable: Sequence[str] = (),
+        not_decayed: Sequence[str] | None = None,
+        statistics: Statistics | None = None,
         parts: Mapping[str, "Layer"] | None = None,
         rebuild: Callable[[Mapping[str, "Layer"]], "Layer"] | None = None,
         wiring: Wiring | None = None,
-        stream: Stream | None = None,
+        incremental: Incremental = "positionwise",
     ) -> Self:
         layer = super().__new__(cls, init, forward, backward)
-        layer.name, layer.parts, layer.rebuild, layer.stream = name, parts or {}, rebuild, stream
+        layer.kind, layer.name = kind, kind if name is None else name
+        layer.nontrainable = tuple(nontrainable)
+        layer.not_decayed = None if not_decayed is None else tuple(not_decayed)
+        layer.statistics = statistics
+        layer.parts, layer.rebuild = parts or {}, rebuild
         layer.wiring = wiring or Wiring(tuple(itertools.pairwise((IN, *layer.parts, OUT))))
+        layer.incremental = incremental
         return layer
 
-    def _replace(self, **functions: Any) -> Self:
-        """The same layer with other functions: an opaque one, since its parts no longer tell what it does."""
-        return type(self)(**{**self._asdict(), **functions}, name=self.name)
+    def _replace(self, **changes: Any) -> Self:
+        """Return the layer with other functions, or another description.
+
+        An exchanged ``backward`` or ``init`` keeps the whole description, and a composite keeps the
+        exchange when it is rebuilt from other parts. An exchanged ``forward`` makes an opaque
+        layer: kind, parts, wiring and incremental form described the old one.
+        """
+        functions = {name: changes.pop(name) for name in self._fields if name in changes}
+        if "forward" in functions:
+            about_parameters = {name: vars(self)[name] for name in _ABOUT_PARAMETERS}
+            return type(self)(**(self._asdict() | functions), **(about_parameters | changes))
+        changed = exchange(self, lambda layer: functions) if functions else self
+        return type(self)(*changed, **(vars(changed) | changes))
 
     def __repr__(self) -> str:
         return self.name
+
+
+_ABOUT_PARAMETERS = ("name", "nontrainable", "not_decayed", "statistics")
+
+
+def exchange(layer: Layer, functions: Callable[[Layer], Mapping[str, Any]]) -> Layer:
+    """Return the layer with some of its functions made anew from itself; its description stays.
+
+    A composite applies the exchange again whenever it is rebuilt from other parts.
+
+    Args:
+        layer: a leaf or a composite.
+        functions: from a layer to its new functions by name (``init``, ``forward``, ``backward``).
+            A new ``forward`` must give the same output.
+    """
+    rebuild = layer.rebuild
+    again = None if rebuild is None else lambda parts: exchange(rebuild(parts), functions)
+    description = vars(layer) | {"rebuild": again}
+    return Layer(**(layer._asdict() | dict(functions(layer))), **description)
 
 
 class _LossFunctions(NamedTuple):
@@ -210,18 +284,24 @@ class Optimizer(NamedTuple):
     update: Callable[[Grads, Any, Params], tuple[Any, Any]]
 
 
-class Tapped(NamedTuple):
-    """What a tapped layer returns in place of its gradients: the gradients, and what was observed beside them."""
+def require_layer(where: str, layer: Any) -> Layer:
+    """Return ``layer``, or raise InputError if it is not a :class:`Layer`.
 
-    grads: Grads
-    observed: Any
+    Args:
+        where: the beginning of the message, such as ``chain: place 0``.
+        layer: what the caller was given.
+    """
+    if isinstance(layer, Layer):
+        return layer
+    hint = "; call it" if callable(layer) and not isinstance(layer, tuple) else ""
+    raise InputError(f"{where}: expected a Layer, got {getattr(layer, '__name__', layer)!r}{hint}")
 
 
 def map_layers(f: Callable[[str, Layer], Layer], layer: Layer, path: str = "") -> Layer:
     """Rebuild a model with ``f(path, layer)`` in place of each layer that has no parts.
 
-    This is how deltas are read and replaced, and how a backward pass is exchanged for another: the combinators
-    derive the composite's backward from whatever its parts' backwards now are.
+    This is how a backward pass is exchanged for another: the combinators derive the composite's
+    backward from its parts' backwards.
 
     >>> import fbp
     >>> model = fbp.chain(fbp.layers.dense(3), fbp.layers.relu())
@@ -232,23 +312,20 @@ def map_layers(f: Callable[[str, Layer], Layer], layer: Layer, path: str = "") -
     """
     if layer.rebuild is None:
         return f(path or "model", layer)
-    return layer.rebuild(
-        {
-            name: map_layers(f, part, "/".join(filter(None, (path, name))))
-            for name, part in layer.parts.items()
-        }
-    )
+    parts = layer.parts.items()
+    return layer.rebuild({key: map_layers(f, part, join_path(path, key)) for key, part in parts})
 
 
-STATISTICS = ("mean", "variance")
-"""Names of parameters that are filled from data and not learned: constants to every derivative (see ``batch_norm``)."""
+def join_path(*keys: str) -> str:
+    """Return the keys joined by ``/``, empty ones left out."""
+    return "/".join(filter(None, keys))
 
 
 def shape_to_array(shape: Shape) -> Array:
-    """An array with no elements whose shape carries ``shape`` through a cache (caches hold arrays only)."""
+    """Return an array with no elements whose shape carries ``shape``: caches hold arrays only."""
     return jnp.zeros((0, *shape), jnp.bool_)
 
 
-def array_to_shape(token: Array) -> Shape:
-    """The shape that :func:`shape_to_array` put away."""
-    return token.shape[1:]
+def array_to_shape(array: Array) -> Shape:
+    """Recover the shape stored by :func:`shape_to_array`."""
+    return array.shape[1:]

@@ -6,9 +6,8 @@ from typing import Literal
 
 from fbp import initializers, layers
 from fbp.blocks import Activation, residual_block, transformer_block
-from fbp.combinators._compose import bidirectional as both_directions
-from fbp.combinators._compose import chain, residual, shared
-from fbp.combinators._graph import graph
+from fbp.combinators import bidirectional as both_directions
+from fbp.combinators import chain, graph, residual, tie
 from fbp.errors import InputError
 from fbp.layer import Initializer, Layer
 from fbp.layers import (
@@ -419,7 +418,7 @@ def gpt(
     body = [table, *_POSITIONS[positions](), *drop, *blocks, layer_norm()]
     if not tied:
         return chain(*body, dense(outputs, weights=initializers.small_normal(0.02)))
-    return shared(chain(*body, unembedding(outputs)), {str(len(body)): "0"})
+    return tie(chain(*body, unembedding(outputs)), {str(len(body)): "0"})
 
 
 def _transformer_blocks(

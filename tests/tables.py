@@ -226,9 +226,9 @@ def _tied():
 
 
 LAYERS += [
-    LayerCase("shared", lambda: fbp.tie(_tied(), {"3": "0"}), (5,), tokens=7),
+    LayerCase("tie", lambda: fbp.tie(_tied(), {"3": "0"}), (5,), tokens=7),
     LayerCase(
-        "shared",
+        "tie",
         lambda: fbp.tie(fbp.chain(layers.dense(6), layers.tanh(), layers.dense(6)), {"2": "0"}),
     ),
     LayerCase(

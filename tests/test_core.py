@@ -259,14 +259,14 @@ def test_the_seed_masks_and_weighs_examples():
     model, params, x, y = small()
     gradient = fbp.value_and_grad(model, losses.quadratic)
     mask = np.array([1, 1, 0, 1, 0, 0, 1], np.float32)
-    cost, grads = gradient(params, x, y, seed=mask / mask.sum())
+    cost, grads = gradient(params, x, y, cost_weights=mask / mask.sum())
     kept = mask.astype(bool)
     expected_cost, expected = gradient(params, x[kept], y[kept])
     np.testing.assert_allclose(cost, expected_cost, rtol=1e-5)
     for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
     with pytest.raises(fbp.ShapeError, match=r"one number per example, shape \(7,\), got \(3,\)"):
-        gradient(params, x, y, seed=jnp.ones(3))
+        gradient(params, x, y, cost_weights=jnp.ones(3))
 
 
 BRIDGED = [
@@ -281,7 +281,7 @@ BRIDGED = [
         "repeat",
         "recompute",
         "graph",
-        "shared",
+        "tie",
     )
 ] + [case for case in LAYERS if case.lengths or case.name in ("embedding", "dropout")]
 

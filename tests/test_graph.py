@@ -27,7 +27,7 @@ def test_deltas_are_summed_over_all_consumers():
     params, _ = draw(model, (3,))
     x, y = numbers(5, 3), numbers(5, 4, seed=2)
     found = fbp.deltas(model, losses.quadratic)(params, x, y)
-    assert set(found) == {"stem", "left/0", "left/1", "right", "sum"}
+    assert set(found) == {"stem", "left", "left/0", "left/1", "right", "sum"}
 
     def cost(shift):
         stem = layers.dense(4).forward(params["stem"], x)[0] + shift
@@ -55,7 +55,7 @@ def test_several_outputs_each_with_a_loss_of_its_own():
     report = fbp.check_gradients(model, loss, params, numbers(5, 3), target)
     assert report.ok, str(report)
     seed = jnp.array([1.0, 0, 0, 0, 0])
-    cost, _ = fbp.value_and_grad(model, loss)(params, numbers(5, 3), target, seed=seed)
+    cost, _ = fbp.value_and_grad(model, loss)(params, numbers(5, 3), target, cost_weights=seed)
     one, _ = fbp.value_and_grad(model, loss)(
         params, numbers(5, 3)[:1], jax.tree.map(lambda a: a[:1], target)
     )

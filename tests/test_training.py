@@ -7,7 +7,7 @@ import pytest
 
 import fbp
 from fbp import initializers, layers, losses, training
-from fbp.diagnostics import dead_units, diagnose, per_example_gradient_norms
+from fbp.diagnostics import dead_units, layer_norms, per_example_gradient_norms
 from tests.tables import draw, numbers
 
 MODEL = fbp.chain(layers.dense(8), layers.relu(), layers.dense(3))
@@ -139,7 +139,7 @@ def test_training_learns():
 
 def test_diagnosis_has_a_norm_for_every_layer_and_parameter():
     state = begin()
-    found = jax.jit(diagnose(MODEL, LOSS, OPTIMIZER))(state.params, state.opt_state, X, Y)
+    found = jax.jit(layer_norms(MODEL, LOSS, OPTIMIZER))(state.params, state.opt_state, X, Y)
     assert set(found.delta_norm) == {"0", "1", "2"}
     assert (
         set(found.gradient_norm)

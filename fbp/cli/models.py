@@ -77,8 +77,8 @@ def describe(experiment: str, overrides: tuple[str, ...], picture: Path | None) 
 
     A drawing of the connections goes to mlruns/pictures/, or to the file of --picture.
     """
-    from fbp import _summary
-    from fbp._diagram import diagram
+    import fbp
+    from fbp._diagram import make_diagram
     from fbp.experiment.figures import model_drawing
     from fbp.experiment.rundir import layout
 
@@ -87,14 +87,15 @@ def describe(experiment: str, overrides: tuple[str, ...], picture: Path | None) 
             f"--picture: expected a file ending in .svg, .png or .pdf, got {str(picture)!r}"
         )
     for name, config, built in _built_variants(experiment_path(experiment), overrides):
-        rows = _summary.layer_rows(built.model, built.shape, built.data.train.x.dtype)
+        summary = fbp.summarize(built.model, built.shape, built.data.train.x.dtype)
         title = f"{config.name} {name}".strip()
         click.echo(title)
-        click.echo(_summary.as_text(rows))
+        click.echo(summary)
         target = picture or layout.pictures(layout.root()) / f"{config.name}.svg"
         target = target.with_stem(f"{target.stem}-{name}" if name else target.stem)
         target.parent.mkdir(parents=True, exist_ok=True)
-        model_drawing.draw(diagram(built.model, rows, built.shape), title).savefig(target, dpi=150)
+        diagram = make_diagram(built.model, summary, built.shape)
+        model_drawing.draw(diagram, title).savefig(target, dpi=150)
         click.echo(f"picture: {shown(target)}\n")
 
 

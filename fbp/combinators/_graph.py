@@ -1,21 +1,35 @@
-"""A model as a computational graph: layers by name, each told where its input comes from.
+"""A model as a computational graph: layers by name, each with the names of its inputs.
 
-Forward visits the nodes in topological order. Backward visits them in the opposite order; the delta at a node's output is the
-sum of what all its consumers send back: the chain rule on a graph (Bauer, 1974; Goodfellow, Bengio and Courville, 2016,
-*Deep Learning*, chapter 6.5).
+Forward visits the nodes in topological order, backward in the opposite order. The delta at a node's
+output is the sum of the deltas that all its consumers send back: the chain rule on a graph (Bauer,
+1974; Goodfellow, Bengio and Courville, 2016, *Deep Learning*, chapter 6.5).
 """
 
 import graphlib
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fbp.combinators._compose import add_deltas, call_part, split_keys
+from fbp._observation import initial_shapes
+from fbp.combinators._parts import add_deltas, call_part, combine_incremental, split_keys
 from fbp.errors import InputError, ShapeError
-from fbp.layer import IN, OUT, Cache, Grads, Key, Layer, Params, Wiring
+from fbp.layer import (
+    IN,
+    OUT,
+    Array,
+    Cache,
+    Grads,
+    IncrementalForward,
+    Key,
+    Layer,
+    Params,
+    Shape,
+    Wiring,
+    require_layer,
+)
 
 Node = tuple[Any, ...]  # (layer, name of its input, names of further inputs ...)
 
@@ -26,7 +40,7 @@ def graph(
     inputs: str | Sequence[str] = "x",
     outputs: str | Sequence[str] | None = None,
 ) -> Layer:
-    """A directed acyclic graph of layers.
+    """Compose layers as a directed acyclic graph.
 
     >>> import fbp
     >>> from fbp.layers import add, dense, relu
@@ -40,149 +54,194 @@ def graph(
     ... )
 
     Args:
-        nodes: from a node's name to ``(layer, input, ...)``, the names of other nodes or of ``inputs``. A layer with several
-            inputs, such as ``fbp.layers.concatenate()``, gets them as a tuple, in this order. The nodes may stand in any order.
-        inputs: what comes from outside. Several names: the graph's input is a tuple, and so are its shape and its input delta.
-        outputs: the nodes whose outputs leave the graph, the last one by default. Several names: the output is a tuple, and
-            so is the delta that is expected.
+        nodes: from a node's name to ``(layer, input, ...)``, the names of other nodes or of
+            ``inputs``. A layer with several inputs, such as ``fbp.layers.concatenate()``, gets them
+            as a tuple, in this order. The nodes may be given in any order.
+        inputs: the name of the graph's input. With several names the input is a tuple, and so are
+            its shape and its input delta.
+        outputs: the nodes whose outputs leave the graph, the last one by default. With several
+            names the output is a tuple, and so is the delta that backward expects.
 
     Returns:
         A layer whose parameters are a dictionary with one entry per node.
 
     Raises:
-        InputError: for a cycle, an input that does not exist, a node or an input that leads to no output.
+        InputError: for a cycle, an input that does not exist, or a node or input that leads to no
+            output.
     """
-    sources = (inputs,) if isinstance(inputs, str) else tuple(inputs)
-    wanted = (
-        _last(nodes)
-        if outputs is None
-        else (outputs,)
-        if isinstance(outputs, str)
-        else tuple(outputs)
-    )
-    several_in, several_out = (
-        not isinstance(inputs, str),
-        not (outputs is None or isinstance(outputs, str)),
-    )
-    if len(set(sources)) != len(sources):
-        raise InputError(f"graph: expected different names of inputs, got {', '.join(sources)}")
-    layers, reads = _read(nodes, sources)
-    order = _ordered(reads, sources)
-    _check_use(reads, sources, wanted)
-
-    def named_inputs(x: Any, what: str) -> dict[str, Any]:
-        if not several_in:
-            return {sources[0]: x}
-        if not isinstance(x, tuple | list) or len(x) != len(sources):
-            given = f"{len(x)} parts" if isinstance(x, tuple | list) else "one"
-            raise ShapeError(
-                f"a graph with the inputs {', '.join(sources)} expects {what} for each in a tuple, got {given}"
-            )
-        return dict(zip(sources, x, strict=True))
-
-    def gathered(values: Mapping[str, Any], name: str) -> Any:
-        found = tuple(values[source] for source in reads[name])
-        return found if len(found) > 1 else found[0]
-
-    def result(values: Mapping[str, Any]) -> Any:
-        return tuple(values[name] for name in wanted) if several_out else values[wanted[0]]
+    plan = _plan(nodes, inputs, outputs)
 
     def init(key: Key, shape: Any) -> tuple[Params, Any]:
-        shapes = named_inputs(shape, "a shape")
-        params = {}
-        for name, node_key in zip(order, split_keys(key, len(order)), strict=True):
-            drawn = call_part(
-                name, layers[name], layers[name].init, node_key, gathered(shapes, name)
-            )
-            params[name], shapes[name] = drawn
-        return {name: params[name] for name in layers}, result(shapes)
+        shapes, params = plan.named_inputs(shape, "a shape"), {}
+        for name, node_key in zip(plan.order, split_keys(key, len(plan.order)), strict=True):
+            layer, node_shape = plan.layers[name], plan.gather(shapes, name)
+            params[name], shapes[name] = call_part(name, layer, layer.init, node_key, node_shape)
+        return {name: params[name] for name in plan.layers}, plan.result(shapes)
 
     def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
-        if set(params) != set(layers):
-            raise ShapeError(
-                f"a graph expects parameters for {', '.join(layers)}, got {', '.join(params)}"
-            )
-        values, caches = named_inputs(x, "an array"), {}
-        for name, node_key in zip(order, split_keys(key, len(order)), strict=True):
-            layer = layers[name]
+        plan.check_params(params)
+        values, caches = plan.named_inputs(x, "an array"), {}
+        for name, node_key in zip(plan.order, split_keys(key, len(plan.order)), strict=True):
+            layer, x = plan.layers[name], plan.gather(values, name)
             values[name], caches[name] = call_part(
-                name, layer, layer.forward, params[name], gathered(values, name), key=node_key
+                name, layer, layer.forward, params[name], x, key=node_key
             )
-        return result(values), caches
+        return plan.result(values), caches
 
     def backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
-        arrived: dict[str, list[Any]] = {name: [] for name in (*sources, *layers)}
-        for name, one in zip(wanted, delta if several_out else (delta,), strict=True):
-            arrived[name].append(one)
+        incoming: dict[str, list[Any]] = {name: [] for name in (*plan.sources, *plan.layers)}
+        for name, output_delta in plan.named_outputs(delta):
+            incoming[name].append(output_delta)
         grads = {}
-        for name in reversed(order):
-            total = add_deltas(arrived[name])
-            if total is None:  # what follows has no derivative: whole numbers, such as tokens
+        for name in reversed(plan.order):
+            total = add_deltas(incoming[name])
+            if total is None:  # all consumers read integers, which have no derivative
                 grads[name] = jax.tree.map(jnp.zeros_like, params[name])
                 continue
-            input_delta, grads[name] = layers[name].backward(params[name], cache[name], total)
-            parts = (
-                input_delta if len(reads[name]) > 1 and input_delta is not None else [input_delta]
-            )
-            for source, part in itertools.zip_longest(reads[name], parts):
-                arrived[source].append(part)
-        deltas = tuple(add_deltas(arrived[name]) for name in sources)
-        return (deltas if several_in else deltas[0]), {name: grads[name] for name in layers}
+            input_delta, grads[name] = plan.layers[name].backward(params[name], cache[name], total)
+            several = len(plan.reads[name]) > 1 and input_delta is not None
+            parts = input_delta if several else [input_delta]
+            for source, part in itertools.zip_longest(plan.reads[name], parts):
+                incoming[source].append(part)
+        deltas = tuple(add_deltas(incoming[name]) for name in plan.sources)
+        input_deltas = deltas if plan.tuple_in else deltas[0]
+        return input_deltas, {name: grads[name] for name in plan.layers}
 
-    edges = [
-        (IN if source in sources else source, name) for name in order for source in reads[name]
-    ]
     return Layer(
         init,
         forward,
         backward,
-        name=f"graph({len(layers)} nodes)",
-        parts={name: layers[name] for name in order},
+        kind="graph",
+        name=f"graph({len(plan.layers)} nodes)",
+        parts={name: plan.layers[name] for name in plan.order},
         rebuild=lambda parts: graph(
-            {name: (parts[name], *reads[name]) for name in layers},
+            {name: (parts[name], *plan.reads[name]) for name in plan.layers},
             inputs=inputs,
-            outputs=wanted if several_out else wanted[0],
+            outputs=plan.outputs if plan.tuple_out else plan.outputs[0],
         ),
-        wiring=Wiring((*edges, *((name, OUT) for name in wanted)), join=""),
+        wiring=Wiring(plan.edges(), join=""),
+        incremental=combine_incremental(
+            [plan.layers[name] for name in plan.order], lambda forms: _incremental(plan, forms)
+        ),
     )
 
 
-def _last(nodes: Mapping[str, Node]) -> tuple[str, ...]:
+class _Plan(NamedTuple):
+    """A graph that was checked.
+
+    Attributes:
+        layers: each node's layer.
+        reads: the names of each node's inputs.
+        order: the nodes' names in topological order.
+        sources: the names of the graph's inputs.
+        outputs: the names of the nodes whose outputs leave the graph.
+        tuple_in, tuple_out: whether the graph's input and output are tuples.
+    """
+
+    layers: dict[str, Layer]
+    reads: dict[str, tuple[str, ...]]
+    order: tuple[str, ...]
+    sources: tuple[str, ...]
+    outputs: tuple[str, ...]
+    tuple_in: bool
+    tuple_out: bool
+
+    def named_inputs(self, x: Any, expected: str) -> dict[str, Any]:
+        """Return the graph's input, or its shape, by the names of its sources."""
+        if not self.tuple_in:
+            return {self.sources[0]: x}
+        if not isinstance(x, tuple | list) or len(x) != len(self.sources):
+            count = f"{len(x)} parts" if isinstance(x, tuple | list) else "one"
+            raise ShapeError(
+                f"a graph with the inputs {', '.join(self.sources)} expects {expected} for each in "
+                f"a tuple, got {count}"
+            )
+        return dict(zip(self.sources, x, strict=True))
+
+    def named_outputs(self, delta: Any) -> list[tuple[str, Any]]:
+        """Return the delta of each output, with the output's name."""
+        return list(zip(self.outputs, delta if self.tuple_out else (delta,), strict=True))
+
+    def gather(self, values: Mapping[str, Any], name: str) -> Any:
+        """Return a node's input: one value, or a tuple of several."""
+        sources = self.reads[name]
+        if len(sources) == 1:
+            return values[sources[0]]
+        return tuple(values[source] for source in sources)
+
+    def result(self, values: Mapping[str, Any]) -> Any:
+        """Return the graph's output: one value, or a tuple of several."""
+        if self.tuple_out:
+            return tuple(values[name] for name in self.outputs)
+        return values[self.outputs[0]]
+
+    def check_params(self, params: Params) -> None:
+        """Raise ShapeError unless there is an entry for each node."""
+        if set(params) != set(self.layers):
+            raise ShapeError(
+                f"a graph expects parameters for {', '.join(self.layers)}, got {', '.join(params)}"
+            )
+
+    def edges(self) -> tuple[tuple[str, str], ...]:
+        """Return the wiring as pairs of names."""
+        inner = [
+            (IN if source in self.sources else source, name)
+            for name in self.order
+            for source in self.reads[name]
+        ]
+        return (*inner, *((name, OUT) for name in self.outputs))
+
+
+def _plan(
+    nodes: Mapping[str, Node], inputs: str | Sequence[str], outputs: str | Sequence[str] | None
+) -> _Plan:
+    sources = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+    if len(set(sources)) != len(sources):
+        raise InputError(f"graph: expected different names of inputs, got {', '.join(sources)}")
     if not nodes:
         raise InputError("graph: expected at least one node, got none")
-    return (list(nodes)[-1],)
+    if outputs is None:
+        outputs = list(nodes)[-1]
+    output_names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+    layers, reads = _read_nodes(nodes, sources)
+    order = _topological_order(reads, sources)
+    _check_use(reads, sources, output_names)
+    tuple_in, tuple_out = not isinstance(inputs, str), not isinstance(outputs, str)
+    return _Plan(layers, reads, order, sources, output_names, tuple_in, tuple_out)
 
 
-def _read(
+def _read_nodes(
     nodes: Mapping[str, Node], sources: tuple[str, ...]
 ) -> tuple[dict[str, Layer], dict[str, tuple[str, ...]]]:
-    """The layers, and what each reads, by name."""
+    """Return the layers, and the names of each node's inputs, by the node's name."""
     layers, reads = {}, {}
     for name, node in nodes.items():
         if not isinstance(name, str) or not name or "/" in name or name in sources:
             raise InputError(
-                f"graph: {name!r} cannot be the name of a node: expected a text without /, that is no input"
+                f"graph: {name!r} cannot be the name of a node: expected a text without / that is "
+                "not an input's name"
             )
-        if not (isinstance(node, tuple | list) and len(node) > 1 and isinstance(node[0], Layer)):
+        if not isinstance(node, tuple | list) or isinstance(node, Layer) or len(node) < 2:
             raise InputError(f"graph: node {name!r}: expected (layer, input, ...), got {node!r}")
-        layers[name], reads[name] = node[0], tuple(node[1:])
+        layers[name] = require_layer(f"graph: node {name!r}", node[0])
+        reads[name] = tuple(node[1:])
         for source in reads[name]:
             if source not in nodes and source not in sources:
                 raise InputError(
-                    f"graph: node {name!r} reads {source!r}, which is neither a node nor an input; there are "
-                    f"{', '.join((*sources, *nodes))}"
+                    f"graph: node {name!r} reads {source!r}, which is neither a node nor an input; "
+                    f"there are {', '.join((*sources, *nodes))}"
                 )
     return layers, reads
 
 
 def _check_use(
-    reads: Mapping[str, tuple[str, ...]], sources: tuple[str, ...], wanted: tuple[str, ...]
+    reads: Mapping[str, tuple[str, ...]], sources: tuple[str, ...], outputs: tuple[str, ...]
 ) -> None:
-    """InputError unless every output is a node, and every input and node leads to an output."""
-    for name in wanted:
+    """Raise InputError unless every output is a node, and every input and node leads to one."""
+    for name in outputs:
         if name not in reads:
             raise InputError(f"graph: the output {name!r} is no node; there are {', '.join(reads)}")
-    used, ahead = set[str](), list(wanted)
+    used, ahead = set[str](), list(outputs)
     while ahead:
         name = ahead.pop()
         if name not in used:
@@ -190,18 +249,43 @@ def _check_use(
             ahead += reads.get(name, ())
     for name in (*sources, *reads):
         if name not in used:
-            kind = "input" if name in sources else "node"
+            role = "input" if name in sources else "node"
             raise InputError(
-                f"graph: the {kind} {name!r} leads to no output ({', '.join(wanted)}); connect or remove it"
+                f"graph: the {role} {name!r} leads to no output ({', '.join(outputs)}); connect or "
+                "remove it"
             )
 
 
-def _ordered(reads: Mapping[str, tuple[str, ...]], sources: tuple[str, ...]) -> tuple[str, ...]:
-    """The nodes, each after what it reads."""
+def _topological_order(
+    reads: Mapping[str, tuple[str, ...]], sources: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return the nodes' names, each after those that it reads."""
     try:
         order = graphlib.TopologicalSorter(reads).static_order()
         return tuple(name for name in order if name not in sources)
     except graphlib.CycleError as error:
-        raise InputError(
-            f"graph: a cycle: {' -> '.join(reversed(error.args[1]))}; remove one of its edges"
-        ) from None
+        cycle = " -> ".join(reversed(error.args[1]))
+        raise InputError(f"graph: a cycle: {cycle}; remove one of its edges") from None
+
+
+def _incremental(plan: _Plan, forms: Sequence[IncrementalForward]) -> IncrementalForward:
+    """Return the graph's incremental form; its state is a dictionary of its nodes' states."""
+    by_name = dict(zip(plan.order, forms, strict=True))
+
+    def start(batch: int, shape: Shape) -> Any:
+        shapes, states = plan.named_inputs(shape, "a shape"), {}
+        for name in plan.order:
+            node_shape = plan.gather(shapes, name)
+            states[name] = by_name[name].start(batch, node_shape)
+            _, shapes[name] = initial_shapes(plan.layers[name], node_shape)
+        return states
+
+    def step(params: Params, x: Array, state: Any) -> tuple[Array, Any]:
+        values, states = plan.named_inputs(x, "an array"), {}
+        for name in plan.order:
+            values[name], states[name] = by_name[name].step(
+                params[name], plan.gather(values, name), state[name]
+            )
+        return plan.result(values), states
+
+    return IncrementalForward(start, step)

@@ -65,7 +65,7 @@ def identity() -> Layer:
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
         return delta, ()
 
-    return Layer(init, forward, backward, name="identity")
+    return Layer(init, forward, backward, kind="identity")
 
 
 def sigmoid() -> Layer:

@@ -25,7 +25,17 @@ from jax import lax
 from fbp import initializers
 from fbp._kernels import BLOCKWISE_MIN_KEYS, MAX_BLOCK
 from fbp.errors import InputError, ShapeError
-from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape, Stream
+from fbp.layer import (
+    Array,
+    Cache,
+    Grads,
+    IncrementalForward,
+    Initializer,
+    Key,
+    Layer,
+    Params,
+    Shape,
+)
 from fbp.layers.embedding import angles
 
 
@@ -449,8 +459,17 @@ def attention(
         y = (joined([o]) @ params["wo"] + params["bo"]).reshape(x.shape)
         return y.astype(x.dtype), (keys, values, at + 1)
 
-    stream = Stream(start, step, limited=True) if causal and not (cross or lengths) else None
-    return Layer(init, forward, backward, name=f"attention({heads})", stream=stream)
+    incremental = (
+        IncrementalForward(start, step, limited=True) if causal and not (cross or lengths) else None
+    )
+    return Layer(
+        init,
+        forward,
+        backward,
+        name=f"attention({heads})",
+        incremental=incremental,
+        kind="attention",
+    )
 
 
 def rotate(x: Array, sign: int = 1, first: Array | int = 0) -> Array:

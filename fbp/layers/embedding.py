@@ -6,7 +6,17 @@ import jax.numpy as jnp
 
 from fbp import initializers
 from fbp.errors import InputError, ShapeError
-from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape, Stream
+from fbp.layer import (
+    Array,
+    Cache,
+    Grads,
+    IncrementalForward,
+    Initializer,
+    Key,
+    Layer,
+    Params,
+    Shape,
+)
 
 
 def embedding(vocabulary: int, features: int, *, weights: Initializer | None = None) -> Layer:
@@ -125,7 +135,13 @@ def learned_positions(context: int | None = None, *, weights: Initializer | None
         return x + params["w"][at], at + 1
 
     name = f"learned_positions({context})" if context else "learned_positions"
-    return Layer(init, forward, backward, name=name, stream=Stream(_first, step, limited=True))
+    return Layer(
+        init,
+        forward,
+        backward,
+        name=name,
+        incremental=IncrementalForward(_first, step, limited=True),
+    )
 
 
 def sinusoidal_positions() -> Layer:
@@ -150,7 +166,13 @@ def sinusoidal_positions() -> Layer:
     def step(params: Params, x: Array, at: Array) -> tuple[Array, Array]:
         return x + waves(x, at), at + 1
 
-    return Layer(init, forward, backward, name="sinusoidal_positions", stream=Stream(_first, step))
+    return Layer(
+        init,
+        forward,
+        backward,
+        name="sinusoidal_positions",
+        incremental=IncrementalForward(_first, step),
+    )
 
 
 def _first(batch: int, shape: Shape) -> Array:

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from fbp import initializers
+from fbp._observation import join_observed, split_observed
 from fbp.errors import InputError, ShapeError
-from fbp.layer import Array, Cache, Grads, Key, Layer, Params, Shape
+from fbp.layer import Array, Cache, Grads, Key, Layer, Params, Shape, Statistics, require_layer
 
 
 def _wide(x: Array) -> Array:
@@ -230,7 +231,14 @@ def batch_norm(epsilon: float | Array = 1e-5) -> Layer:
         }
         return (inner * (measured.inverse * params["scale"])).astype(delta.dtype), grads
 
-    return Layer(init, forward, backward, name="batch_norm")
+    return Layer(
+        init,
+        forward,
+        backward,
+        kind="batch_norm",
+        nontrainable=("mean", "variance"),
+        statistics=Statistics(_measure, _combine),
+    )
 
 
 def _batch_statistics_mark() -> Array:
@@ -238,11 +246,20 @@ def _batch_statistics_mark() -> Array:
     return jnp.zeros((0,), jnp.bool_)
 
 
-def statistics(x: Array) -> tuple[Array, Array]:
-    """Mean and variance of each channel over the batch and all positions, in float32 or wider."""
+def _measure(params: Params, x: Array) -> dict[str, Array]:
+    """Return mean and variance of each channel over the batch and all positions."""
     axes = tuple(range(x.ndim - 1))
     wide = _wide(x)
-    return wide.mean(axis=axes), wide.var(axis=axes)
+    return {"mean": wide.mean(axis=axes), "variance": wide.var(axis=axes)}
+
+
+def _combine(batches: dict[str, Array]) -> dict[str, Array]:
+    """Return the population's statistics.
+
+    Its variance is the mean of the batches' variances plus the variance of their means.
+    """
+    means, variances = batches["mean"], batches["variance"]
+    return {"mean": means.mean(axis=0), "variance": variances.mean(axis=0) + means.var(axis=0)}
 
 
 def weight_norm(layer: Layer) -> Layer:
@@ -251,6 +268,8 @@ def weight_norm(layer: Layer) -> Layer:
     Salimans and Kingma (2016). ``layer`` is one with parameters ``w`` and ``b`` (dense, a convolution); here they are ``v``
     (the shape of w), ``g`` (outputs,) and ``b``. The norm runs over all axes of v but the last.
     """
+
+    require_layer("weight_norm", layer)
 
     def norms(v: Array) -> Array:
         return jnp.sqrt((v * v).sum(axis=tuple(range(v.ndim - 1))))
@@ -271,10 +290,21 @@ def weight_norm(layer: Layer) -> Layer:
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
         w, layer_cache = cache
         input_delta, grads = layer.backward({"w": w, "b": params["b"]}, layer_cache, delta)
+        grads, observed = split_observed(grads)
         length = norms(params["v"])
         direction = params["v"] / length
         along = (grads["w"] * direction).sum(axis=tuple(range(w.ndim - 1)))  # dC/dg
         across = (grads["w"] - direction * along) * (params["g"] / length)  # dC/dv: only turns v
-        return input_delta, {"v": across, "g": along, "b": grads["b"]}
+        grads = {"v": across, "g": along, "b": grads["b"]}
+        return input_delta, join_observed(grads, observed)
 
-    return Layer(init, forward, backward, name=f"weight_norm({layer.name})")
+    return Layer(
+        init,
+        forward,
+        backward,
+        kind="weight_norm",
+        name=f"weight_norm({layer.name})",
+        parts={"": layer},
+        rebuild=lambda parts: weight_norm(parts[""]),
+        incremental="positionwise" if layer.incremental == "positionwise" else None,
+    )

@@ -32,7 +32,17 @@ import jax.numpy as jnp
 from fbp import initializers
 from fbp._kernels import RNN_UNROLL, scan_over_time
 from fbp.errors import InputError, ShapeError
-from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape, Stream
+from fbp.layer import (
+    Array,
+    Cache,
+    Grads,
+    IncrementalForward,
+    Initializer,
+    Key,
+    Layer,
+    Params,
+    Shape,
+)
 
 Output = Literal["sequence", "last"]
 
@@ -331,5 +341,9 @@ def _recurrent(
         state, _ = cell.step(params, (x @ params["wx"])[:, 0], state)
         return state[0][:, None], state
 
-    stream = None if reverse or lengths or carry or output == "last" else Stream(start, one)
-    return Layer(init, forward, backward, name=f"{kind}({features})", stream=stream)
+    incremental = (
+        None if reverse or lengths or carry or output == "last" else IncrementalForward(start, one)
+    )
+    return Layer(
+        init, forward, backward, name=f"{kind}({features})", incremental=incremental, kind=kind
+    )

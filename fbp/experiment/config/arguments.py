@@ -87,7 +87,9 @@ def _nested(kind: str) -> Any:
         except InputError as error:
             raise ValueError(str(error)) from None
         except ValidationError as error:
-            raise ValueError("; ".join(validation_messages.format(error, (), {(): model}))) from None
+            raise ValueError(
+                "; ".join(validation_messages.format(error, (), {(): model}))
+            ) from None
         given = checked.model_dump(exclude_none=True)
         return given["name"] if given == {"name": given["name"]} else given
 

@@ -372,7 +372,7 @@ def _evaluation(experiment: Experiment) -> Callable[[Params], dict[str, Any]]:
 def _usable(experiment: Experiment) -> Callable[[TrainState], Params]:
     """The parameters to evaluate and to keep: their average where one is kept, with the statistics of training examples."""
     average = lambda state: optimizers.averaged(state.opt_state, state.params)
-    if not training.has_statistics(experiment.model, experiment.shape):
+    if not training.has_statistics(experiment.model):
         return average
     x = jnp.asarray(experiment.data.train.x[: max(_POPULATION, experiment.batch_size)])
     fill = jax.jit(

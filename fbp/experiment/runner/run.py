@@ -313,11 +313,10 @@ def _best_metrics(experiment: Experiment, loop: Loop) -> dict[str, float]:
 
 def _write_summary(experiment: Experiment, folder: Path) -> None:
     """The table of layers, and the boxes and arrows that its picture is drawn from."""
-    rows = _summary.layer_rows(experiment.model, experiment.shape, experiment.data.train.x.dtype)
-    layout.summary(folder).write_text(
-        _summary.as_text(rows) + "\n", encoding="utf-8"
-    )
-    drawn = _diagram.to_json(_diagram.diagram(experiment.model, rows, experiment.shape))
+    shape, dtype = experiment.shape, experiment.data.train.x.dtype
+    summary = _summary.summarize(experiment.model, shape, dtype)
+    layout.summary(folder).write_text(f"{summary}\n", encoding="utf-8")
+    drawn = _diagram.to_json(_diagram.make_diagram(experiment.model, summary, shape))
     layout.diagram(folder).write_text(json.dumps(drawn), encoding="utf-8")
 
 

@@ -33,7 +33,11 @@ def goal(selection: SelectionSection) -> str:
 
 
 def updated(
-    selection: SelectionSection, best: Best | None, step: int, shown: dict[str, float], params: Params
+    selection: SelectionSection,
+    best: Best | None,
+    step: int,
+    shown: dict[str, float],
+    params: Params,
 ) -> Best | None:
     """The best after one more evaluation; a value that is not a number is never better."""
     value = shown[selection.metric]

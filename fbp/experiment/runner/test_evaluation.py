@@ -34,7 +34,9 @@ def evaluate_and_write(experiment: Experiment, params: Params, folder: Path) -> 
     if experiment.dataset.sequence:
         arrays |= _by_position(experiment, output)
     elif experiment.config.data.reconstruct:
-        arrays |= _reconstructed(experiment, np.asarray(output_transform(experiment.config)(output)))
+        arrays |= _reconstructed(
+            experiment, np.asarray(output_transform(experiment.config)(output))
+        )
     elif experiment.dataset.classes:
         arrays |= _classified(experiment, np.asarray(output_transform(experiment.config)(output)))
     else:
@@ -124,7 +126,9 @@ def _boundary(experiment: Experiment, params: Params) -> dict[str, np.ndarray]:
     output = jax.jit(training.make_predict(experiment.model, batch_size=1000))(
         params, jnp.asarray(points)
     )
-    probabilities = np.asarray(output_transform(experiment.config)(output)).reshape(_GRID, _GRID, -1)
+    probabilities = np.asarray(output_transform(experiment.config)(output)).reshape(
+        _GRID, _GRID, -1
+    )
     undo = inputs.undo if inputs else lambda values: values
     corners = undo(np.stack([points[0], points[-1]]))
     return {

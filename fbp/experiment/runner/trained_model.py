@@ -77,7 +77,9 @@ class Trained(NamedTuple):
                 )
             x = x.reshape(len(x), *self.shape)
         x = self.inputs.apply(x) if self.inputs else x
-        output = np.asarray(output_transform(self.config)(self.forward(self.params, jnp.asarray(x))))
+        output = np.asarray(
+            output_transform(self.config)(self.forward(self.params, jnp.asarray(x)))
+        )
         return self.targets.undo(output) if self.targets else output
 
 

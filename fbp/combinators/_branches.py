@@ -1,0 +1,248 @@
+"""Layers side by side on the same input."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from fbp.combinators._chain import chain
+from fbp.combinators._parts import (
+    add_deltas,
+    call_part,
+    check_count,
+    combine_incremental,
+    split_keys,
+)
+from fbp.errors import InputError, ShapeError
+from fbp.layer import (
+    IN,
+    OUT,
+    Array,
+    Cache,
+    Grads,
+    IncrementalForward,
+    Key,
+    Layer,
+    Params,
+    Shape,
+    Wiring,
+    array_to_shape,
+    require_layer,
+    shape_to_array,
+)
+from fbp.layers import identity
+
+Combine = Literal["sum", "concatenate"]
+
+
+def residual(*layers: Layer, shortcut: Layer | None = None) -> Layer:
+    """Return ``y = body(x) + shortcut(x)``: delta also reaches x undiminished (He et al., 2016).
+
+    Args:
+        layers: the body, one layer or several in a chain.
+        shortcut: the layer beside the body; the identity by default, a ``dense`` if widths differ.
+
+    Returns:
+        A layer with parameters ``{"body": ..., "shortcut": ...}``.
+
+    Raises:
+        InputError: if something else than a layer is given.
+    """
+    for i, layer in enumerate(layers):
+        require_layer(f"residual: place {i}", layer)
+    if shortcut is not None:
+        require_layer("residual: shortcut", shortcut)
+    body = layers[0] if len(layers) == 1 else chain(*layers)
+    parts = {"body": body, "shortcut": shortcut or identity()}
+    structure = _Structure(
+        pack=lambda values: dict(zip(parts, values, strict=True)),
+        unpack=lambda params: [params[part] for part in parts],
+    )
+    return _branches(
+        "residual",
+        parts,
+        combine="sum",
+        structure=structure,
+        name=f"residual({body.name})",
+        rebuild=lambda parts: residual(parts["body"], shortcut=parts["shortcut"]),
+    )
+
+
+def parallel(*layers: Layer, combine: Combine = "sum") -> Layer:
+    """Run layers side by side on the same input; sum or concatenate their outputs.
+
+    The deltas that the branches send back to the common input are added.
+
+    Args:
+        layers: at least one.
+        combine: ``"sum"``, or ``"concatenate"`` along the last axis.
+
+    Returns:
+        A layer whose parameters are a tuple with one entry per branch.
+
+    Raises:
+        InputError: if something else than layers is given, or ``combine`` is none of the two.
+    """
+    if combine not in ("sum", "concatenate"):
+        raise InputError(f"parallel: combine must be 'sum' or 'concatenate', got {combine!r}")
+    if not layers:
+        raise InputError("parallel: expected at least one layer, got none")
+    for i, layer in enumerate(layers):
+        require_layer(f"parallel: place {i}", layer)
+    return _branches(
+        "parallel",
+        {str(i): layer for i, layer in enumerate(layers)},
+        combine=combine,
+        structure=_Structure(pack=tuple, unpack=list),
+        name=f"parallel({', '.join(layer.name for layer in layers)})",
+        rebuild=lambda parts: parallel(*parts.values(), combine=combine),
+    )
+
+
+def bidirectional(make: Callable[..., Layer], features: int, **options: Any) -> Layer:
+    """Read a sequence forwards and backwards, outputs side by side: ``2 * features`` wide.
+
+    Schuster and Paliwal (1997), *Bidirectional recurrent neural networks*.
+
+    Args:
+        make: ``rnn``, ``lstm`` or ``gru``.
+        features: the width of the state in each direction.
+        options: those of ``make``, except ``reverse`` and ``with_state``.
+
+    Raises:
+        InputError: if ``make`` is a layer already, or a state is asked for.
+    """
+    if isinstance(make, Layer):
+        raise InputError(f"bidirectional: expected a factory such as lstm, got the layer {make}")
+    if options.get("with_state"):
+        raise InputError("bidirectional: with_state is not possible, a sequence has two ends")
+    forwards, backwards = make(features, **options), make(features, reverse=True, **options)
+    return parallel(forwards, backwards, combine="concatenate")
+
+
+class _Structure:
+    """How the branches' parameters are packed into the composite's, and taken out of them."""
+
+    def __init__(
+        self, pack: Callable[[Iterable[Any]], Any], unpack: Callable[[Any], list[Any]]
+    ) -> None:
+        self.pack, self.unpack = pack, unpack
+
+
+def _branches(
+    kind: str,
+    parts: Mapping[str, Layer],
+    *,
+    combine: Combine,
+    structure: _Structure,
+    name: str,
+    rebuild: Callable[[Mapping[str, Layer]], Layer],
+) -> Layer:
+    """Build :func:`residual` and :func:`parallel`."""
+    pack, unpack = structure.pack, structure.unpack
+    join = _sum if combine == "sum" else _concatenate
+
+    def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
+        branches = []
+        for i, (part, layer) in enumerate(parts.items()):
+            branch_key = jax.random.fold_in(key, i)
+            branches.append(call_part(part, layer, layer.init, branch_key, shape))
+        out_shape = _output_shape(list(parts), [out for _, out in branches], combine, shape)
+        return pack(params for params, _ in branches), out_shape
+
+    def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
+        check_count(params, len(parts), kind)
+        keys = split_keys(key, len(parts))
+        results = [
+            call_part(part, layer, layer.forward, layer_params, x, key=layer_key)
+            for (part, layer), layer_params, layer_key in zip(
+                parts.items(), unpack(params), keys, strict=True
+            )
+        ]
+        outputs = [y for y, _ in results]
+        caches = pack(cache for _, cache in results)
+        if combine == "sum":
+            return join(outputs), (caches, ())
+        return join(outputs), (caches, tuple(shape_to_array(y.shape[-1:]) for y in outputs))
+
+    def backward(params: Params, cache: Cache, delta: Array) -> tuple[Any, Grads]:
+        caches, last_axes = cache
+        if combine == "sum":
+            deltas = [delta] * len(parts)
+        else:
+            widths = [array_to_shape(last_axis)[0] for last_axis in last_axes]
+            deltas = jnp.split(delta, list(itertools.accumulate(widths))[:-1], axis=-1)
+        results = [
+            layer.backward(layer_params, layer_cache, branch_delta)
+            for layer, layer_params, layer_cache, branch_delta in zip(
+                parts.values(), unpack(params), unpack(caches), deltas, strict=True
+            )
+        ]
+        grads = pack(grads for _, grads in results)
+        return add_deltas(input_delta for input_delta, _ in results), grads
+
+    edges = tuple(edge for part in parts for edge in ((IN, part), (part, OUT)))
+    return Layer(
+        init,
+        forward,
+        backward,
+        kind=kind,
+        name=name,
+        parts=parts,
+        rebuild=rebuild,
+        wiring=Wiring(edges, "+" if combine == "sum" else "concatenate"),
+        incremental=combine_incremental(
+            list(parts.values()), lambda forms: _incremental(forms, unpack, join)
+        ),
+    )
+
+
+def _sum(outputs: Sequence[Array]) -> Array:
+    return functools.reduce(jnp.add, outputs)
+
+
+def _concatenate(outputs: Sequence[Array]) -> Array:
+    return jnp.concatenate(list(outputs), axis=-1)
+
+
+def _output_shape(
+    names: Sequence[str], shapes: Sequence[Shape], combine: Combine, in_shape: Shape
+) -> Shape:
+    """Return the shape of the combined outputs, or raise ShapeError if the branches do not fit."""
+    alike = shapes if combine == "sum" else [shape[:-1] for shape in shapes]
+    if len(set(alike)) != 1:
+        allowed = (
+            "must give the same shape" if combine == "sum" else "may differ in the last axis only"
+        )
+        each = ", ".join(f"{name}: {shape}" for name, shape in zip(names, shapes, strict=True))
+        raise ShapeError(
+            f"branches of a {combine} {allowed}, got {each} for an input of {in_shape}"
+        )
+    if combine == "sum":
+        return shapes[0]
+    if not shapes[0]:
+        raise ShapeError("branches to concatenate must have at least one axis, got shape ()")
+    return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
+
+
+def _incremental(
+    forms: Sequence[IncrementalForward],
+    unpack: Callable[[Any], list[Any]],
+    join: Callable[[Sequence[Array]], Array],
+) -> IncrementalForward:
+    """Return the incremental form of branches; its state is the tuple of theirs."""
+
+    def start(batch: int, shape: Shape) -> Any:
+        return tuple(form.start(batch, shape) for form in forms)
+
+    def step(params: Params, x: Array, state: Any) -> tuple[Array, Any]:
+        results = [
+            form.step(branch_params, x, branch_state)
+            for form, branch_params, branch_state in zip(forms, unpack(params), state, strict=True)
+        ]
+        return join([y for y, _ in results]), tuple(new_state for _, new_state in results)
+
+    return IncrementalForward(start, step)

@@ -1,0 +1,119 @@
+"""Tied weights: layers of a model that share their parameters."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fbp._observation import (
+    entry,
+    join_observed,
+    nontrainable_paths,
+    split_observed,
+    with_entry,
+)
+from fbp.combinators._parts import combine_incremental
+from fbp.errors import InputError, ShapeError
+from fbp.layer import (
+    Array,
+    Cache,
+    Grads,
+    IncrementalForward,
+    Key,
+    Layer,
+    Params,
+    Shape,
+    require_layer,
+)
+
+
+def tie(model: Layer, sources: Mapping[str, str]) -> Layer:
+    """Let layers of a model share parameters: one entry, whose gradient is the sum over all users.
+
+    Press and Wolf (2017), *Using the output embedding to improve language models*: the logits of a
+    language model are computed with its embedding's table.
+
+    >>> import fbp
+    >>> layers = fbp.layers.embedding(65, 32), fbp.layers.layer_norm(), fbp.layers.unembedding(65)
+    >>> tied = tie(fbp.chain(*layers), {"2": "0"})
+
+    Args:
+        model: any composite.
+        sources: from the path of a layer to the path of the layer whose parameters it uses. The
+            paths are those of :func:`fbp.map_layers` and :func:`fbp.deltas`.
+
+    Returns:
+        A layer with the model's parameters, but ``()`` at each key of ``sources``.
+
+    Raises:
+        InputError: if a path names nothing, or a source has no parameters of its own.
+        ShapeError: if two layers that share have parameters of different shapes.
+    """
+    require_layer("tie", model)
+    for path, source in sources.items():
+        if path == source or source in sources:
+            raise InputError(
+                f"tie: {path!r} cannot use the parameters of {source!r}, which has none of its own"
+            )
+
+    def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
+        params, out_shape = model.init(key, shape)
+        nontrainable = nontrainable_paths(model, params)
+        for path, source in sources.items():
+            shapes, needed = (jax.tree.map(jnp.shape, _entry(params, p)) for p in (source, path))
+            if shapes != needed:
+                raise ShapeError(
+                    f"tie: {path!r} needs parameters of shapes {needed}, but {source!r} has "
+                    f"{shapes}"
+                )
+            if any(f"{name}/".startswith(f"{path}/") for name in nontrainable):
+                raise InputError(
+                    f"tie: {path!r} holds statistics of its own input, which cannot be shared"
+                )
+        for path in sources:
+            params = with_entry(params, path, ())
+        return params, out_shape
+
+    def fill(params: Params) -> Params:
+        for path, source in sources.items():
+            params = with_entry(params, path, _entry(params, source))
+        return params
+
+    def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
+        return model.forward(fill(params), x, key=key)
+
+    def backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
+        input_delta, grads = model.backward(fill(params), cache, delta)
+        grads, observed = split_observed(grads)
+        for path, source in sources.items():
+            total = jax.tree.map(jnp.add, entry(grads, source), entry(grads, path))
+            grads = with_entry(with_entry(grads, source, total), path, ())
+        return input_delta, join_observed(grads, observed)
+
+    def incremental(form: IncrementalForward) -> IncrementalForward:
+        def start(batch: int, shape: Shape) -> Any:
+            return form.start(batch, shape)
+
+        def step(params: Params, x: Array, state: Any) -> tuple[Array, Any]:
+            return form.step(fill(params), x, state)
+
+        return IncrementalForward(start, step)
+
+    return Layer(
+        init,
+        forward,
+        backward,
+        kind="tie",
+        name=f"tie({model.name})",
+        parts={"": model},
+        rebuild=lambda parts: tie(parts[""], sources),
+        incremental=combine_incremental([model], lambda forms: incremental(forms[0])),
+    )
+
+
+def _entry(params: Params, path: str) -> Params:
+    try:
+        return entry(params, path)
+    except InputError as error:
+        raise InputError(f"tie: {error}") from None
