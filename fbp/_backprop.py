@@ -14,10 +14,10 @@ from fbp._observation import (
     ObservedGrads,
     Position,
     check_paths,
+    default_paths,
     exchange_at,
     join_observed,
     leaf_paths,
-    positions,
     split_observed,
 )
 from fbp.errors import ShapeError
@@ -185,7 +185,8 @@ def tap(
         observe: from a layer's output delta, an array (or a tuple for a layer with several
             outputs), to any pytree of arrays.
         paths: of the layers to observe; by default all of them, composites such as a residual block
-            too. A composite that wraps one part, such as ``repeat``, is observed at that part.
+            too, but not a chain, whose output is that of its last layer. A composite that wraps one
+            part, such as ``repeat``, is observed at that part.
 
     Raises:
         InputError: if a path names no layer.
@@ -205,7 +206,7 @@ def tap(
 
 def _chosen(model: Layer, paths: Sequence[str] | None) -> list[str]:
     if paths is None:
-        return [place.path for place in positions(model)]
+        return default_paths(model)
     return check_paths(model, paths)
 
 

@@ -91,6 +91,11 @@ def leaf_paths(model: Layer) -> list[str]:
     return [place.path for place in positions(model) if place.layer.rebuild is None]
 
 
+def default_paths(model: Layer) -> list[str]:
+    """Return the paths of all layers but chains, whose output is that of their last part."""
+    return [place.path for place in positions(model) if place.layer.kind != "chain"]
+
+
 def check_paths(model: Layer, paths: Iterable[str]) -> list[str]:
     """Return the paths, or raise InputError for one that names no layer of the model."""
     valid = [place.path for place in positions(model)]
@@ -178,8 +183,12 @@ def without(model: Layer, kind: str) -> Layer:
     """Return the model with the part itself in place of each composite of a kind that wraps one."""
     if model.rebuild is None:
         return model
+    if model.kind == kind:
+        return without(model.parts[""], kind)
     parts = {key: without(part, kind) for key, part in model.parts.items()}
-    return parts[""] if model.kind == kind else model.rebuild(parts)
+    if all(part is model.parts[key] for key, part in parts.items()):
+        return model  # nothing to leave out, so nothing to rebuild
+    return model.rebuild(parts)
 
 
 def split_observed(grads: Grads) -> tuple[Grads, Observations]:

@@ -210,7 +210,7 @@ def small():
 def test_deltas_are_the_derivatives_at_each_layers_output():
     model, params, x, y = small()
     found = fbp.deltas(model, losses.quadratic)(params, x, y)
-    assert set(found) == {"0", "1/body/0", "1/body/1", "1/shortcut", "2"}
+    assert set(found) == {"0", "1", "1/body/0", "1/body/1", "1/shortcut", "2"}
 
     def cost(shift):  # the derivative by what is added to the first layer's output
         first = layers.dense(5).forward(params[0], x)[0] + shift

@@ -27,7 +27,7 @@ def test_deltas_are_summed_over_all_consumers():
     params, _ = draw(model, (3,))
     x, y = numbers(5, 3), numbers(5, 4, seed=2)
     found = fbp.deltas(model, losses.quadratic)(params, x, y)
-    assert set(found) == {"stem", "left", "left/0", "left/1", "right", "sum"}
+    assert set(found) == {"stem", "left/0", "left/1", "right", "sum"}
 
     def cost(shift):
         stem = layers.dense(4).forward(params["stem"], x)[0] + shift

@@ -262,5 +262,5 @@ def test_a_graph_with_several_inputs_and_outputs_trains():
     hidden = fbp.precision(layers.batch_norm())
     hidden_params, _ = hidden.init(jax.random.key(0), (2,))
     fill = fbp.training.make_fill_statistics(hidden, batch_size=8)
-    with pytest.raises(fbp.InputError, match="cannot be reached"):
-        fill(hidden_params, a, jax.random.key(0))
+    filled = fill(hidden_params, a, jax.random.key(0))
+    np.testing.assert_allclose(filled["mean"], a[:48].mean(axis=0), rtol=0.02, atol=0.01)

@@ -75,7 +75,9 @@ def _classified(experiment: Experiment, probabilities: np.ndarray) -> dict[str, 
     wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:_SHOWN]
     return {
         "confusion": confusion,
-        "wrong_x": experiment.data.input_scaling.undo(x[wrong]) if experiment.data.input_scaling else x[wrong],
+        "wrong_x": experiment.data.input_scaling.undo(x[wrong])
+        if experiment.data.input_scaling
+        else x[wrong],
         "wrong_true": true[wrong],
         "wrong_predicted": predicted[wrong],
         "wrong_confidence": probabilities[wrong].max(axis=1),
@@ -97,7 +99,11 @@ def _by_position(experiment: Experiment, output: jax.Array) -> dict[str, np.ndar
 def _reconstructed(experiment: Experiment, output: np.ndarray) -> dict[str, np.ndarray]:
     """Test examples and what became of them."""
     shape, shown = experiment.shape, slice(_SHOWN)
-    undo = experiment.data.input_scaling.undo if experiment.data.input_scaling else lambda values: values
+    undo = (
+        experiment.data.input_scaling.undo
+        if experiment.data.input_scaling
+        else lambda values: values
+    )
     target_undo = lambda values: _in_own_units(experiment, values)
     originals = undo(experiment.data.test.x[shown])
     return {
