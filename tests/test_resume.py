@@ -206,7 +206,9 @@ def test_a_record_fills_the_gaps_of_a_damaged_journal_and_repeats_nothing(tmp_pa
         writer.close()
         content = (tmp_path / layout.JOURNAL).read_bytes()
         if not write:  # the middle line is damaged
-            (tmp_path / layout.JOURNAL).write_bytes(content.replace(b'"first_step": 4', b'"first_step": 5'))
+            (tmp_path / layout.JOURNAL).write_bytes(
+                content.replace(b'"first_step": 4', b'"first_step": 5')
+            )
             assert read_series(tmp_path)["loss"].steps.tolist() == [1, 2, 3, 7, 8, 9]
     series = read_series(tmp_path)
     assert series["loss"].steps.tolist() == list(range(1, 10))

@@ -379,7 +379,9 @@ def test_a_journal_that_was_damaged_after_it_was_sent_is_filled_and_nothing_doub
     lines = path.read_bytes().splitlines(keepends=True)
     place = next(i for i, line in enumerate(lines) if b'"first_step": 11' in line)
     lines[place] = (
-        b"" if damage == "a line is gone" else lines[place].replace(b'"first_step": 11', b'"first_step": 12')
+        b""
+        if damage == "a line is gone"
+        else lines[place].replace(b'"first_step": 11', b'"first_step": 12')
     )
     path.write_bytes(b"".join(lines))
     with track({}, resume=run.name) as again:

@@ -151,7 +151,11 @@ def resume(
         raise InputError(f"run {name!r}: no run of that name or id in {root}; {local_runs(root)}")
     parent = journal.require_start(folder).parent
     return continue_run(
-        layout.safe_child(folder.parent, parent) or folder, make_reporter, tracking_uri, waiting, signals
+        layout.safe_child(folder.parent, parent) or folder,
+        make_reporter,
+        tracking_uri,
+        waiting,
+        signals,
     )
 
 
@@ -175,9 +179,7 @@ def continue_run(
     uri = store.tracking_uri(layout.root_of(folder), tracking_uri or shipper.destination(folder))
     store.check_not_moved(layout.root_of(folder))
     configure_jax(config, environment.read(layout.artifacts(folder)))
-    origin = RunIdentity(
-        Path(start.tags.get(tags.SOURCE_NAME, layout.CONFIG)), start.label
-    )
+    origin = RunIdentity(Path(start.tags.get(tags.SOURCE_NAME, layout.CONFIG)), start.label)
     return _execute(config, origin, folder, uri, make_reporter, waiting, signals, _Plan())
 
 

@@ -65,7 +65,9 @@ def write(
     path: Path, checkpoint: Checkpoint, before_rename: Callable[[], None] = lambda: None
 ) -> None:
     """Write a checkpoint atomically, see :func:`fbp.experiment.rundir.npz.write_arrays`."""
-    names = sorted(checkpoint.arrays)  # in the manifest: a member of an archive cannot have any name
+    names = sorted(
+        checkpoint.arrays
+    )  # in the manifest: a member of an archive cannot have any name
     manifest = {
         "format": layout.CHECKPOINT_FORMAT,
         "step": checkpoint.step,

@@ -144,7 +144,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _write(
-    path: Path, fill: Callable[[IO[bytes]], object], before_rename: Callable[[], None] = lambda: None
+    path: Path,
+    fill: Callable[[IO[bytes]], object],
+    before_rename: Callable[[], None] = lambda: None,
 ) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:

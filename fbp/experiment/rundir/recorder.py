@@ -115,7 +115,9 @@ class Recorder:
                 part = {key: column[rows] for key, column in columns.items()}
                 self.journal.steps(int(chunk[0]), part)
 
-    def end(self, status: str, message: str = "", run_tags: Mapping[str, str] | None = None) -> None:
+    def end(
+        self, status: str, message: str = "", run_tags: Mapping[str, str] | None = None
+    ) -> None:
         """Write the tags that describe the whole run, and the journal's end.
 
         Args:

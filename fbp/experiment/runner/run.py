@@ -164,7 +164,9 @@ def _resumed(
         raise InputError(f"{folder.name}: its checkpoint does not fit the model: {error}") from None
 
 
-def _write_resume(folder: Path, writer: Journal, record: Recorder, found: Checkpoint | None) -> None:
+def _write_resume(
+    folder: Path, writer: Journal, record: Recorder, found: Checkpoint | None
+) -> None:
     step = found.step if found else 0
     writer.resume(step)
     decision = backend_check.decision()

@@ -134,7 +134,9 @@ def read(folder: Path) -> Trained:
         InputError: where files are missing or do not belong together.
     """
     try:
-        facts = _Facts.model_validate_json((folder / layout.MODEL_FACTS).read_text(encoding="utf-8"))
+        facts = _Facts.model_validate_json(
+            (folder / layout.MODEL_FACTS).read_text(encoding="utf-8")
+        )
         layout.check_format(folder / layout.MODEL_FACTS, facts.format, layout.MODEL_FORMAT)
         arrays = read_arrays(folder / layout.PARAMS)
     except InputError:

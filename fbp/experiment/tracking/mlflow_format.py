@@ -66,7 +66,9 @@ def write_history(folder: Path) -> None:
         for step, line in sorted(journal.read_checkpoints(folder).items())
     }
     if saved:
-        (target / layout.CHECKPOINT_DIGESTS).write_text(json.dumps(saved, indent=1), encoding="utf-8")
+        (target / layout.CHECKPOINT_DIGESTS).write_text(
+            json.dumps(saved, indent=1), encoding="utf-8"
+        )
     if per_step:
         first = next(iter(per_step.values()))
         table = np.column_stack([first.steps, *(points.values for points in per_step.values())])

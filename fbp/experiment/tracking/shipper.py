@@ -129,7 +129,9 @@ def _knock(uri: str) -> None:
 def _one_at_a_time(uri: str, root: Path) -> contextlib.AbstractContextManager[None]:
     """A lock for what makes tables and experiments in an embedded store; a server sees to that itself."""
     return (
-        locks.locked(layout.store_lock(root)) if uri.startswith("sqlite:") else contextlib.nullcontext()
+        locks.locked(layout.store_lock(root))
+        if uri.startswith("sqlite:")
+        else contextlib.nullcontext()
     )
 
 
@@ -150,7 +152,8 @@ def shipped(folder: Path) -> dict[str, Any]:
         return {}
     try:
         marks = {
-            name: PrefixChecksum(*map(operator.index, state["sent"][name])) for name in (JOURNAL, SYSTEM_JOURNAL)
+            name: PrefixChecksum(*map(operator.index, state["sent"][name]))
+            for name in (JOURNAL, SYSTEM_JOURNAL)
         }
     except (KeyError, TypeError):
         return {}
@@ -259,9 +262,7 @@ class Shipment:
             self._take(line)
         self._send()
         # damaged lines at the end are passed over, too
-        self.sent[name] = journal.checksum_prefix(
-            self.folder, max(reached, length), name, before
-        )
+        self.sent[name] = journal.checksum_prefix(self.folder, max(reached, length), name, before)
         self._remember()
 
     def _take(self, line: Line) -> None:
@@ -335,9 +336,7 @@ class Shipment:
             self._remember()
         self.client.log_batch(
             self.run_id,
-            params=[
-                Param(mlflow_format.key_of(key), value) for key, value in line.params.items()
-            ],
+            params=[Param(mlflow_format.key_of(key), value) for key, value in line.params.items()],
         )
         if line.inputs:
             self.client.log_inputs(

@@ -124,7 +124,10 @@ def repair(store: Path) -> int:
         ("model_versions", "storage_location"),
     )
     new, changed = artifact_root(store), 0
-    with contextlib.closing(sqlite3.connect(layout.database(store), timeout=20)) as database, database:
+    with (
+        contextlib.closing(sqlite3.connect(layout.database(store), timeout=20)) as database,
+        database,
+    ):
         for old in stale_artifact_roots(store):
             for table, column in columns:
                 done = database.execute(
