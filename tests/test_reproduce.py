@@ -17,6 +17,7 @@ import fbp
 from fbp.experiment.commands import run_record
 from fbp.experiment.commands.verdict import compare_runs
 from fbp.experiment.rundir import environment, journal, layout
+from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.journal import CheckpointLine, Journal
 from fbp.experiment.rundir.npz import read_arrays, write_arrays
 from fbp.experiment.rundir.series import Series, read_series
@@ -41,8 +42,8 @@ def a_checkpoint(step, digest, tensors):
 
 class TestVerdict:
     RECORDED = {
-        0: {"params": "a", "tensors": {"0/w": "1"}},
-        5: {"params": "b", "tensors": {"0/w": "2", "0/b": "3"}},
+        0: CheckpointDigests(0, "a", {"0/w": "1"}),
+        5: CheckpointDigests(5, "b", {"0/w": "2", "0/b": "3"}),
     }
     REPRODUCED = {
         0: a_checkpoint(0, "a", {"0/w": "1"}),
@@ -51,7 +52,7 @@ class TestVerdict:
 
     def test_identical(self):
         same = {
-            step: a_checkpoint(step, entry["params"], {}) for step, entry in self.RECORDED.items()
+            step: a_checkpoint(step, entry.params_digest, {}) for step, entry in self.RECORDED.items()
         }
         first = series(loss=[1, float("nan"), float("inf")], examples_per_second=[1, 2])
         second = series(loss=[1, float("nan"), float("inf")], examples_per_second=[3, 4])

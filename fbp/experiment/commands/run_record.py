@@ -11,6 +11,7 @@ from fbp.experiment.commands.verdict import same_number
 from fbp.experiment.config import reading as configuration
 from fbp.experiment.config.catalogue import require_trusted_module
 from fbp.experiment.rundir import environment, layout, tags
+from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.npz import READ_ERRORS, digest_of, read_arrays
 from fbp.experiment.rundir.series import Series, metrics_digest
 from fbp.experiment.tracking import mlflow_format
@@ -40,7 +41,7 @@ class Record(NamedTuple):
     variables: dict[str, str]
     refused_flags: list[str]
     series: dict[str, Series]
-    checkpoints: dict[int, dict[str, Any]]
+    checkpoints: dict[int, CheckpointDigests]
 
     @property
     def finished(self) -> bool:

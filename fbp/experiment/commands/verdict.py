@@ -1,13 +1,16 @@
 """The bit-for-bit comparison of a run with its reproduction; pure functions of what was read."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.journal import CheckpointLine
 from fbp.experiment.rundir.metric_table import is_timing
 from fbp.experiment.rundir.series import Series
+
+Digests = CheckpointDigests | CheckpointLine
 
 _MAX_TENSORS = 10  # of which differences are listed
 _MAX_STEPS = 5  # of missing checkpoints that are listed
@@ -54,8 +57,8 @@ class MetricDifference(NamedTuple):
 def compare_runs(
     recorded: Mapping[str, Series],
     reproduced: Mapping[str, Series],
-    recorded_checkpoints: Mapping[int, Mapping[str, Any]],
-    reproduced_checkpoints: Mapping[int, CheckpointLine],
+    recorded_checkpoints: Mapping[int, Digests],
+    reproduced_checkpoints: Mapping[int, Digests],
 ) -> Verdict:
     """Compare the metrics and checkpoints of two runs.
 
@@ -64,9 +67,8 @@ def compare_runs(
     Args:
         recorded: the first run's metrics by name. Metrics that measure time are ignored.
         reproduced: the second run's.
-        recorded_checkpoints: the first run's digests by step: ``params`` of all parameters and
-            ``tensors`` of each.
-        reproduced_checkpoints: the second run's.
+        recorded_checkpoints: digests of the first run's parameters by step.
+        reproduced_checkpoints: digests of the second run's.
 
     Returns:
         The verdict.
@@ -112,15 +114,15 @@ def _lists(points: Series) -> tuple[list[int], list[float]]:
 
 
 def checkpoint_differences(
-    recorded: Mapping[int, Mapping[str, Any]],
-    reproduced: Mapping[int, CheckpointLine],
+    recorded: Mapping[int, Digests],
+    reproduced: Mapping[int, Digests],
     common: Sequence[int],
 ) -> list[str]:
     """Return a line on the first of the `common` checkpoints whose parameters differ, if any."""
     previous = None
     for step in common:
-        if recorded[step]["params"] != reproduced[step].params_digest:
-            digests, others = recorded[step]["tensors"], reproduced[step].tensors
+        if recorded[step].params_digest != reproduced[step].params_digest:
+            digests, others = recorded[step].tensors, reproduced[step].tensors
             names = [name for name, digest in digests.items() if others.get(name) != digest]
             tensors = f"tensor {names[0]} first, {len(names)} of {len(digests)} in all"
             before = (

@@ -3,9 +3,9 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fbp.experiment.rundir import journal, layout, locks
+from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.journal import Journal
 from fbp.experiment.rundir.series import Series, last_values, read_series
 from fbp.experiment.tracking.run_filter import parse_filter, sort_runs
@@ -78,10 +78,10 @@ class FolderRuns:
         """Return nothing: there is no index beside the journal."""
         return {}
 
-    def checkpoints(self, run: RecordedRun) -> dict[int, dict[str, Any]]:
-        """Return digests of the parameters by step: ``params``, and ``tensors`` by path."""
+    def checkpoints(self, run: RecordedRun) -> dict[int, CheckpointDigests]:
+        """Return the digests of the parameters at each checkpoint, by step."""
         return {
-            step: {"params": line.params_digest, "tensors": dict(line.tensors)}
+            step: CheckpointDigests(step, line.params_digest, dict(line.tensors))
             for step, line in journal.read_checkpoints(self.folder(run)).items()
         }
 

@@ -14,6 +14,7 @@ import numpy as np
 from fbp._optional import require
 from fbp.errors import InputError
 from fbp.experiment.rundir import layout, tags
+from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.redact import redact, redact_secrets_of
 from fbp.experiment.rundir.series import Series
 from fbp.experiment.tracking import store
@@ -162,8 +163,8 @@ class MlflowRuns:
                 )
         return series
 
-    def checkpoints(self, run: RecordedRun) -> dict[int, dict[str, Any]]:
-        """Return digests of the parameters by step: ``params``, and ``tensors`` by path."""
+    def checkpoints(self, run: RecordedRun) -> dict[int, CheckpointDigests]:
+        """Return the digests of the parameters at each checkpoint, by step."""
         return checkpoints(self.artifacts(run), run.name)
 
     def layers(self, run: RecordedRun) -> dict[str, str]:
@@ -227,14 +228,14 @@ def layers(folder: Path) -> dict[str, str]:
     return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
 
-def checkpoints(folder: Path, run_name: str) -> dict[int, dict[str, Any]]:
-    """Return digests of the parameters by step: ``params``, and ``tensors`` by path."""
+def checkpoints(folder: Path, run_name: str) -> dict[int, CheckpointDigests]:
+    """Return the digests of the parameters at each checkpoint, by step, from a run's artifacts."""
     path = folder / "history" / "checkpoints.json"
     if not path.exists():
         return {}
     try:
         return {
-            int(step): _digests(entry)
+            int(step): _digests(int(step), entry)
             for step, entry in json.loads(path.read_text(encoding="utf-8")).items()
         }
     except (ValueError, AttributeError, KeyError, TypeError) as error:
@@ -243,11 +244,9 @@ def checkpoints(folder: Path, run_name: str) -> dict[int, dict[str, Any]]:
         ) from None
 
 
-def _digests(entry: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "params": str(entry["params"]),
-        "tensors": {str(key): str(text) for key, text in entry["tensors"].items()},
-    }
+def _digests(step: int, entry: dict[str, Any]) -> CheckpointDigests:
+    tensors = {str(path): str(digest) for path, digest in entry["tensors"].items()}
+    return CheckpointDigests(step, str(entry["params"]), tensors)
 
 
 @contextmanager

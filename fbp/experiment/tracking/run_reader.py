@@ -7,11 +7,12 @@ Two readers implement :class:`RunReader`: :class:`.mlflow_runs.MlflowRuns` for a
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from fbp.errors import InputError
 from fbp.experiment.config.catalogue import did_you_mean
 from fbp.experiment.rundir import tags
+from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.series import Series
 
 _MAX_IDS = 5  # in a message about an ambiguous name
@@ -101,8 +102,8 @@ class RunReader(Protocol):
     def indexed_series(self, run: RecordedRun) -> dict[str, Series]:
         """Return the metrics as the store's own index has them; empty if it keeps none."""
 
-    def checkpoints(self, run: RecordedRun) -> dict[int, dict[str, Any]]:
-        """Return digests of the parameters by step: ``params``, and ``tensors`` by path."""
+    def checkpoints(self, run: RecordedRun) -> dict[int, CheckpointDigests]:
+        """Return the digests of the parameters at each checkpoint, by step."""
 
     def layers(self, run: RecordedRun) -> dict[str, str]:
         """Return the names of the model's layers by path."""
