@@ -122,19 +122,21 @@ def test_a_folder_has_all_that_a_store_has(project):
 def test_commands_read_the_run_folders_where_mlflow_cannot_be_imported(inside, tmp_path):
     _, (first, *_) = runs_of(inside)
     name, params = first.info.run_name, first.data.params
-    (status, runs, _), (shown_status, shown, _), (compared_status, compared, error) = (
-        without_mlflow(
-            ["runs", "metrics.test_loss > 0 and params.seed = '0'", "--sort", "-metrics.test_loss"],
-            ["show", name],
-            [
-                "compare",
-                *(run.info.run_name for run in runs_of(inside)[1]),
-                "--output",
-                str(tmp_path),
-            ],
-        )
+    every = [run.info.run_name for run in runs_of(inside)[1]]
+    results = without_mlflow(
+        ["runs", "metrics.test_loss > 0 and params.seed = '0'", "--sort", "-metrics.test_loss"],
+        ["show", name],
+        ["compare", *every, "--output", str(tmp_path)],
+        ["generate", name],
+        ["close-dead"],
+        ["register", name, "model"],
     )
-    assert (status, shown_status, compared_status) == (0, 0, 0), error
+    assert [status for status, _, _ in results] == [0, 0, 0, 2, 2, 2], results
+    runs, shown, compared, generated, *others = (output for _, output, _ in results)
+    assert "expected a language model" in generated  # the model itself was loaded
+    for output in others:
+        assert "pip install" in output
+        assert len(output.splitlines()) == 1
     assert name in runs
     for word in (first.info.run_id, params["optimizer_learning_rate"], "digits/train"):
         assert word in shown
