@@ -22,16 +22,16 @@ _COLUMNS = (
     "name",
     "copies",
     "output",
-    "parameters",
+    "params",
     "bytes",
-    "cache bytes",
-    "forward FLOPs",
-    "backward FLOPs",
+    "cache",
+    "fwd FLOPs",
+    "bwd FLOPs",
 )
 _TEXT_COLUMNS = 4  # the columns on the left are aligned to the left
 _NOTE = (
-    "per example, as XLA counts: the body of a loop over time counts once; a cache that two layers\n"
-    "share is counted in both"
+    "Bytes of parameters and cache, and FLOPs of both passes, for one example as XLA\n"
+    "counts: the body of a loop over time once; a cache that layers share for each."
 )
 
 

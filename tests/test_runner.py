@@ -463,8 +463,8 @@ class TestOtherCommands:
             "1 5x5/1/0",
             "conv2d(4, 5x5)",
             "8 x 8 x 16",
-            "cache bytes",
-            "backward FLOPs",
+            "cache",
+            "bwd FLOPs",
             "picture: model.svg",
         ):
             assert word in result.output
