@@ -190,7 +190,7 @@ class TestTrack:
             lambda: run.checkpoint(6, {}),
             lambda: run.tag(a=1),
         ):
-            with pytest.raises(fbp.InputError, match="it has ended; go on with"):
+            with pytest.raises(fbp.InputError, match="it has ended; resume it with"):
                 use()
 
     def test_a_resume_that_gives_other_values_says_so(self, unsent):
@@ -525,7 +525,7 @@ def test_a_run_on_a_server_is_reproduced_and_compared_elsewhere(project):
 
         assert "identical to the bit" in ask("reproduce", name)
         again = journal.read_start(one(elsewhere / "mlruns" / "runs")).name
-        assert "nothing" in ask("compare", name, again)
+        assert "│ none " in ask("compare", name, again)
         assert ask("runs", "attributes.status = 'FINISHED'").endswith("2 runs\n")
         assert "models:/served@best" in ask("register", name, "served", "--alias", "best")
         loaded = "import fbp; print(fbp.load('models:/served@best').predict([[0.0] * 64]).shape)"
