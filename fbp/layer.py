@@ -32,7 +32,7 @@ Initializer: TypeAlias = Callable[..., Array]  # (key, shape, dtype) -> array
 
 
 class Init(Protocol):
-    def __call__(self, key: Key, shape: Shape) -> tuple[Params, Shape]:
+    def __call__(self, key: Key, shape: Shape, /) -> tuple[Params, Shape]:
         """Draw parameters for inputs of ``shape``; return them and the output's shape.
 
         Both shapes are one example's, without the batch axis.
@@ -40,12 +40,12 @@ class Init(Protocol):
 
 
 class Forward(Protocol):
-    def __call__(self, params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
+    def __call__(self, params: Params, x: Any, /, *, key: Key | None = None) -> tuple[Any, Cache]:
         """Map a batch ``x (B, *shape)`` to ``(y, cache)``; ``key=None`` means evaluation."""
 
 
 class Backward(Protocol):
-    def __call__(self, params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
+    def __call__(self, params: Params, cache: Cache, delta: Any, /) -> tuple[Any, Grads]:
         """Map ``delta = dC/dy`` to ``(dC/dx, dC/dparams)``.
 
         The first is None if x has no derivative: if it is integers.

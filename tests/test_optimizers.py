@@ -1,10 +1,11 @@
-"""Every optimizer against its rule written once more in NumPy, and the transforms and schedules by hand."""
+"""Every optimizer against its rule in NumPy, and the transforms and schedules by hand."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fbp
 from fbp import optimizers, schedules
 from fbp.errors import InputError
 
@@ -218,7 +219,6 @@ class TestPenalties:
     params = {
         "w": jnp.array([[2.0, -1.0]]),
         "b": jnp.array([5.0, 5.0]),
-        "norm": {"scale": jnp.ones((3, 2))},
     }
     zero = jax.tree.map(jnp.zeros_like, params)
 
@@ -226,7 +226,6 @@ class TestPenalties:
         decayed = updated(optimizers.l2(0.1), self.zero, self.params)
         np.testing.assert_allclose(decayed["w"], [[0.2, -0.1]])
         assert not decayed["b"].any()
-        assert not decayed["norm"]["scale"].any()  # two axes, but the name of a scale
         np.testing.assert_allclose(
             updated(optimizers.l1(0.1), self.zero, self.params)["w"], [[0.1, -0.1]]
         )
@@ -237,6 +236,96 @@ class TestPenalties:
             0.5,
             0.5,
         ]
+
+
+def table_of_layers():
+    """Every layer and model of the tables, with the shapes of its parameters."""
+    from tests.tables import LAYERS, MODELS
+
+    for case in [*LAYERS, *MODELS]:
+        layer = case.make() if hasattr(case, "make") else case.model
+        shapes = jax.eval_shape(lambda key: layer.init(key, case.shape)[0], jax.random.key(0))  # noqa: B023
+        yield case.name, layer, shapes
+
+
+class TestDecayMask:
+    """What weight decay leaves out is what the layers say."""
+
+    # of fbp's own layers: biases, scales of normalization layers, what is filled from data
+    not_decayed = ("b", "bh", "bq", "bkv", "bqkv", "bo", "bias", "scale", "offset", "g")
+    not_decayed += ("mean", "variance")
+
+    def test_of_every_layer_and_model_weights_decay_and_nothing_else(self):
+        for name, layer, shapes in table_of_layers():
+            mask = optimizers.decay_mask(layer)(shapes)
+            assert jax.tree.structure(mask) == jax.tree.structure(shapes)
+            for path, decays in jax.tree_util.tree_leaves_with_path(mask):
+                leaf = str(getattr(path[-1], "key", "")) if path else ""
+                if leaf in self.not_decayed:
+                    assert not decays, (name, path)
+            for (path, leaf), decays in zip(
+                jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(mask), strict=True
+            ):
+                own = str(getattr(path[-1], "key", "")) if path else ""
+                if own not in self.not_decayed:
+                    assert decays == (leaf.ndim >= 2), (name, path)
+
+    def own(self, shape=(2, 2), **description):
+        """A layer of one's own whose parameters have the names of fbp's biases and scales."""
+
+        def init(key, in_shape):
+            return {name: jnp.ones(shape) for name in ("b", "g", "mean", "scale")}, in_shape
+
+        return fbp.Layer(
+            init,
+            lambda p, x, *, key=None: (x, ()),
+            lambda p, cache, delta: (delta, p),
+            **description,
+        )
+
+    def mask(self, layer):
+        params, _ = layer.init(jax.random.key(0), (2,))
+        return optimizers.decay_mask(layer)(params)
+
+    def test_no_name_is_seized(self):
+        assert all(self.mask(self.own()).values())
+        assert all(optimizers.weights_only(self.own().init(None, (2,))[0]).values())
+        assert not any(self.mask(self.own(shape=(2,))).values())
+
+    def test_a_layer_declares_what_does_not_decay(self):
+        layer = self.own(not_decayed=["g"], nontrainable=["mean"])
+        expected = {"b": True, "g": False, "mean": False, "scale": True}
+        assert self.mask(layer) == expected
+        for wrap in (fbp.recompute, fbp.precision, lambda inner: fbp.repeat(inner, 3)):
+            assert self.mask(wrap(layer)) == expected
+        assert self.mask(fbp.residual(fbp.layers.relu(), layer))["body"][1] == expected
+        one_axis = self.own(shape=(2,), not_decayed=["g"], nontrainable=["mean"])
+        assert self.mask(one_axis) == expected
+
+    def test_axes_that_repeat_adds_do_not_count(self):
+        layer = fbp.repeat(fbp.layers.dense(2), 3)
+        params, _ = layer.init(jax.random.key(0), (2,))
+        assert optimizers.decay_mask(layer)(params) == {"w": True, "b": False}
+        assert optimizers.weights_only(params) == {"w": True, "b": True}
+        nested = fbp.repeat(fbp.repeat(fbp.layers.dense(2), 3), 2)
+        assert self.mask(nested) == {"w": True, "b": False}
+
+    def test_it_reaches_decay_and_penalties_in_a_jitted_step(self):
+        layer = fbp.repeat(fbp.layers.dense(2, bias=fbp.initializers.ones()), 3)
+        params, _ = layer.init(jax.random.key(0), (2,))
+        zero = jax.tree.map(jnp.zeros_like, params)
+        mask = optimizers.decay_mask(layer)
+        for transform in (
+            optimizers.l1(0.1, mask),
+            optimizers.l2(0.1, mask),
+            optimizers.decoupled_weight_decay(0.1, mask),
+            optimizers.adamw(0.1, weight_decay=0.1, mask=mask),
+            optimizers.lion(0.1, weight_decay=0.1, mask=mask),
+            optimizers.lamb(0.1, weight_decay=0.1, mask=mask),
+        ):
+            updates, _ = jax.jit(transform.update)(zero, transform.init(params), params)
+            assert updates["w"].any()
+            assert not updates["b"].any()
 
 
 def test_accumulation_over_micro_batches_is_one_step_on_their_mean():

@@ -23,6 +23,7 @@ from fbp.optimizers.base import chain as chain
 from fbp.optimizers.base import global_norm as global_norm
 from fbp.optimizers.base import scale as scale
 from fbp.optimizers.base import scale_by_learning_rate as scale_by_learning_rate
+from fbp.optimizers.masks import decay_mask as decay_mask
 from fbp.optimizers.masks import weights_only as weights_only
 from fbp.optimizers.transforms import accumulate as accumulate
 from fbp.optimizers.transforms import adaptive_grad_clip as adaptive_grad_clip

@@ -18,6 +18,7 @@ from fbp.errors import InputError, ShapeError, as_keys_of
 from fbp.experiment.config.catalogue import did_you_mean, lookup
 from fbp.experiment.config.schema import Config, arguments
 from fbp.layer import Array, Layer, Loss, Optimizer, Shape
+from fbp.optimizers.masks import Mask
 from fbp.schedules import Schedule
 from fbp.training import Metric
 
@@ -118,7 +119,7 @@ def build(config: Config) -> Experiment:
                 f"{key}: expected at most the run's {steps} steps, got {value}; make it smaller"
             )
     schedule = build_schedule(config, steps)
-    optimizer = build_optimizer(config, schedule)
+    optimizer = build_optimizer(config, schedule, optimizers.decay_mask(model))
     observed: dict[str, Metric] = (
         {"accuracy": metrics.accuracy}
         if dataset.classes
@@ -254,8 +255,16 @@ def build_schedule(config: Config, steps: int) -> Schedule:
     return schedules.warmup(schedule, warmup) if warmup else schedule
 
 
-def build_optimizer(config: Config, schedule: Schedule) -> Optimizer:
-    """The rule with its transforms: penalties and clipping before it, the average of the parameters after it."""
+def build_optimizer(config: Config, schedule: Schedule, mask: Mask = None) -> Optimizer:
+    """Return the rule with its transforms.
+
+    Penalties and clipping are before the rule, the average of the parameters is after it.
+
+    Args:
+        config: the experiment's.
+        schedule: the learning rate by step.
+        mask: what decays and is penalized; by default what has two axes or more.
+    """
     section = config.optimizer
     constructor: Any = lookup("optimizer", section.name)
     values = {
@@ -263,13 +272,15 @@ def build_optimizer(config: Config, schedule: Schedule) -> Optimizer:
         for key, value in arguments(section).items()
         if key != "learning_rate" and value is not None
     }
+    if "mask" in inspect.signature(constructor).parameters:
+        values["mask"] = mask
     constant = config.schedule.name == "constant" and not config.schedule.warmup
     every = section.accumulate  # the rule counts its own updates, one for so many steps
     rate = schedule if every == 1 else lambda count: schedule(every * count + every - 1)
     rule = constructor(getattr(section, "learning_rate", 1.0) if constant else rate, **values)
     before: list[tuple[Any, Any]] = [
-        (section.l2, optimizers.l2),
-        (section.l1, optimizers.l1),
+        (section.l2, lambda strength: optimizers.l2(strength, mask)),
+        (section.l1, lambda strength: optimizers.l1(strength, mask)),
         (section.clip_value, optimizers.clip_by_value),
         (section.clip_norm, optimizers.clip_by_norm),
         (section.clip_global_norm, optimizers.clip_by_global_norm),
