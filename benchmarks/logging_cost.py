@@ -25,8 +25,9 @@ from fbp.experiment.config import reading
 from fbp.experiment.rundir import journal, layout, locks
 from fbp.experiment.rundir.series import read_series
 from fbp.experiment.runner import run as run_module
+from fbp.experiment.runner import run_start
 from fbp.experiment.runner.build import Experiment
-from fbp.experiment.runner.run import RunIdentity
+from fbp.experiment.runner.run_start import RunIdentity
 from fbp.experiment.tracking import shipper, store
 from tests.servers import Server
 
@@ -88,7 +89,7 @@ def _train(project: Path, folder: str, how: str, server: Server) -> float:
     run_folder = layout.new_run_folder(project / "mlruns", how)
     watch, origin = _Watch(), RunIdentity(EXPERIMENT, how)
     if how == "none":
-        with mock.patch.object(run_module, "Journal", _Forgetful):
+        with mock.patch.object(run_start, "Journal", _Forgetful):
             run_module.run(experiment, origin, run_folder, watch)
         return watch.last - watch.start
     uri = store.default_uri(project / "mlruns")
@@ -99,7 +100,7 @@ def _train(project: Path, folder: str, how: str, server: Server) -> float:
         layout.destination(run_folder).write_text(uri)
     with locks.try_hold_training_lock(run_folder):
         process = shipper.launch(run_folder, uri)
-        with mock.patch.object(run_module, "Journal", _Timed):
+        with mock.patch.object(run_start, "Journal", _Timed):
             run_module.run(experiment, origin, run_folder, watch)
     if how == "killed":  # the rest is sent in the end
         process.kill()

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fbp
-from fbp.experiment.commands.launch import continue_run
+from fbp.experiment.commands.launch import RunRequest, continue_run
 from fbp.experiment.config import reading
 from fbp.experiment.rundir import checkpoints, journal, layout, locks
 from fbp.experiment.rundir.checkpoints import Checkpoint
@@ -23,7 +23,8 @@ from fbp.experiment.rundir.npz import flatten_by_path, params_digest, unflatten_
 from fbp.experiment.rundir.recorder import Recorder
 from fbp.experiment.rundir.series import read_series
 from fbp.experiment.runner.loop import Interrupted, Loop
-from fbp.experiment.runner.run import RunIdentity, run
+from fbp.experiment.runner.run import run
+from fbp.experiment.runner.run_start import RunIdentity
 from fbp.experiment.runner.trained_model import read
 from tests import breaking
 from tests.projects import LEARNING, Silent, command, write_config
@@ -309,7 +310,7 @@ def test_a_resume_can_be_broken_off_too_and_a_damaged_checkpoint_is_no_end(proje
         assert result(other) == expected
     newest = checkpoints.files(copy)[0]
     newest.write_bytes(newest.read_bytes()[:-100])
-    stopped = run(wanted, origin(project), copy, Silent(), [signal.SIGTERM])
+    stopped = run(wanted, origin(project), copy, Silent(), signals=[signal.SIGTERM])
     assert (stopped.status, stopped.signal) == ("KILLED", signal.SIGTERM)
     finished = run(wanted, origin(project), copy, Silent())
     assert finished.status == "FINISHED"
@@ -344,7 +345,7 @@ def test_a_second_signal_in_an_evaluation_loses_nothing(project, monkeypatch, at
     evaluate = Loop._evaluate
 
     def broken_off(self):
-        if self.position.at == at:
+        if self.state.step == at:
             monkeypatch.setattr(Loop, "_evaluate", evaluate)
             raise Interrupted("stopped at once by SIGINT")
         evaluate(self)
@@ -461,11 +462,12 @@ class TestRefused:
     def begun(self, project, text=EARLY):
         (project / "one.toml").write_text(text)
         folder = layout.new_run_folder(project / "mlruns", "one")
-        run(reading.read(project / "one.toml"), origin(project), folder, Silent(), [signal.SIGINT])
+        config = reading.read(project / "one.toml")
+        run(config, origin(project), folder, Silent(), signals=[signal.SIGINT])
         return folder
 
     def resumed(self, folder):
-        return continue_run(folder, lambda label: Silent(), None, lambda: None, None)
+        return continue_run(folder, RunRequest(lambda label: Silent()))
 
     def test_a_metric_that_is_not_there(self, project):
         (project / "one.toml").write_text(

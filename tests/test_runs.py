@@ -9,7 +9,8 @@ from fbp.cli import main
 from fbp.experiment.config import reading
 from fbp.experiment.rundir import layout
 from fbp.experiment.rundir.series import read_series
-from fbp.experiment.runner.run import RunIdentity, run
+from fbp.experiment.runner.run import run
+from fbp.experiment.runner.run_start import RunIdentity
 from fbp.experiment.runner.trained_model import read
 from tests.projects import LEARNING, Silent, write_config
 

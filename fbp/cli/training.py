@@ -1,13 +1,16 @@
-"""Commands that train: ``fbp run``, ``fbp resume``, ``fbp reproduce``."""
+"""Commands that train: `fbp run`, `fbp resume`, `fbp reproduce`."""
 
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fbp.cli.base import experiment_path, main, set_option, shown, uri_option
+
+if TYPE_CHECKING:
+    from fbp.experiment.commands.launch import Launched, RunRequest
 
 
 @main.command("run", short_help="train an experiment and log the run to MLflow")
@@ -18,31 +21,29 @@ from fbp.cli.base import experiment_path, main, set_option, shown, uri_option
     type=click.Choice(["auto", "never"]),
     default="never",
     show_default=True,
-    help="auto: go on with the newest unfinished run of the same configuration, if there is one.",
+    help="auto: resume the newest unfinished run of the same configuration, if there is one.",
 )
 @uri_option
 def run(experiment: str, overrides: tuple[str, ...], resume: str, tracking_uri: str | None) -> None:
-    """Train EXPERIMENT, a TOML file or the name of one in experiments/, and log the run to MLflow."""
+    """Train EXPERIMENT and log the run to MLflow.
+
+    EXPERIMENT is a TOML file, or the name of one in experiments/.
+    """
     from fbp.experiment.commands.launch import launch
-    from fbp.experiment.commands.progress import Bar
 
-    signals = _note_signals()
+    request = _request(tracking_uri)
     path = experiment_path(experiment)
-    _report(
-        launch(path, overrides, Bar, tracking_uri, _say_waiting, signals, resume=resume == "auto")
-    )
+    _report(launch(path, overrides, request, resume=resume == "auto"))
 
 
-@main.command("resume", short_help="go on with a run after an interruption or a death")
+@main.command("resume", short_help="resume a run that was interrupted")
 @click.argument("run_name", metavar="RUN")
 @uri_option
 def resume_run(run_name: str, tracking_uri: str | None) -> None:
-    """Go on with RUN (its folder, its name, or its MLflow run id) after an interruption or a death."""
+    """Resume RUN (its folder, its name, or its MLflow run id) after an interruption."""
     from fbp.experiment.commands.launch import resume
-    from fbp.experiment.commands.progress import Bar
 
-    signals = _note_signals()
-    _report(resume(run_name, Bar, tracking_uri, _say_waiting, signals))
+    _report(resume(run_name, _request(tracking_uri)))
 
 
 @main.command("reproduce", short_help="run a run again from its record; compare every bit")
@@ -52,43 +53,52 @@ def resume_run(run_name: str, tracking_uri: str | None) -> None:
 )
 @uri_option
 def reproduce_run(run_name: str, code: Path | None, tracking_uri: str | None) -> None:
-    """Run RUN again from its MLflow record alone and compare every bit; exit status 1 if one differs."""
+    """Run RUN again from its record alone and compare every bit.
+
+    The exit status is 1 if one bit differs.
+    """
     from fbp.experiment.commands.reproduce import reproduce
 
-    _note_signals()
+    _collect_signals()
     sys.exit(0 if reproduce(run_name, tracking_uri, click.echo, code) else 1)
 
 
-def _note_signals() -> list[int]:
-    """From now on Ctrl-C and SIGTERM are noted in the list that is returned, and stop what goes on."""
+def _request(tracking_uri: str | None) -> "RunRequest":
+    """Return how the command line runs: with a bar, and stopped by signals from now on."""
+    from fbp.experiment.commands.launch import RunRequest
+    from fbp.experiment.commands.progress import Bar
+
+    return RunRequest(Bar, tracking_uri, _announce_wait, _collect_signals())
+
+
+def _collect_signals() -> list[int]:
+    """Install handlers for SIGINT and SIGTERM: they raise, and append to the list returned."""
     signals: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
-        signals.append(number)  # an exception may be lost in somebody's callback; this is not
+        signals.append(number)  # an exception may be lost in another's callback; this is not
         raise KeyboardInterrupt(signal.Signals(number))
 
-    def unraisable(lost: Any) -> None:
-        if lost.exc_type is not KeyboardInterrupt:
-            sys.__unraisablehook__(lost)
+    def report_unraisable(unraisable: Any) -> None:
+        if unraisable.exc_type is not KeyboardInterrupt:
+            sys.__unraisablehook__(unraisable)
 
-    sys.unraisablehook = unraisable
+    sys.unraisablehook = report_unraisable
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     return signals
 
 
-def _say_waiting() -> None:
-    click.echo("sending the last of it to MLflow ...", err=True)
+def _announce_wait() -> None:
+    click.echo("sending the rest to MLflow ...", err=True)
 
 
-def _report(launched: Any) -> None:
-    """Say how a run, or a group of them, ended, and end with its exit status."""
+def _report(launched: "Launched") -> None:
+    """Print how a run, or a group of them, ended, and exit with its status."""
     from rich.console import Console
 
     from fbp.experiment.commands.progress import results_table
-    from fbp.experiment.rundir import layout
     from fbp.experiment.rundir.journal import require_start
-    from fbp.experiment.rundir.redact import redact
 
     outcomes = launched.outcomes
     Console().print(results_table({name: out.metrics for name, out in outcomes.items()}))
@@ -96,23 +106,30 @@ def _report(launched: Any) -> None:
         if outcome.message:
             click.echo(f"fbp: {name}: {outcome.status}: {outcome.message}", err=True)
             click.echo(f"fbp: the last good parameters are in {shown(outcome.folder)}", err=True)
-    if any(outcome.status == "KILLED" for outcome in outcomes.values()):
+    statuses = {outcome.status for outcome in outcomes.values()}
+    if "KILLED" in statuses:
         click.echo(f"fbp: go on with: fbp resume {launched.folder.name}", err=True)
     click.echo(f"run:        {require_start(launched.folder).name}")
     click.echo(f"run folder: {shown(launched.folder)}")
+    _report_tracking(launched)
+    number = next((outcome.signal for outcome in outcomes.values() if outcome.signal), None)
+    if number:
+        sys.exit(128 + number)
+    sys.exit(0 if statuses == {"FINISHED"} else 1)
+
+
+def _report_tracking(launched: "Launched") -> None:
+    from fbp.experiment.rundir import layout
+    from fbp.experiment.rundir.redact import redact
+
     if launched.sent:
-        embedded = launched.uri.startswith("sqlite:")
-        click.echo(
-            f"dashboard:  {'fbp ui, then http://127.0.0.1:5000' if embedded else redact(launched.uri)}"
-        )
+        is_embedded = launched.uri.startswith("sqlite:")
+        place = "fbp ui, then http://127.0.0.1:5000" if is_embedded else redact(launched.uri)
+        click.echo(f"dashboard:  {place}")
     else:
         log = shown(layout.shipper_log(launched.folder))
         click.echo(
-            f"fbp: not all of the run has reached {redact(launched.uri)} (see {log}); nothing is lost: 'fbp sync' sends "
-            "the rest there",
+            f"fbp: not all of the run has reached {redact(launched.uri)} (see {log}); "
+            "nothing is lost: 'fbp sync' sends the rest",
             err=True,
         )
-    interrupted = next((outcome.signal for outcome in outcomes.values() if outcome.signal), None)
-    if interrupted:
-        sys.exit(128 + interrupted)
-    sys.exit(0 if all(outcome.status == "FINISHED" for outcome in outcomes.values()) else 1)

@@ -12,7 +12,8 @@ import numpy as np
 
 from fbp.errors import InputError
 from fbp.experiment.commands.tables import Rows, differing, number
-from fbp.experiment.figures import plots
+from fbp.experiment.figures import curves, norms
+from fbp.experiment.figures.draw import STYLE
 from fbp.experiment.rundir import tags
 from fbp.experiment.rundir.metric_table import is_timing
 from fbp.experiment.rundir.series import Series
@@ -230,12 +231,12 @@ def _draw(
     series: dict[str, dict[str, Series]], layers: dict[str, dict[str, str]], folder: Path
 ) -> list[Path]:
     """Write the plots of the learning curves and delta norms; return those that have content."""
-    norms = {label: (series[label], layers[label]) for label in series}
+    maps = {label: norms.norm_map(series[label], layers[label]) for label in series}
     written = []
-    with matplotlib.rc_context(plots.STYLE):
+    with matplotlib.rc_context(STYLE):
         figures = {
-            "learning_curves": plots.compared_curves(series),
-            "delta_norms": plots.delta_norms(norms),
+            "learning_curves": curves.compared_curves(series),
+            "delta_norms": norms.delta_norms(maps),
         }
         for name, figure in figures.items():
             if figure is not None:

@@ -1,92 +1,110 @@
-"""What a user sees while a run trains: a bar on a terminal, plain lines elsewhere."""
+"""The display of a training run: a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fbp.experiment.rundir.metric_table import as_text
 from fbp.experiment.runner.build import Experiment
 
-_LINE_SECONDS = 5.0  # between plain lines, where the output is not a terminal
+_SECONDS_BETWEEN_LINES = 5.0
+_METRICS = (
+    "loss",
+    "train_loss",
+    "validation_loss",
+    "accuracy",
+    "train_accuracy",
+    "validation_accuracy",
+)
+_RESULTS = ("loss", "accuracy", "absolute_error", "r2")
 
 
-def shown(values: dict[str, float]) -> str:
-    """The numbers worth watching, in one short text."""
+def metrics_line(values: Mapping[str, float]) -> str:
+    """Return the most important metrics as one short line."""
     parts = []
-    for key in (
-        "loss",
-        "train_loss",
-        "validation_loss",
-        "accuracy",
-        "train_accuracy",
-        "validation_accuracy",
-    ):
+    for key in _METRICS:
         if key in values:
             name = key.replace("_", " ").replace("validation", "val")
-            parts.append(
-                f"{name} {values[key]:.2%}" if "accuracy" in key else f"{name} {values[key]:.4g}"
-            )
-    if "examples_per_second" in values:
-        parts.append(f"{values['examples_per_second']:,.0f} examples/s")
+            parts.append(f"{name} {as_text(key, values[key])}")
+    speed = "examples_per_second"
+    if speed in values:
+        parts.append(f"{as_text(speed, values[speed])} examples/s")
     return "  ".join(parts)
 
 
-def _watched(values: dict[str, float]) -> str:
-    """The same few numbers all the time, so that a bar beside them stands still."""
+def _bar_text(values: Mapping[str, float]) -> str:
+    """Return always the same few metrics, so that the bar beside them does not move."""
     keys = ["loss", "validation_accuracy" if "validation_accuracy" in values else "validation_loss"]
-    return shown({key: values[key] for key in keys if key in values})
+    return metrics_line({key: values[key] for key in keys if key in values})
 
 
 class Bar:
-    """A progress bar on a terminal; a line every few seconds elsewhere."""
+    """A progress bar on a terminal; a line every few seconds elsewhere.
+
+    Args:
+        label: the run's label.
+    """
 
     def __init__(self, label: str):
         self.label, self.console = label, Console(stderr=True)
         self.progress: Progress | None = None
         self.task: Any = None
         self.steps = self.epochs = 0
-        self.last_line = 0.0
-        self.last: dict[str, float] = {}
+        self.line_time = 0.0
+        self.latest: dict[str, float] = {}
 
     def begin(self, experiment: Experiment) -> None:
-        """Training is about to compile and start."""
-        self.steps, self.epochs = (
-            experiment.steps,
-            -(-experiment.steps // experiment.steps_per_epoch),
-        )
+        """Announce that training compiles and starts."""
+        self.steps = experiment.steps
+        self.epochs = -(-experiment.steps // experiment.steps_per_epoch)
         if self.console.is_terminal:
             self.progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=16),
                 TaskProgressColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[shown]}"),
+                TextColumn("{task.fields[metrics]}"),
                 console=self.console,
             )
             self.progress.start()
-            self.task = self.progress.add_task(self.label, total=self.steps, shown="compiling ...")
+            self.task = self.progress.add_task(
+                self.label, total=self.steps, metrics="compiling ..."
+            )
 
     def advance(self, step: int, epoch: int, latest: dict[str, float]) -> None:
-        """So many steps are done."""
-        evaluated = "validation_loss" in latest
-        self.last |= latest
-        with contextlib.suppress(OSError):  # whoever reads this may go away; training goes on
+        """Show that training has reached `step`.
+
+        Args:
+            step: the number of steps that were taken.
+            epoch: the epoch, counted from 1.
+            latest: the newest value of each metric.
+        """
+        self.latest |= latest
+        with contextlib.suppress(OSError):  # training goes on if nobody reads this any more
             if self.progress:
-                text = f"epoch {epoch}/{self.epochs}  {_watched(self.last)}"
-                self.progress.update(self.task, completed=step, shown=text)
-            elif step == self.steps or time.monotonic() - self.last_line >= _LINE_SECONDS:
-                if step == self.steps and not evaluated:
-                    return  # the epoch's own numbers follow at once
-                self.last_line = time.monotonic()
-                line = f"{self.label}: epoch {epoch}/{self.epochs} step {step}/{self.steps}  {shown(latest)}"
-                print(line, file=sys.stderr, flush=True)
+                text = f"epoch {epoch}/{self.epochs}  {_bar_text(self.latest)}"
+                self.progress.update(self.task, completed=step, metrics=text)
+            else:
+                self._print_line(step, epoch, latest)
+
+    def _print_line(self, step: int, epoch: int, latest: dict[str, float]) -> None:
+        is_last = step == self.steps
+        if is_last and "validation_loss" not in latest:
+            return  # the evaluation's metrics follow at once
+        if is_last or time.monotonic() - self.line_time >= _SECONDS_BETWEEN_LINES:
+            self.line_time = time.monotonic()
+            position = f"epoch {epoch}/{self.epochs} step {step}/{self.steps}"
+            line = f"{self.label}: {position}  {metrics_line(latest)}"
+            print(line, file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
-        """Something that the user should know."""
+        """Show a message to the user."""
         with contextlib.suppress(OSError):
             if self.progress:
                 self.progress.console.print(text, markup=False, highlight=False)
@@ -94,37 +112,32 @@ class Bar:
                 print(f"fbp: {self.label}: {text}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Training is over, well or not."""
+        """End the display; training is over."""
         if self.progress:
             with contextlib.suppress(OSError):
                 self.progress.stop()
             self.progress = None
 
 
-def results_table(rows: dict[str, dict[str, float]]) -> Table:
-    """The last metrics of one run or several, part by part."""
+def results_table(runs: Mapping[str, Mapping[str, float]]) -> Table:
+    """Return the last metrics of one run or several, a row for each part of the data.
+
+    Args:
+        runs: metrics by name, for each run by its label.
+    """
     table = Table()
-    several = len(rows) > 1
-    if several:
+    if len(runs) > 1:
         table.add_column("run")
     table.add_column("part")
-    names = [
-        n
-        for n in ("loss", "accuracy", "absolute_error", "r2")
-        if any(f"test_{n}" in r for r in rows.values())
-    ]
+    names = [n for n in _RESULTS if any(f"test_{n}" in values for values in runs.values())]
     names = names or ["loss"]
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
-    for run, values in rows.items():
+    for label, values in runs.items():
         for i, part in enumerate(("train", "validation", "test")):
-            cells = [_cell(name, values.get(f"{part}_{name}")) for name in names]
+            keys = [f"{part}_{name}" for name in names]
+            cells = [as_text(key, values[key]) if key in values else "" for key in keys]
             if any(cells):
-                table.add_row(*([run if i == 0 else ""] if several else []), part, *cells)
+                row = [label if i == 0 else "", part, *cells]
+                table.add_row(*(row if len(runs) > 1 else row[1:]))
     return table
-
-
-def _cell(name: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.2%}" if name == "accuracy" else f"{value:.4g}"

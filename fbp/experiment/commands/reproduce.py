@@ -271,21 +271,23 @@ def _train_in_subprocess(
 
 def child() -> int:
     """Run the training process: read its task from standard input, write its answer to a file."""
-    from fbp.experiment.commands.launch import launch_config
+    from fbp.experiment.commands.launch import RunRequest, launch_config
     from fbp.experiment.commands.progress import Bar
-    from fbp.experiment.runner.run import RunIdentity
+    from fbp.experiment.config import reading
+    from fbp.experiment.runner.run_start import RunIdentity
 
     line = sys.stdin.readline()
     if not line.endswith("\n"):  # the parent died before it had sent the task
         return 1
     task = json.loads(line)
     threading.Thread(target=_stop_when_parent_dies, daemon=True).start()
-    origin = RunIdentity(
+    identity = RunIdentity(
         Path(task["source"]), task["label"], tags=task["tags"], fingerprint=task["fingerprint"]
     )
     try:
-        plan = {key: task[key] for key in ("checkpoint_steps", "stop_at")}
-        launched = launch_config(Path(task["config"]), origin, Bar, task["uri"], **plan)
+        steps = {key: task[key] for key in ("checkpoint_steps", "stop_at")}
+        request = RunRequest(Bar, task["uri"], **steps)
+        launched = launch_config(reading.read(Path(task["config"])), identity, request)
         answer = {"folder": str(launched.folder.resolve())}
     except InputError as error:
         answer = {"problem": str(error)}

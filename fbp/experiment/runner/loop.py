@@ -1,4 +1,8 @@
-"""The training loop of a run: compiled chunks of steps, and between them the journal, progress, checkpoints and signals."""
+"""The training loop of a run.
+
+It calls a compiled program for a chunk of steps. Between chunks come the journal, the progress bar,
+checkpoints and signals.
+"""
 
 import math
 import signal
@@ -14,84 +18,174 @@ from fbp import diagnostics, optimizers, training
 from fbp.experiment.rundir.checkpoints import Checkpoint, Checkpoints
 from fbp.experiment.rundir.npz import unflatten_like
 from fbp.experiment.rundir.recorder import Recorder
-from fbp.experiment.runner import selection
+from fbp.experiment.runner import divergence, selection
 from fbp.experiment.runner.build import Experiment
+from fbp.experiment.runner.divergence import Diverged
 from fbp.experiment.runner.selection import Best
 from fbp.layer import Params
 from fbp.training import StepInfo, TrainState
 
-_CHUNK_SECONDS = (
-    1.0  # how long one call to the compiled program should take: signals and progress wait for it
-)
-_PROBE = 128  # how many training examples the norms by layer are measured on
-_EVALUATED = 500  # examples at a time, where nothing is learned
-_POPULATION = 4096  # how many the statistics of normalization layers are taken from
+DIAGNOSIS_EXAMPLES = 128
+"""Number of training examples on which the norms of each layer are measured."""
+EVALUATION_BATCH = 500
+"""Batch size of evaluations on the validation part and the test part."""
+STATISTICS_EXAMPLES = 4096
+"""Number of training examples from which the statistics of normalization layers are taken."""
+
+_CHUNK_SECONDS = 1.0  # signals and progress wait for one call to the compiled program
+_MAX_CHUNK_GROWTH = 8
 
 
 class Reporter(Protocol):
-    """Who is told how training goes."""
+    """Shows the progress of a run."""
 
-    def begin(self, experiment: Experiment) -> None: ...
-    def advance(self, step: int, epoch: int, latest: dict[str, float]) -> None: ...
-    def note(self, text: str) -> None: ...
-    def close(self) -> None: ...
+    def begin(self, experiment: Experiment) -> None:
+        """Announce that training compiles and starts."""
 
+    def advance(self, step: int, epoch: int, latest: dict[str, float]) -> None:
+        """Show that training has reached `step`."""
 
-class Diverged(Exception):
-    """The loss is no longer a finite number."""
+    def note(self, text: str) -> None:
+        """Show a message to the user."""
+
+    def close(self) -> None:
+        """End the display; training is over."""
 
 
 class Interrupted(KeyboardInterrupt):
     """A signal asked the run to stop."""
 
 
-class Position(NamedTuple):
-    """Where training stands: all that a checkpoint must hold.
+class LoopState(NamedTuple):
+    """The state of the loop: all that a checkpoint must hold.
 
     Attributes:
-        state: parameters, optimizer state, step, key.
-        at: the step, as a number.
-        infos: what was observed since the last evaluation, in chunks.
-        seconds: how long that took.
+        train_state: parameters, optimizer state, step and key, as the compiled program has them.
+        step: the number of steps that were taken.
+        history_since_evaluation: the observations since the last evaluation, chunk by chunk.
+        seconds_since_evaluation: the time that these steps took.
         best: the best evaluation so far.
     """
 
-    state: TrainState
-    at: int
-    infos: tuple[StepInfo, ...] = ()
-    seconds: float = 0.0
+    train_state: TrainState
+    step: int
+    history_since_evaluation: tuple[StepInfo, ...] = ()
+    seconds_since_evaluation: float = 0.0
     best: Best | None = None
 
+    def joined_history(self) -> StepInfo:
+        """Return the observations since the last evaluation as one chunk."""
+        return _concatenate(self.history_since_evaluation)
 
-def begin(experiment: Experiment) -> Position:
-    """The position before the first step."""
+
+def initial_loop_state(experiment: Experiment) -> LoopState:
+    """Return the state before the first step."""
     key = jax.random.key(experiment.config.seed)
-    return Position(
-        training.initial_state(experiment.model, experiment.optimizer, key, experiment.shape), 0
-    )
+    state = training.initial_state(experiment.model, experiment.optimizer, key, experiment.shape)
+    return LoopState(state, 0)
 
 
-def restored(experiment: Experiment, checkpoint: Checkpoint) -> Position:
-    """The position that a checkpoint holds.
+def restore_loop_state(experiment: Experiment, checkpoint: Checkpoint) -> LoopState:
+    """Return the state that a checkpoint holds.
 
     Raises:
-        ValueError: where it is of another model.
+        ValueError: if it is a checkpoint of another model.
     """
-    like = jax.eval_shape(lambda: begin(experiment).state)
-    parts: dict[str, dict[str, np.ndarray]] = {"state": {}, "best": {}, "infos": {}}
+    like = jax.eval_shape(lambda: initial_loop_state(experiment).train_state)
+    parts: dict[str, dict[str, np.ndarray]] = {"state": {}, "best": {}, "history": {}}
     for path, array in checkpoint.arrays.items():
         part, _, rest = path.partition("/")
         parts[part][rest] = array
+    metadata, best = checkpoint.metadata, None
+    if metadata["best"]:
+        best = Best(params=unflatten_like(parts["best"], like.params), **metadata["best"])
+    history: tuple[StepInfo, ...] = ()
+    if parts["history"]:
+        columns: dict[str, Any] = dict(parts["history"])
+        metrics = {name: columns[f"metrics/{name}"] for name in experiment.metrics}
+        history = (StepInfo(columns["cost"], columns["gradient_norm"], metrics),)
     state = unflatten_like(parts["state"], like)
-    facts, best = checkpoint.metadata, None
-    infos: tuple[StepInfo, ...] = ()
-    if facts["best"]:
-        best = Best(params=unflatten_like(parts["best"], like.params), **facts["best"])
-    if parts["infos"]:
-        columns: dict[str, Any] = dict(parts["infos"])
-        observed = {name: columns[f"metrics/{name}"] for name in experiment.metrics}
-        infos = (StepInfo(columns["cost"], columns["gradient_norm"], observed),)
-    return Position(state, checkpoint.step, infos, facts["seconds"], best)
+    return LoopState(state, checkpoint.step, history, metadata["seconds"], best)
+
+
+class Programs(NamedTuple):
+    """The compiled functions of a training loop.
+
+    Attributes:
+        advance: `(train_state, count) -> (train_state, observations, steps taken)`; its input stays
+            valid.
+        evaluate: `params -> loss and metrics on the validation part`.
+        layer_norms: `train_state -> norms of each layer's deltas, gradients and updates by name`.
+        learning_rates: `step -> (interval,)` learning rates from that step on.
+    """
+
+    advance: Callable[[TrainState, int], tuple[TrainState, StepInfo, jax.Array]]
+    evaluate: Callable[[Params], dict[str, Any]]
+    layer_norms: Callable[[TrainState], dict[str, Any]]
+    learning_rates: Callable[[int], jax.Array]
+
+
+def compile_programs(experiment: Experiment, state: TrainState) -> Programs:
+    """Compile what the loop calls; only the training program is compiled at once.
+
+    Args:
+        experiment: what is trained.
+        state: a state, for its shapes.
+    """
+    model, loss, optimizer = experiment.model, experiment.loss, experiment.optimizer
+    x, y = jnp.asarray(experiment.data.train.x), jnp.asarray(experiment.data.train.y)
+    steps = training.make_steps(
+        model,
+        loss,
+        optimizer,
+        batch_size=experiment.batch_size,
+        max_steps=experiment.interval,
+        shuffle=experiment.config.training.shuffle,
+        metrics=experiment.metrics,
+        augment=experiment.augment,
+    )
+    train = jax.jit(steps, donate_argnums=0).lower(state, x, y, 1).compile()
+    norms = jax.jit(diagnostics.layer_norms(model, loss, optimizer))
+    probe = x[:DIAGNOSIS_EXAMPLES], y[:DIAGNOSIS_EXAMPLES]
+    offsets = jnp.arange(experiment.interval)
+    return Programs(
+        # the program donates its input: a copy lets the state before a chunk outlive it
+        advance=lambda state, count: train(jax.tree.map(jnp.copy, state), x, y, count),
+        evaluate=_compile_validation(experiment),
+        layer_norms=lambda state: diagnostics.as_metrics(
+            jax.device_get(norms(state.params, state.opt_state, *probe))
+        ),
+        learning_rates=jax.jit(lambda step: jax.vmap(experiment.schedule)(step + offsets)),
+    )
+
+
+def _compile_validation(experiment: Experiment) -> Callable[[Params], dict[str, Any]]:
+    x, y = (jnp.asarray(part) for part in experiment.data.validation)
+    evaluate = jax.jit(
+        training.make_evaluate(
+            experiment.model,
+            experiment.loss,
+            batch_size=min(EVALUATION_BATCH, len(x)),
+            metrics=experiment.metrics,
+        )
+    )
+    return lambda params: evaluate(params, x, y)
+
+
+def make_evaluation_params(experiment: Experiment) -> Callable[[TrainState], Params]:
+    """Return the function from a state to the parameters that are evaluated and kept.
+
+    These are the average if the optimizer keeps one, and statistics of training examples are
+    filled in.
+    """
+    average = lambda state: optimizers.averaged(state.opt_state, state.params)
+    if not training.has_statistics(experiment.model):
+        return average
+    x = jnp.asarray(experiment.data.train.x[: max(STATISTICS_EXAMPLES, experiment.batch_size)])
+    fill = jax.jit(
+        training.make_fill_statistics(experiment.model, batch_size=experiment.batch_size)
+    )
+    return lambda state: fill(average(state), x, state.key)
 
 
 class Loop:
@@ -99,216 +193,211 @@ class Loop:
 
     Args:
         experiment: what is trained.
-        position: where to begin.
-        record: where metrics go.
-        checkpoints: where states go.
-        reporter: who is told.
-        signals: signals; one in it stops the training at the next chunk's end.
-        checkpoint_steps: the steps of the checkpoints, where they are not left to the configuration.
-        stop_at: the step at which training is broken off, if any.
+        state: where to begin.
+        recorder: takes the metrics.
+        checkpoints: takes the states.
+        reporter: shows the progress.
+        signals: training stops at the end of the chunk if a signal is in it.
+        checkpoint_steps: the steps of the checkpoints; None leaves them to the configuration.
+        stop_at: the step at which training is broken off; None for all steps.
+
+    Attributes:
+        state: the last good state, at any time.
+        evaluation_params: from a state to the parameters that are evaluated and kept.
     """
 
     def __init__(
         self,
         experiment: Experiment,
-        position: Position,
-        record: Recorder,
+        state: LoopState,
+        recorder: Recorder,
         checkpoints: Checkpoints,
         reporter: Reporter,
+        *,
         signals: list[int],
         checkpoint_steps: Sequence[int] | None = None,
         stop_at: int | None = None,
     ):
-        self.experiment, self.position, self.record = experiment, position, record
-        self.checkpoints, self.reporter, self.signals = checkpoints, reporter, signals
+        self.experiment = experiment
+        self.state = state
+        self.recorder = recorder
+        self.checkpoints = checkpoints
+        self.reporter = reporter
+        self.signals = signals
         self.checkpoint_steps = None if checkpoint_steps is None else sorted(checkpoint_steps)
         self.stop_at = stop_at
-        self.usable = _usable(experiment)
-        self._began = self._saved = time.monotonic()
-        self._chunk, self._before = 1, (position.state, position.at)
+        self.evaluation_params = make_evaluation_params(experiment)
+        self._state_before_chunk = state
+        self._chunk = 1
+        self._start_time = self._save_time = time.monotonic()
 
     def train(self) -> None:
-        """All steps; ``position`` is the last good one at any time.
+        """Compile, and take all steps.
 
         Raises:
-            Diverged, Interrupted: where it ends early.
-            OSError: where the disk is full.
+            Diverged: if the loss is no longer finite.
+            Interrupted: if a signal came, or at `stop_at`.
+            OSError: if the disk is full.
         """
-        experiment = self.experiment
-        x, y = jnp.asarray(experiment.data.train.x), jnp.asarray(experiment.data.train.y)
-        steps = training.make_steps(
-            experiment.model,
-            experiment.loss,
-            experiment.optimizer,
-            batch_size=experiment.batch_size,
-            max_steps=experiment.interval,
-            shuffle=experiment.config.training.shuffle,
-            metrics=experiment.metrics,
-            augment=experiment.augment,
-        )
-        program = jax.jit(steps, donate_argnums=0).lower(self.position.state, x, y, 1).compile()
-        self._advance = lambda state, count: program(_copy(state), x, y, count)
-        self._evaluate_validation = _evaluation(experiment)
-        diagnose = jax.jit(
-            diagnostics.layer_norms(experiment.model, experiment.loss, experiment.optimizer)
-        )
-        probe = x[:_PROBE], y[:_PROBE]
-        self._norms = lambda state: diagnostics.as_metrics(
-            jax.device_get(diagnose(state.params, state.opt_state, *probe))
-        )
-        interval = experiment.interval
-        self._rates = jax.jit(
-            lambda first: jax.vmap(experiment.schedule)(first + jnp.arange(interval))
-        )
-        if self.position.at == 0:
-            self.record.metrics(0, self._norms(self.position.state))
+        self._programs = compile_programs(self.experiment, self.state.train_state)
+        if self.state.step == 0:
+            self.recorder.metrics(0, self._programs.layer_norms(self.state.train_state))
             self._save_if_due()
-        self._began = self._saved = time.monotonic()
+        self._start_time = self._save_time = time.monotonic()
         while not self._is_over():
-            if not self._evaluation_is_due():  # it is, where the last attempt was broken off in it
-                self._until_evaluation()
+            # already due if the previous attempt stopped during this evaluation
+            if not self._evaluation_is_due():
+                self._train_until_evaluation()
             self._evaluate()
             self._save_if_due()
 
     def _is_over(self) -> bool:
-        wanted, position = self.experiment.config.selection, self.position
-        stopped = selection.exhausted(wanted, position.best)
-        return not self._evaluation_is_due() and (position.at >= self.experiment.steps or stopped)
+        if self._evaluation_is_due():
+            return False
+        section = self.experiment.config.selection
+        all_steps = self.state.step >= self.experiment.steps
+        return all_steps or selection.should_stop(section, self.state.best)
 
     def _evaluation_is_due(self) -> bool:
-        at, experiment = self.position.at, self.experiment
-        return bool(self.position.infos) and (
-            at % experiment.interval == 0 or at == experiment.steps
-        )
+        step, experiment = self.state.step, self.experiment
+        at_interval = step % experiment.interval == 0 or step == experiment.steps
+        return bool(self.state.history_since_evaluation) and at_interval
 
-    def _until_evaluation(self) -> None:
-        """Chunks of about a second, up to the next multiple of the interval."""
-        experiment = self.experiment
-        stop = min(
-            (self.position.at // experiment.interval + 1) * experiment.interval, experiment.steps
-        )
-        while self.position.at < stop:
-            if self.signals:
-                name = signal.Signals(self.signals[0]).name
-                raise Interrupted(f"stopped by {name} at step {self.position.at}")
-            if self.position.at == self.stop_at:
-                raise Interrupted(f"stopped at step {self.stop_at}, as asked for")
-            began = time.perf_counter()
-            state, at, infos, seconds, best = self.position
-            count = min(self._chunk, min(stop, self._next_save()) - at)
-            new_state, info, taken = self._advance(state, count)
-            taken = int(taken)
-            info = jax.tree.map(lambda column, n=taken: np.asarray(column[:n]), info)
-            rates = np.asarray(self._rates(at))[:taken]
-            self.record.steps(
-                at + 1,
-                {"loss": info.cost, "gradient_norm": info.gradient_norm, "learning_rate": rates},
-            )
-            if not np.isfinite(info.cost[-1]):
-                self._diverged(info)
-            spent = time.perf_counter() - began
-            self._before = state, at
-            self.position = Position(new_state, at + taken, (*infos, info), seconds + spent, best)
-            self._chunk = min(_next_chunk(taken, spent), experiment.interval)
-            self.reporter.advance(self.position.at, self._epoch(), self._progress(info))
+    def _train_until_evaluation(self) -> None:
+        """Take steps in chunks of about a second, up to the next multiple of the interval."""
+        interval = self.experiment.interval
+        end = min((self.state.step // interval + 1) * interval, self.experiment.steps)
+        while self.state.step < end:
+            self._check_for_interruption()
+            self._take_chunk(min(self._chunk, min(end, self._next_save()) - self.state.step))
             if not self.checkpoints.busy:
-                self.note_saved()
-            if self.position.at < stop:
+                self.journal_finished_checkpoint()
+            if self.state.step < end:
                 self._save_if_due()
 
+    def _check_for_interruption(self) -> None:
+        if self.signals:
+            name = signal.Signals(self.signals[0]).name
+            raise Interrupted(f"stopped by {name} at step {self.state.step}")
+        if self.state.step == self.stop_at:
+            raise Interrupted(f"stopped at step {self.stop_at}, as asked for")
+
+    def _take_chunk(self, count: int) -> None:
+        """Take at most `count` steps: compute, journal, check, and move the state."""
+        start = time.perf_counter()
+        state = self.state
+        train_state, info, steps_taken = self._programs.advance(state.train_state, count)
+        taken = int(steps_taken)
+        info = jax.tree.map(lambda column: np.asarray(column[:taken]), info)
+        rates = np.asarray(self._programs.learning_rates(state.step))[:taken]
+        self.recorder.steps(
+            state.step + 1,
+            {"loss": info.cost, "gradient_norm": info.gradient_norm, "learning_rate": rates},
+        )
+        if not np.isfinite(info.cost[-1]):
+            self._raise_diverged(info)
+        seconds = time.perf_counter() - start
+        self._state_before_chunk = state
+        self.state = state._replace(
+            train_state=train_state,
+            step=state.step + taken,
+            history_since_evaluation=(*state.history_since_evaluation, info),
+            seconds_since_evaluation=state.seconds_since_evaluation + seconds,
+        )
+        self._chunk = min(_next_chunk(taken, seconds), self.experiment.interval)
+        self.reporter.advance(self.state.step, self._epoch(), self._progress(info))
+
     def _evaluate(self) -> None:
-        """What an interval ends with: the means over it, the validation part, the norms by layer, and who is best."""
-        experiment, (state, at, infos, seconds, best) = self.experiment, self.position
-        columns: StepInfo = jax.tree.map(lambda *parts: np.concatenate(parts), *infos)
-        params = self.usable(state)
-        values: dict[str, Any] = {"train_loss": columns.cost.mean(dtype=np.float64)}
+        """End an interval: journal its means, the validation metrics and the norms; update `best`.
+
+        Raises:
+            Diverged: if the validation loss is not finite.
+        """
+        state = self.state
+        history = state.joined_history()
+        params = self.evaluation_params(state.train_state)
+        values = self._interval_means(history)
         values |= {
-            f"train_{name}": column.mean(dtype=np.float64)
-            for name, column in columns.metrics.items()
+            f"validation_{name}": value for name, value in self._programs.evaluate(params).items()
         }
         values |= {
-            f"validation_{name}": value for name, value in self._evaluate_validation(params).items()
+            "examples_per_second": self._examples_per_second(len(history.cost)),
+            "epoch": state.step / self.experiment.steps_per_epoch,
         }
-        values |= {
-            "examples_per_second": len(columns.cost) * experiment.batch_size / max(seconds, 1e-9),
-            "epoch": at / experiment.steps_per_epoch,
+        metrics = self.recorder.metrics(state.step, values)
+        if not math.isfinite(metrics["validation_loss"]):
+            self._raise_diverged_validation(metrics["validation_loss"])
+        metrics |= self.recorder.metrics(state.step, self._programs.layer_norms(state.train_state))
+        metrics |= {
+            "loss": float(history.cost[-1]),
+            "gradient_norm": float(np.asarray(history.gradient_norm)[-1]),
+            "learning_rate": float(self._programs.learning_rates(state.step - 1)[0]),
         }
-        shown = self.record.metrics(at, values)
-        if not math.isfinite(shown["validation_loss"]):
-            if not is_finite(state.params):
-                self._back_to_finite(*self._before, at)
-            raise Diverged(
-                f"the validation loss became {shown['validation_loss']} after step {at}; the learning rate was "
-                f"{float(experiment.schedule(jnp.asarray(at - 1))):.3g}; likely the steps are too large: lower "
-                "optimizer.learning_rate or set optimizer.clip_global_norm"
-            )
-        shown |= self.record.metrics(at, self._norms(state))
-        assert columns.gradient_norm is not None
-        shown |= {
-            "loss": float(columns.cost[-1]),
-            "gradient_norm": float(columns.gradient_norm[-1]),
+        section, observed = self.experiment.config.selection, self.experiment.metrics
+        best = selection.update(section, observed, state.best, state.step, metrics, params)
+        self.state = LoopState(state.train_state, state.step, best=best)
+        self.reporter.advance(state.step, self._epoch(), self.recorder.latest)
+
+    def _interval_means(self, history: StepInfo) -> dict[str, Any]:
+        columns = {"loss": history.cost, **history.metrics}
+        return {
+            f"train_{name}": column.mean(dtype=np.float64) for name, column in columns.items()
         }
-        shown |= {"learning_rate": float(self._rates(at - 1)[0])}
-        best = selection.updated(experiment.config.selection, best, at, shown, params)
-        self.position = Position(state, at, best=best)
-        self.reporter.advance(at, self._epoch(), self.record.latest)
+
+    def _examples_per_second(self, steps: int) -> float:
+        seconds = max(self.state.seconds_since_evaluation, 1e-9)
+        return steps * self.experiment.batch_size / seconds
 
     def _epoch(self) -> int:
-        return -(-self.position.at // self.experiment.steps_per_epoch)
+        return -(-self.state.step // self.experiment.steps_per_epoch)
 
     def _progress(self, info: StepInfo) -> dict[str, float]:
-        steps = sum(len(part.cost) for part in self.position.infos)
-        shown = {"loss": float(info.cost.mean())}
-        shown |= {name: float(column.mean()) for name, column in info.metrics.items()}
-        rate = steps * self.experiment.batch_size / max(self.position.seconds, 1e-9)
-        return shown | {"examples_per_second": rate}
+        steps = sum(len(chunk.cost) for chunk in self.state.history_since_evaluation)
+        means = {name: float(column.mean()) for name, column in info.metrics.items()}
+        rate = self._examples_per_second(steps)
+        return {"loss": float(info.cost.mean()), **means, "examples_per_second": rate}
 
     def _next_save(self) -> int:
-        """The step at which the next checkpoint must be, where steps decide that."""
-        at, every = self.position.at, self.experiment.config.checkpoint.every_steps
-        wanted = [
-            step
-            for step in (*(self.checkpoint_steps or ()), self.stop_at or 0, self.experiment.steps)
-            if step > at
-        ]
+        """Return the step of the next checkpoint, as far as steps decide it, not the clock."""
+        step, every = self.state.step, self.experiment.config.checkpoint.every_steps
+        fixed = (*(self.checkpoint_steps or ()), self.stop_at or 0, self.experiment.steps)
+        candidates = [candidate for candidate in fixed if candidate > step]
         if every and self.checkpoint_steps is None:
-            wanted.append((at // every + 1) * every)
-        return min(wanted)
+            candidates.append((step // every + 1) * every)
+        return min(candidates)
 
     def _save_if_due(self) -> None:
-        at, wanted = self.position.at, self.experiment.config.checkpoint
+        step, section = self.state.step, self.experiment.config.checkpoint
         now = time.monotonic()
         if self.checkpoint_steps is not None:
-            due = at in self.checkpoint_steps
-        elif wanted.every_steps:
-            due = at % wanted.every_steps == 0
-        else:  # often at first: after 1, 2, 4, ... seconds
-            pause = min(wanted.every_seconds, max(1.0, (self._saved - self._began)))
-            due = (at == 0 or now - self._saved >= pause) and not self.checkpoints.busy
+            due = step in self.checkpoint_steps
+        elif section.every_steps:
+            due = step % section.every_steps == 0
+        else:  # often in the beginning: after 1, 2, 4, ... seconds
+            pause = min(section.every_seconds, max(1.0, self._save_time - self._start_time))
+            due = (step == 0 or now - self._save_time >= pause) and not self.checkpoints.busy
         if due:
             self.save()
-            self._saved = now
+            self._save_time = now
 
     def save(self) -> None:
-        """Begin to write a checkpoint of the position."""
-        self.note_saved()
-        state, at, infos, seconds, best = self.position
-        joined = [jax.tree.map(lambda *parts: np.concatenate(parts), *infos)] if infos else []
+        """Begin to write a checkpoint of the state, in another thread."""
+        self.journal_finished_checkpoint()
+        state, best = self.state, self.state.best
         tree = {
-            "state": state,
+            "state": state.train_state,
             "best": best.params if best else (),
-            "infos": joined[0] if joined else (),
+            "history": state.joined_history() if state.history_since_evaluation else (),
         }
-        found = (
-            {key: value for key, value in best._asdict().items() if key != "params"}
-            if best
-            else None
-        )
-        facts = {"seconds": seconds, "best": found, "latest": dict(self.record.latest)}
-        self.checkpoints.save(at, tree, state.params, facts)
+        metadata = {
+            "seconds": state.seconds_since_evaluation,
+            "best": best.facts() if best else None,
+            "latest": dict(self.recorder.latest),
+        }
+        self.checkpoints.save(state.step, tree, state.train_state.params, metadata)
 
-    def note_saved(self) -> None:
-        """Write into the journal which checkpoint was written last, if one was."""
+    def journal_finished_checkpoint(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one; it is then journaled."""
         try:
             self.checkpoints.wait()
         except OSError as error:
@@ -316,66 +405,39 @@ class Loop:
                 f"{error.filename}: the checkpoint could not be written ({error.strerror})"
             )
 
-    def _diverged(self, info: StepInfo) -> None:
-        """Keep the last finite parameters and say what happened."""
-        step = self.position.at + len(info.cost)
-        self._back_to_finite(self.position.state, self.position.at, step)
-        rate = float(self.experiment.schedule(jnp.asarray(step - 1)))
-        norms = np.asarray(info.gradient_norm)
-        norms = norms[np.isfinite(norms)]
-        grew = (
-            f"the gradient's norm was last {norms[-1]:.3g}"
-            if len(norms)
-            else "the gradient was not finite either"
+    def _raise_diverged(self, info: StepInfo) -> None:
+        """Rewind to finite parameters; say at which step of the chunk the loss was not finite."""
+        step = self.state.step + len(info.cost)
+        self._rewind(self.state, step)
+        epoch = (step - 1) // self.experiment.steps_per_epoch + 1
+        raise Diverged(divergence.explain_loss(info, step, epoch, self._learning_rate(step)))
+
+    def _raise_diverged_validation(self, loss: float) -> None:
+        step = self.state.step
+        if not divergence.is_finite(self.state.train_state.params):
+            self._rewind(self._state_before_chunk, step)
+        raise Diverged(divergence.explain_validation_loss(loss, step, self._learning_rate(step)))
+
+    def _learning_rate(self, step: int) -> float:
+        """Return the learning rate of the update that led to `step`."""
+        return float(self.experiment.schedule(jnp.asarray(step - 1)))
+
+    def _rewind(self, begin: LoopState, end: int) -> None:
+        """Move to the last step before `end` with finite parameters, recomputing from `begin`."""
+        finite = divergence.rewind_to_finite(
+            self._programs.advance, begin.train_state, begin.step, end
         )
-        raise Diverged(
-            f"the loss became {info.cost[-1]} at step {step} (epoch {(step - 1) // self.experiment.steps_per_epoch + 1}); "
-            f"{grew}, the learning rate {rate:.3g}; likely the steps are too large: lower optimizer.learning_rate or set "
-            "optimizer.clip_global_norm"
-        )
-
-    def _back_to_finite(self, state: TrainState, begin: int, end: int) -> None:
-        """Stand at the last step from ``begin`` to before ``end`` whose parameters are finite; steps can be taken again."""
-        for at in range(end - 1, begin - 1, -1):
-            before, _, _ = self._advance(state, at - begin)
-            if is_finite(before.params):
-                self.position = self.position._replace(state=before, at=at)
-                break
+        if finite is not None:
+            train_state, step = finite
+            self.state = self.state._replace(train_state=train_state, step=step)
 
 
-def _copy(state: TrainState) -> TrainState:
-    """A copy to donate, so that the state before a chunk outlives it."""
-    return jax.tree.map(jnp.copy, state)
-
-
-def is_finite(params: Params) -> bool:
-    """Whether every parameter is a finite number."""
-    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
+def _concatenate(chunks: Sequence[StepInfo]) -> StepInfo:
+    joined: StepInfo = jax.tree.map(lambda *columns: np.concatenate(columns), *chunks)
+    return joined
 
 
 def _next_chunk(count: int, seconds: float) -> int:
-    """So many steps that they take about _CHUNK_SECONDS, at most eight times as many as before."""
-    return max(1, min(round(count * _CHUNK_SECONDS / max(seconds, 1e-6)), 8 * count))
-
-
-def _evaluation(experiment: Experiment) -> Callable[[Params], dict[str, Any]]:
-    """Loss and metrics on the validation part."""
-    x, y = (jnp.asarray(part) for part in experiment.data.validation)
-    batch_size = min(_EVALUATED, len(x))
-    evaluate = training.make_evaluate(
-        experiment.model, experiment.loss, batch_size=batch_size, metrics=experiment.metrics
-    )
-    measure = jax.jit(evaluate)
-    return lambda params: measure(params, x, y)
-
-
-def _usable(experiment: Experiment) -> Callable[[TrainState], Params]:
-    """The parameters to evaluate and to keep: their average where one is kept, with the statistics of training examples."""
-    average = lambda state: optimizers.averaged(state.opt_state, state.params)
-    if not training.has_statistics(experiment.model):
-        return average
-    x = jnp.asarray(experiment.data.train.x[: max(_POPULATION, experiment.batch_size)])
-    fill = jax.jit(
-        training.make_fill_statistics(experiment.model, batch_size=experiment.batch_size)
-    )
-    return lambda state: fill(average(state), x, state.key)
+    """Return the number of steps that take about _CHUNK_SECONDS, at most 8 times `count`."""
+    steps = round(count * _CHUNK_SECONDS / max(seconds, 1e-6))
+    return max(1, min(steps, _MAX_CHUNK_GROWTH * count))

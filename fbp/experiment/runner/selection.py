@@ -1,59 +1,83 @@
-"""The best evaluation of a run by any metric, and when to stop because none has been better for long."""
+"""The best evaluation of a run by any metric, and early stopping if none was better for long."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 from fbp.experiment.config.schema import SelectionSection
+from fbp.experiment.rundir import metric_table
 from fbp.layer import Params
-
-_HIGHER_IS_BETTER = ("accuracy", "r2", "examples_per_second")
+from fbp.training import Metric
 
 
 class Best(NamedTuple):
     """The best evaluation so far.
 
     Attributes:
-        value: of the metric.
-        step: when.
-        shown: all losses and metrics of that evaluation.
-        params: the parameters then.
-        waited: how many evaluations there were since.
+        value: the value of the selected metric.
+        step: the step of the evaluation.
+        metrics: all losses and metrics of that evaluation by name.
+        params: the parameters that were evaluated.
+        evaluations_since: the number of evaluations after it.
     """
 
     value: float
     step: int
-    shown: dict[str, float]
+    metrics: dict[str, float]
     params: Params
-    waited: int = 0
+    evaluations_since: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """Return all but the parameters, as JSON's types."""
+        return {key: value for key, value in self._asdict().items() if key != "params"}
 
 
-def goal(selection: SelectionSection) -> str:
-    """``max`` or ``min``: as configured, or as the metric's name tells."""
-    return selection.goal or ("max" if selection.metric.endswith(_HIGHER_IS_BETTER) else "min")
+def goal(section: SelectionSection, observed: Mapping[str, Metric]) -> Literal["max", "min"]:
+    """Return the better direction: as configured, as the metric says itself, or by its name.
+
+    Args:
+        section: the configuration's section `selection`.
+        observed: the experiment's metrics by name.
+    """
+    if section.goal:
+        return section.goal
+    _, _, name = section.metric.partition("_")  # without "validation_" or "train_"
+    higher_is_better = getattr(observed.get(name), "higher_is_better", None)
+    if higher_is_better is None:
+        return metric_table.better(section.metric)
+    return "max" if higher_is_better else "min"
 
 
-def updated(
-    selection: SelectionSection,
+def update(
+    section: SelectionSection,
+    observed: Mapping[str, Metric],
     best: Best | None,
     step: int,
-    shown: dict[str, float],
+    metrics: dict[str, float],
     params: Params,
 ) -> Best | None:
-    """The best after one more evaluation; a value that is not a number is never better."""
-    value = shown[selection.metric]
-    sign = 1 if goal(selection) == "max" else -1
-    if not math.isnan(value) and (
-        best is None or sign * (value - best.value) > selection.min_delta
-    ):
-        losses = {
-            key: number
-            for key, number in shown.items()
-            if key.startswith(("train_", "validation_"))
-        }
-        return Best(value, step, losses, params)
-    return best and best._replace(waited=best.waited + 1)
+    """Return the best evaluation after one more.
+
+    Args:
+        section: the configuration's section `selection`.
+        observed: the experiment's metrics by name.
+        best: the best evaluation before; None if there is none.
+        step: the step of the new evaluation.
+        metrics: its losses and metrics; NaN is never better.
+        params: the parameters that were evaluated.
+    """
+    value = metrics[section.metric]
+    sign = 1 if goal(section, observed) == "max" else -1
+    is_better = best is None or sign * (value - best.value) > section.min_delta
+    if not math.isnan(value) and is_better:
+        parts = ("train_", "validation_")
+        means = {key: number for key, number in metrics.items() if key.startswith(parts)}
+        return Best(value, step, means, params)
+    return best and best._replace(evaluations_since=best.evaluations_since + 1)
 
 
-def exhausted(selection: SelectionSection, best: Best | None) -> bool:
-    """Whether to stop: nothing was better for ``patience`` evaluations."""
-    return selection.patience is not None and best is not None and best.waited >= selection.patience
+def should_stop(section: SelectionSection, best: Best | None) -> bool:
+    """Return whether none of the last `patience` evaluations was better."""
+    if section.patience is None or best is None:
+        return False
+    return best.evaluations_since >= section.patience

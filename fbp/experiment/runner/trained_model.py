@@ -1,13 +1,12 @@
-"""A trained model on disk: its arrays by path, and the configuration that gives them their structure."""
+"""A trained model in a folder of files: parameters by path, configuration, and facts."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
 
 from fbp import training
 from fbp._backprop import count_parameters
@@ -15,7 +14,8 @@ from fbp.datasets import Dataset, Standardization
 from fbp.errors import InputError
 from fbp.experiment.config import reading, writing
 from fbp.experiment.config.schema import Config
-from fbp.experiment.rundir import layout
+from fbp.experiment.rundir import layout, model_facts
+from fbp.experiment.rundir.model_facts import ModelFacts
 from fbp.experiment.rundir.npz import (
     READ_ERRORS,
     flatten_by_path,
@@ -27,20 +27,24 @@ from fbp.experiment.rundir.npz import (
 from fbp.experiment.runner.build import build_model, output_transform
 from fbp.layer import Array, Layer, Params, Shape
 
+PREDICTION_BATCH = 1000
+"""Batch size of predictions."""
+
 
 class Trained(NamedTuple):
     """A trained model, ready to use.
 
     Attributes:
-        model: the layer; ``model.forward(params, x)`` works on scaled inputs and gives the raw output.
+        model: the layer; `model.forward(params, x)` takes scaled inputs and gives the raw output.
         params: its parameters.
-        config: the experiment that made it.
-        shape: one example's.
+        config: the experiment that it comes from.
+        shape: the shape of one example.
         classes: the names of the classes; empty for regression.
-        tokens: what the whole numbers of an input stand for; empty where the input is numbers.
-        sequence: whether the model answers at each position.
-        inputs, targets: the scalings of the training data, None where it was not scaled.
-        forward: the jitted forward pass over scaled inputs.
+        tokens: the meanings of the whole numbers of an input; empty if the inputs are numbers.
+        sequence: whether the model has an output at each position.
+        inputs: the scaling of the inputs; None if they were not scaled.
+        targets: the scaling of the targets; None if they were not scaled.
+        forward: the jitted forward pass for scaled inputs.
     """
 
     model: Layer
@@ -56,45 +60,46 @@ class Trained(NamedTuple):
 
     def __repr__(self) -> str:
         size, shape = count_parameters(self.params), ", ".join(map(str, self.shape))
-        return f"Trained({self.config.name}: {self.config.model.name}, {size:,} parameters, inputs (N, {shape}))"
+        name = f"{self.config.name}: {self.config.model.name}"
+        return f"Trained({name}, {size:,} parameters, inputs (N, {shape}))"
 
     def predict(self, x: Any) -> np.ndarray:
-        """Predictions ``(N, K)``, or ``(N, T, K)``, for inputs in the data set's own units, ``(N, *shape)`` or flat ``(N, F)``.
+        """Return predictions in units that a person can read.
 
-        Probabilities of the classes where the loss worked on logits; for a regression, numbers in the target's own units.
+        Args:
+            x: inputs in the data set's own units, `(N, *shape)` or flat, `(N, F)`.
+
+        Returns:
+            `(N, K)`, or `(N, T, K)` for a model with an output at each position. Probabilities of
+            the classes if the loss works on logits; for a regression, numbers in the target's own
+            units.
+
+        Raises:
+            InputError: if `x` has another shape, or is not of the model's tokens.
         """
-        x = np.asarray(x) if self.tokens else np.asarray(x, np.float32)
-        if self.tokens and not (
-            x.dtype.kind in "iu" and x.size and x.min() >= 0 and x.max() < len(self.tokens)
-        ):
-            raise InputError(
-                f"predict: expected tokens, whole numbers from 0 to {len(self.tokens) - 1}"
-            )
-        if x.shape[1:] != self.shape:
-            if x.ndim < 2 or not len(x) or x[0].size != np.prod(self.shape):
-                raise InputError(
-                    f"predict: expected inputs of shape (N, {', '.join(map(str, self.shape))}), got {x.shape}"
-                )
-            x = x.reshape(len(x), *self.shape)
+        x = self._with_shape(np.asarray(x) if self.tokens else np.asarray(x, np.float32))
         x = self.inputs.apply(x) if self.inputs else x
-        output = np.asarray(
-            output_transform(self.config)(self.forward(self.params, jnp.asarray(x)))
-        )
+        raw = self.forward(self.params, jnp.asarray(x))
+        output = np.asarray(output_transform(self.config)(raw))
         return self.targets.undo(output) if self.targets else output
 
+    def _with_shape(self, x: np.ndarray) -> np.ndarray:
+        """Return `x` as `(N, *shape)`; raise InputError if it is not of this model."""
+        if self.tokens:
+            is_whole = x.dtype.kind in "iu" and x.size
+            if not (is_whole and x.min() >= 0 and x.max() < len(self.tokens)):
+                raise InputError(
+                    f"predict: expected tokens, whole numbers from 0 to {len(self.tokens) - 1}"
+                )
+        if x.shape[1:] == self.shape:
+            return x
+        if x.ndim < 2 or not len(x) or x[0].size != np.prod(self.shape):
+            sizes = ", ".join(map(str, self.shape))
+            raise InputError(f"predict: expected inputs of shape (N, {sizes}), got {x.shape}")
+        return x.reshape(len(x), *self.shape)
 
-class _Facts(BaseModel):
-    """``model.json``: what the configuration does not say; see :class:`Trained`."""
 
-    format: int = 0
-    shape: tuple[Annotated[int, Field(ge=1)], ...]
-    outputs: Annotated[int, Field(ge=1)]
-    classes: tuple[str, ...]
-    tokens: tuple[str, ...]
-    sequence: bool
-
-
-def save(
+def write(
     folder: Path,
     config: Config,
     params: Params,
@@ -104,19 +109,28 @@ def save(
     inputs: Standardization | None,
     targets: Standardization | None,
 ) -> None:
-    """Write a trained model into ``folder``: three files that :func:`read` needs, nothing executable among them."""
+    """Write a trained model as three files, each atomically; nothing in them is executable.
+
+    Args:
+        folder: where to write; made if it does not exist.
+        config: the experiment.
+        params: the trained parameters.
+        shape: the shape of one example.
+        dataset: the data, for the names of classes and tokens.
+        inputs: the scaling of the inputs; None if they were not scaled.
+        targets: the scaling of the targets; None if they were not scaled.
+
+    Raises:
+        OSError: if the disk is full.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    scalings = {"inputs": inputs, "targets": targets}
     arrays = {f"params/{path}": array for path, array in flatten_by_path(params).items()}
-    arrays |= {
-        f"{part}/{field}": getattr(s, field)
-        for part, s in scalings.items()
-        if s
-        for field in s._fields
-    }
+    for part, scaling in (("inputs", inputs), ("targets", targets)):
+        if scaling:
+            arrays |= {f"{part}/{field}": array for field, array in scaling._asdict().items()}
     write_arrays(folder / layout.PARAMS, arrays)
     write_text(folder / layout.CONFIG, writing.to_toml(config))
-    facts = _Facts(
+    facts = ModelFacts(
         format=layout.MODEL_FORMAT,
         shape=shape,
         outputs=dataset.outputs,
@@ -124,65 +138,50 @@ def save(
         tokens=dataset.tokens,
         sequence=dataset.sequence,
     )
-    write_text(folder / layout.MODEL_FACTS, facts.model_dump_json())
+    model_facts.write(folder, facts)
 
 
 def read(folder: Path) -> Trained:
-    """The trained model that :func:`save` wrote.
+    """Return the trained model in a folder, as :func:`write` wrote it.
 
     Raises:
-        InputError: where files are missing or do not belong together.
+        InputError: if files are missing, damaged, of a newer format, or do not fit together.
     """
+    facts = model_facts.read(folder)
     try:
-        facts = _Facts.model_validate_json(
-            (folder / layout.MODEL_FACTS).read_text(encoding="utf-8")
-        )
-        layout.check_format(folder / layout.MODEL_FACTS, facts.format, layout.MODEL_FORMAT)
         arrays = read_arrays(folder / layout.PARAMS)
-    except InputError:
-        raise
-    except FileNotFoundError as error:
+    except FileNotFoundError:
         raise InputError(
-            f"{folder}: expected a trained model, but {Path(error.filename).name} is missing"
-        ) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or layout.MODEL_FACTS
-        raise InputError(
-            f"{folder}: the trained model is damaged ({layout.MODEL_FACTS}: {where}: {first['msg']})"
+            f"{folder}: expected a trained model, but {layout.PARAMS} is missing"
         ) from None
     except (OSError, *READ_ERRORS) as error:
         raise InputError(f"{folder}: the trained model is damaged ({error})") from None
     config = reading.read(folder / layout.CONFIG)
     model = build_model(config, facts.outputs, len(facts.tokens), facts.sequence)
     template = jax.eval_shape(lambda key: model.init(key, facts.shape)[0], jax.random.key(0))
-    found = {
-        key.removeprefix("params/"): value
-        for key, value in arrays.items()
-        if key.startswith("params/")
-    }
+    prefix = "params/"
+    saved = {key[len(prefix) :]: array for key, array in arrays.items() if key.startswith(prefix)}
     try:
-        params = unflatten_like(found, template)
+        params = unflatten_like(saved, template)
     except ValueError as error:
         raise InputError(
-            f"{folder}: the parameters do not fit the model of config.toml: {error}"
+            f"{folder}: the parameters do not fit the model of {layout.CONFIG}: {error}"
         ) from None
-    inputs, targets = (
-        Standardization(arrays[f"{part}/mean"], arrays[f"{part}/scale"])
-        if f"{part}/mean" in arrays
-        else None
-        for part in ("inputs", "targets")
-    )
-    forward = jax.jit(training.make_predict(model, batch_size=1000))
     return Trained(
-        model,
-        params,
-        config,
-        facts.shape,
-        facts.classes,
-        facts.tokens,
-        facts.sequence,
-        inputs,
-        targets,
-        forward,
+        model=model,
+        params=params,
+        config=config,
+        shape=facts.shape,
+        classes=facts.classes,
+        tokens=facts.tokens,
+        sequence=facts.sequence,
+        inputs=_scaling(arrays, "inputs"),
+        targets=_scaling(arrays, "targets"),
+        forward=jax.jit(training.make_predict(model, batch_size=PREDICTION_BATCH)),
     )
+
+
+def _scaling(arrays: dict[str, np.ndarray], part: str) -> Standardization | None:
+    if f"{part}/mean" not in arrays:
+        return None
+    return Standardization(arrays[f"{part}/mean"], arrays[f"{part}/scale"])

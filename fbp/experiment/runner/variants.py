@@ -1,10 +1,10 @@
-"""Several variants of one experiment: a run each, shown in MLflow under a run of their own."""
+"""Several variants of one experiment: a run each, under a run of their own in MLflow."""
 
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from fbp.errors import InputError
+from fbp.errors import prefixed_by
 from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import journal, layout, tags
 from fbp.experiment.rundir.journal import ChildLine, Journal
@@ -12,78 +12,62 @@ from fbp.experiment.rundir.recorder import Recorder
 from fbp.experiment.rundir.series import last_values
 from fbp.experiment.runner.build import build
 from fbp.experiment.runner.loop import Reporter
-from fbp.experiment.runner.run import Outcome, RunIdentity, begin_journal, run
+from fbp.experiment.runner.run import Outcome, run
+from fbp.experiment.runner.run_start import RunIdentity, begin_journal
 
 
 def run_group(
     config: Config,
     variants: dict[str, Config],
-    origin: RunIdentity,
+    identity: RunIdentity,
     folder: Path,
     make_reporter: Callable[[str], Reporter],
     signals: list[int] | None = None,
 ) -> dict[str, Outcome]:
-    """Run each variant in a folder of its own; one that fails does not stop the others, a signal does.
+    """Run each variant in a folder of its own, beside the group's folder.
 
-    A group that ``folder`` holds already goes on: what is finished stays, what was broken off is resumed.
+    A variant that fails does not stop the others; a signal does. The group of `folder` is resumed
+    if it has begun: finished variants stay, interrupted ones are resumed.
 
     Args:
         config: the experiment.
-        variants: its variants' configurations by name.
-        origin: where it came from.
-        folder: the group's own, already there; the variants' folders are made beside it.
-        make_reporter: from a variant's name to its Reporter.
-        signals: signals that were signals before.
+        variants: the configurations of its variants by name.
+        identity: where it comes from.
+        folder: the group's folder, which exists.
+        make_reporter: from a variant's name to its reporter.
+        signals: signals that came already.
 
     Returns:
-        The outcomes by variant; fewer than variants where a signal stopped the group.
+        The outcomes by variant; fewer than there are variants if a signal stopped the group.
 
     Raises:
-        InputError: where a variant does not fit its data; then none is run.
+        InputError: if a variant does not fit its data; then none is run.
     """
     for name, variant in variants.items():
-        _check_fits(variant, f"{origin.source}, variant {name!r}")
+        with prefixed_by(f"{identity.source}, variant {name!r}"):
+            build(variant)  # for its errors; the result is not needed
     resuming = journal.read_start(folder) is not None
-    begun = {
-        line.variant: layout.safe_child(folder.parent, line.folder)
-        for line in journal.read_lines(folder, ChildLine)
-    }
     writer = Journal(folder)
     if resuming:
         writer.resume(0)
     else:
-        begin_journal(writer, config, origin, {tags.VARIANTS: ", ".join(variants)})
+        begin_journal(writer, config, identity, {tags.VARIANTS: ", ".join(variants)})
     outcomes: dict[str, Outcome] = {}
     status, message = "FAILED", "a variant could not be run"
     try:
         for name, variant in variants.items():
-            child = begun.get(name)
-            if child is None:
-                child = layout.new_run_folder(layout.root_of(folder), f"{config.name}-{name}")
-                writer.child(child.name, name)
-            end = journal.read_end(child)
-            if end and end.status == "FINISHED":
-                outcomes[name] = Outcome("FINISHED", "", _last_metrics(child), child)
-                continue
-            outcomes[name] = run(
+            child = _variant_folder(writer, name, f"{config.name}-{name}")
+            outcomes[name] = _finished(child) or run(
                 variant,
-                RunIdentity(origin.source, name, folder.name),
+                RunIdentity(identity.source, name, folder.name),
                 child,
                 make_reporter(name),
-                signals,
+                signals=signals,
             )
             if outcomes[name].status == "KILLED":
                 break
-        # one that failed speaks for the group
-        bad = [outcome for outcome in outcomes.values() if outcome.status != "FINISHED"]
-        status, message = (bad[0].status, bad[0].message) if bad else ("FINISHED", "")
-        results = {
-            f"{name}/{key}": value
-            for name, out in outcomes.items()
-            for key, value in out.metrics.items()
-        }
-        tested = {key: value for key, value in results.items() if "/test_" in key}
-        Recorder(writer).metrics(0, tested)
+        status, message = _group_status(outcomes)
+        Recorder(writer).metrics(0, _test_metrics(outcomes))
     except KeyboardInterrupt:
         status, message = "KILLED", "stopped between two variants"
         raise
@@ -94,13 +78,39 @@ def run_group(
     return outcomes
 
 
-def _last_metrics(folder: Path) -> dict[str, float]:
-    return {key: value for key, value in last_values(folder).items() if "/" not in key}
+def _variant_folder(writer: Journal, variant: str, run_name: str) -> Path:
+    """Return the folder of a variant that started already, or a new one, which is journaled."""
+    runs = writer.folder.parent
+    for line in journal.read_lines(writer.folder, ChildLine):
+        started = layout.safe_child(runs, line.folder)
+        if started is not None and line.variant == variant:
+            return started
+    folder = layout.new_run_folder(layout.root_of(writer.folder), run_name)
+    writer.child(folder.name, variant)
+    return folder
 
 
-def _check_fits(config: Config, where: str) -> None:
-    """Build and throw away: the errors of :func:`build` without a run."""
-    try:
-        build(config)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+def _finished(folder: Path) -> Outcome | None:
+    """Return the outcome of a variant that is finished already; None otherwise."""
+    end = journal.read_end(folder)
+    if end is None or end.status != "FINISHED":
+        return None
+    metrics = {key: value for key, value in last_values(folder).items() if "/" not in key}
+    return Outcome("FINISHED", "", metrics, folder)
+
+
+def _group_status(outcomes: dict[str, Outcome]) -> tuple[str, str]:
+    """Return status and message of the first variant that did not finish; FINISHED if all did."""
+    for outcome in outcomes.values():
+        if outcome.status != "FINISHED":
+            return outcome.status, outcome.message
+    return "FINISHED", ""
+
+
+def _test_metrics(outcomes: dict[str, Outcome]) -> dict[str, float]:
+    return {
+        f"{name}/{key}": value
+        for name, outcome in outcomes.items()
+        for key, value in outcome.metrics.items()
+        if key.startswith("test_")
+    }

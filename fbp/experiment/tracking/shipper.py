@@ -358,12 +358,10 @@ class Shipment:
     def _finish(self, end: EndLine) -> None:
         """Artifacts, the model, and last the status."""
         if self.run_id:
-            from fbp.experiment.figures import plots
+            from fbp.experiment.figures.draw import draw
 
             try:
-                problems = plots.draw(
-                    self.folder, [child for child in self.children if child.exists()]
-                )
+                problems = draw(self.folder, [child for child in self.children if child.exists()])
             except Exception as error:  # a damaged file must not keep the rest from MLflow
                 problems = [f"{type(error).__name__}: {error}"]
             for problem in problems:

@@ -1,0 +1,72 @@
+"""`results.npz` in a run's folder: the arrays that the pictures of the test part are drawn from."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fbp.experiment.rundir import layout
+from fbp.experiment.rundir.npz import read_arrays, write_arrays
+
+
+class Results(NamedTuple):
+    """Arrays of the last evaluation; those that do not fit the kind of run are None.
+
+    N is the number of test examples that are shown, K the number of classes.
+
+    Attributes:
+        first_weights: `(in, out)`, the first matrix among the parameters.
+        confusion: `(K, K)`, counts of test examples by true and by predicted class.
+        misclassified_x: `(N, *shape)`, misclassified test examples, the most confident ones first.
+        misclassified_true: `(N,)`, their labels.
+        misclassified_predicted: `(N,)`, the labels that the model predicts.
+        misclassified_confidence: `(N,)`, the probabilities of the predicted labels.
+        loss_by_position: `(T,)`, for sequences: the mean loss at each position, NaN if none has a
+            target.
+        originals: `(N, *shape)`, for autoencoders: test examples.
+        reconstructions: `(N, *shape)`, the model's outputs for them.
+        predicted: `(B, K)`, for regressions: predictions for the test part.
+        true: `(B, K)`, its targets.
+        grid: `(rows, columns, K)`, for examples of two features: probabilities over the plane.
+        grid_extent: `(2, 2)`, the lower left and the upper right corner of the grid.
+        points: `(N, 2)`, training examples.
+        point_labels: `(N,)`, their labels.
+    """
+
+    first_weights: np.ndarray | None = None
+    confusion: np.ndarray | None = None
+    misclassified_x: np.ndarray | None = None
+    misclassified_true: np.ndarray | None = None
+    misclassified_predicted: np.ndarray | None = None
+    misclassified_confidence: np.ndarray | None = None
+    loss_by_position: np.ndarray | None = None
+    originals: np.ndarray | None = None
+    reconstructions: np.ndarray | None = None
+    predicted: np.ndarray | None = None
+    true: np.ndarray | None = None
+    grid: np.ndarray | None = None
+    grid_extent: np.ndarray | None = None
+    points: np.ndarray | None = None
+    point_labels: np.ndarray | None = None
+
+
+def write(folder: Path, results: Results) -> None:
+    """Write the results into a run's folder, atomically; empty arrays are left out.
+
+    Raises:
+        OSError: if the disk is full.
+    """
+    arrays = {key: array for key, array in results._asdict().items() if array is not None}
+    nonempty = {key: array for key, array in arrays.items() if array.size}
+    write_arrays(layout.results(folder), nonempty)
+
+
+def read(folder: Path) -> Results:
+    """Return the results in a run's folder; all are None if the run has not come so far.
+
+    Raises:
+        One of `npz.READ_ERRORS`: if the file is damaged.
+    """
+    path = layout.results(folder)
+    arrays = read_arrays(path) if path.exists() else {}
+    return Results(**{key: arrays.get(key) for key in Results._fields})
