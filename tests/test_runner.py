@@ -460,7 +460,7 @@ class TestOtherCommands:
         result = CliRunner().invoke(main, ["describe", "small.toml", *options])
         assert result.exit_code == 0, result.output
         for word in (
-            "1 5x5/1/0",
+            "1_5x5/1/0",
             "conv2d(4, 5x5)",
             "8 x 8 x 16",
             "cache",

@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,15 +57,14 @@ def residual(*layers: Layer, shortcut: Layer | None = None) -> Layer:
         require_layer("residual: shortcut", shortcut)
     body = layers[0] if len(layers) == 1 else chain(*layers)
     parts = {"body": body, "shortcut": shortcut or identity()}
-    structure = _Structure(
+    branches = _Branches(
+        parts,
+        "sum",
         pack=lambda values: dict(zip(parts, values, strict=True)),
         unpack=lambda params: [params[part] for part in parts],
     )
-    return _branches(
-        "residual",
-        parts,
-        combine="sum",
-        structure=structure,
+    return branches.layer(
+        kind="residual",
         name=f"residual({body.name})",
         rebuild=lambda parts: residual(parts["body"], shortcut=parts["shortcut"]),
     )
@@ -92,11 +91,9 @@ def parallel(*layers: Layer, combine: Combine = "sum") -> Layer:
         raise InputError("parallel: expected at least one layer, got none")
     for i, layer in enumerate(layers):
         require_layer(f"parallel: place {i}", layer)
-    return _branches(
-        "parallel",
-        {str(i): layer for i, layer in enumerate(layers)},
-        combine=combine,
-        structure=_Structure(pack=tuple, unpack=list),
+    parts = {str(i): layer for i, layer in enumerate(layers)}
+    return _Branches(parts, combine, pack=tuple, unpack=list).layer(
+        kind="parallel",
         name=f"parallel({', '.join(layer.name for layer in layers)})",
         rebuild=lambda parts: parallel(*parts.values(), combine=combine),
     )
@@ -123,89 +120,99 @@ def bidirectional(make: Callable[..., Layer], features: int, **options: Any) -> 
     return parallel(forwards, backwards, combine="concatenate")
 
 
-class _Structure:
-    """How the branches' parameters are packed into the composite's, and taken out of them."""
+class _Branches(NamedTuple):
+    """Layers side by side.
 
-    def __init__(
-        self, pack: Callable[[Iterable[Any]], Any], unpack: Callable[[Any], list[Any]]
-    ) -> None:
-        self.pack, self.unpack = pack, unpack
+    Attributes:
+        parts: the layers by key.
+        combine: how their outputs are combined.
+        pack: from the branches' parameters in order to the composite's.
+        unpack: the inverse of ``pack``.
+    """
 
+    parts: Mapping[str, Layer]
+    combine: Combine
+    pack: Callable[[Iterable[Any]], Any]
+    unpack: Callable[[Any], list[Any]]
 
-def _branches(
-    kind: str,
-    parts: Mapping[str, Layer],
-    *,
-    combine: Combine,
-    structure: _Structure,
-    name: str,
-    rebuild: Callable[[Mapping[str, Layer]], Layer],
-) -> Layer:
-    """Build :func:`residual` and :func:`parallel`."""
-    pack, unpack = structure.pack, structure.unpack
-    join = _sum if combine == "sum" else _concatenate
+    def layer(
+        self, *, kind: str, name: str, rebuild: Callable[[Mapping[str, Layer]], Layer]
+    ) -> Layer:
+        """Return the composite."""
+        edges = tuple(edge for part in self.parts for edge in ((IN, part), (part, OUT)))
+        return Layer(
+            self.init,
+            self.forward,
+            self.backward,
+            kind=kind,
+            name=name,
+            parts=self.parts,
+            rebuild=rebuild,
+            wiring=Wiring(edges, "+" if self.combine == "sum" else "concatenate"),
+            incremental=combine_incremental(list(self.parts.values()), self.incremental),
+        )
 
-    def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
+    def join(self, outputs: Sequence[Array]) -> Array:
+        """Combine the branches' outputs."""
+        if self.combine == "sum":
+            return functools.reduce(jnp.add, outputs)
+        return jnp.concatenate(list(outputs), axis=-1)
+
+    def init(self, key: Key, shape: Shape) -> tuple[Params, Shape]:
         branches = []
-        for i, (part, layer) in enumerate(parts.items()):
+        for i, (part, layer) in enumerate(self.parts.items()):
             branch_key = jax.random.fold_in(key, i)
             branches.append(call_part(part, layer, layer.init, branch_key, shape))
-        out_shape = _output_shape(list(parts), [out for _, out in branches], combine, shape)
-        return pack(params for params, _ in branches), out_shape
+        out_shapes = [out_shape for _, out_shape in branches]
+        out_shape = _output_shape(list(self.parts), out_shapes, self.combine, shape)
+        return self.pack(params for params, _ in branches), out_shape
 
-    def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
-        check_count(params, len(parts), kind)
-        keys = split_keys(key, len(parts))
+    def forward(self, params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
+        check_count(params, len(self.parts), "a composite")
+        keys = split_keys(key, len(self.parts))
         results = [
             call_part(part, layer, layer.forward, layer_params, x, key=layer_key)
             for (part, layer), layer_params, layer_key in zip(
-                parts.items(), unpack(params), keys, strict=True
+                self.parts.items(), self.unpack(params), keys, strict=True
             )
         ]
         outputs = [y for y, _ in results]
-        caches = pack(cache for _, cache in results)
-        if combine == "sum":
-            return join(outputs), (caches, ())
-        return join(outputs), (caches, tuple(shape_to_array(y.shape[-1:]) for y in outputs))
+        widths: tuple[Array, ...] = ()
+        if self.combine == "concatenate":
+            widths = tuple(shape_to_array(y.shape[-1:]) for y in outputs)
+        return self.join(outputs), (self.pack(cache for _, cache in results), widths)
 
-    def backward(params: Params, cache: Cache, delta: Array) -> tuple[Any, Grads]:
-        caches, last_axes = cache
-        if combine == "sum":
-            deltas = [delta] * len(parts)
-        else:
-            widths = [array_to_shape(last_axis)[0] for last_axis in last_axes]
-            deltas = jnp.split(delta, list(itertools.accumulate(widths))[:-1], axis=-1)
+    def backward(self, params: Params, cache: Cache, delta: Array) -> tuple[Any, Grads]:
+        caches, widths = cache
+        deltas = [delta] * len(self.parts)
+        if self.combine == "concatenate":
+            ends = list(itertools.accumulate(array_to_shape(width)[0] for width in widths))
+            deltas = jnp.split(delta, ends[:-1], axis=-1)
         results = [
             layer.backward(layer_params, layer_cache, branch_delta)
             for layer, layer_params, layer_cache, branch_delta in zip(
-                parts.values(), unpack(params), unpack(caches), deltas, strict=True
+                self.parts.values(), self.unpack(params), self.unpack(caches), deltas, strict=True
             )
         ]
-        grads = pack(grads for _, grads in results)
+        grads = self.pack(grads for _, grads in results)
         return add_deltas(input_delta for input_delta, _ in results), grads
 
-    edges = tuple(edge for part in parts for edge in ((IN, part), (part, OUT)))
-    return Layer(
-        init,
-        forward,
-        backward,
-        kind=kind,
-        name=name,
-        parts=parts,
-        rebuild=rebuild,
-        wiring=Wiring(edges, "+" if combine == "sum" else "concatenate"),
-        incremental=combine_incremental(
-            list(parts.values()), lambda forms: _incremental(forms, unpack, join)
-        ),
-    )
+    def incremental(self, forms: Sequence[IncrementalForward]) -> IncrementalForward:
+        """Return the incremental form; its state is the tuple of the branches'."""
 
+        def start(batch: int, shape: Shape) -> Any:
+            return tuple(form.start(batch, shape) for form in forms)
 
-def _sum(outputs: Sequence[Array]) -> Array:
-    return functools.reduce(jnp.add, outputs)
+        def step(params: Params, x: Array, state: Any) -> tuple[Array, Any]:
+            results = [
+                form.step(branch_params, x, branch_state)
+                for form, branch_params, branch_state in zip(
+                    forms, self.unpack(params), state, strict=True
+                )
+            ]
+            return self.join([y for y, _ in results]), tuple(new for _, new in results)
 
-
-def _concatenate(outputs: Sequence[Array]) -> Array:
-    return jnp.concatenate(list(outputs), axis=-1)
+        return IncrementalForward(start, step)
 
 
 def _output_shape(
@@ -226,23 +233,3 @@ def _output_shape(
     if not shapes[0]:
         raise ShapeError("branches to concatenate must have at least one axis, got shape ()")
     return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
-
-
-def _incremental(
-    forms: Sequence[IncrementalForward],
-    unpack: Callable[[Any], list[Any]],
-    join: Callable[[Sequence[Array]], Array],
-) -> IncrementalForward:
-    """Return the incremental form of branches; its state is the tuple of theirs."""
-
-    def start(batch: int, shape: Shape) -> Any:
-        return tuple(form.start(batch, shape) for form in forms)
-
-    def step(params: Params, x: Array, state: Any) -> tuple[Array, Any]:
-        results = [
-            form.step(branch_params, x, branch_state)
-            for form, branch_params, branch_state in zip(forms, unpack(params), state, strict=True)
-        ]
-        return join([y for y, _ in results]), tuple(new_state for _, new_state in results)
-
-    return IncrementalForward(start, step)

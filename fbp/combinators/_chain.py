@@ -28,13 +28,10 @@ def chain(*layers: Layer) -> Layer:
     the algorithm of backpropagation itself.
 
     Args:
-        layers: any number of layers; with none, the chain is the identity.
+        layers: any number; none gives the identity. InputError is raised for anything else.
 
     Returns:
         A layer whose parameters are a tuple with one entry per layer.
-
-    Raises:
-        InputError: if something else than a layer is given.
 
     >>> import jax, fbp
     >>> model = chain(fbp.layers.dense(30), fbp.layers.sigmoid(), fbp.layers.dense(10))

@@ -71,63 +71,28 @@ def graph(
     """
     plan = _plan(nodes, inputs, outputs)
 
-    def init(key: Key, shape: Any) -> tuple[Params, Any]:
-        shapes, params = plan.named_inputs(shape, "a shape"), {}
-        for name, node_key in zip(plan.order, split_keys(key, len(plan.order)), strict=True):
-            layer, node_shape = plan.layers[name], plan.gather(shapes, name)
-            params[name], shapes[name] = call_part(name, layer, layer.init, node_key, node_shape)
-        return {name: params[name] for name in plan.layers}, plan.result(shapes)
+    def rebuild(parts: Mapping[str, Layer]) -> Layer:
+        rebuilt = {name: (parts[name], *plan.reads[name]) for name in plan.layers}
+        return graph(rebuilt, inputs=inputs, outputs=outputs or plan.outputs[0])
 
-    def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
-        plan.check_params(params)
-        values, caches = plan.named_inputs(x, "an array"), {}
-        for name, node_key in zip(plan.order, split_keys(key, len(plan.order)), strict=True):
-            layer, x = plan.layers[name], plan.gather(values, name)
-            values[name], caches[name] = call_part(
-                name, layer, layer.forward, params[name], x, key=node_key
-            )
-        return plan.result(values), caches
-
-    def backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
-        incoming: dict[str, list[Any]] = {name: [] for name in (*plan.sources, *plan.layers)}
-        for name, output_delta in plan.named_outputs(delta):
-            incoming[name].append(output_delta)
-        grads = {}
-        for name in reversed(plan.order):
-            total = add_deltas(incoming[name])
-            if total is None:  # all consumers read integers, which have no derivative
-                grads[name] = jax.tree.map(jnp.zeros_like, params[name])
-                continue
-            input_delta, grads[name] = plan.layers[name].backward(params[name], cache[name], total)
-            several = len(plan.reads[name]) > 1 and input_delta is not None
-            parts = input_delta if several else [input_delta]
-            for source, part in itertools.zip_longest(plan.reads[name], parts):
-                incoming[source].append(part)
-        deltas = tuple(add_deltas(incoming[name]) for name in plan.sources)
-        input_deltas = deltas if plan.tuple_in else deltas[0]
-        return input_deltas, {name: grads[name] for name in plan.layers}
-
+    parts = {name: plan.layers[name] for name in plan.order}
     return Layer(
-        init,
-        forward,
-        backward,
+        plan.init,
+        plan.forward,
+        plan.backward,
         kind="graph",
         name=f"graph({len(plan.layers)} nodes)",
-        parts={name: plan.layers[name] for name in plan.order},
-        rebuild=lambda parts: graph(
-            {name: (parts[name], *plan.reads[name]) for name in plan.layers},
-            inputs=inputs,
-            outputs=plan.outputs if plan.tuple_out else plan.outputs[0],
-        ),
+        parts=parts,
+        rebuild=rebuild,
         wiring=Wiring(plan.edges(), join=""),
         incremental=combine_incremental(
-            [plan.layers[name] for name in plan.order], lambda forms: _incremental(plan, forms)
+            list(parts.values()), lambda forms: _incremental(plan, forms)
         ),
     )
 
 
 class _Plan(NamedTuple):
-    """A graph that was checked.
+    """A checked graph, and its three functions.
 
     Attributes:
         layers: each node's layer.
@@ -145,6 +110,45 @@ class _Plan(NamedTuple):
     outputs: tuple[str, ...]
     tuple_in: bool
     tuple_out: bool
+
+    def init(self, key: Key, shape: Any) -> tuple[Params, Any]:
+        """Draw the parameters of each node; see :class:`fbp.Layer`."""
+        shapes, params = self.named_inputs(shape, "a shape"), {}
+        for name, node_key in zip(self.order, split_keys(key, len(self.order)), strict=True):
+            layer, node_shape = self.layers[name], self.gather(shapes, name)
+            params[name], shapes[name] = call_part(name, layer, layer.init, node_key, node_shape)
+        return {name: params[name] for name in self.layers}, self.result(shapes)
+
+    def forward(self, params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
+        """Compute the nodes in topological order; see :class:`fbp.Layer`."""
+        self.check_params(params)
+        values, caches = self.named_inputs(x, "an array"), {}
+        for name, node_key in zip(self.order, split_keys(key, len(self.order)), strict=True):
+            layer, x = self.layers[name], self.gather(values, name)
+            values[name], caches[name] = call_part(
+                name, layer, layer.forward, params[name], x, key=node_key
+            )
+        return self.result(values), caches
+
+    def backward(self, params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
+        """Send deltas back through the nodes in the opposite order; see :class:`fbp.Layer`."""
+        incoming: dict[str, list[Any]] = {name: [] for name in (*self.sources, *self.layers)}
+        for name, output_delta in self.named_outputs(delta):
+            incoming[name].append(output_delta)
+        grads = {}
+        for name in reversed(self.order):
+            total = add_deltas(incoming[name])
+            if total is None:  # all consumers read integers, which have no derivative
+                grads[name] = jax.tree.map(jnp.zeros_like, params[name])
+                continue
+            input_delta, grads[name] = self.layers[name].backward(params[name], cache[name], total)
+            several = len(self.reads[name]) > 1 and input_delta is not None
+            parts = input_delta if several else [input_delta]
+            for source, part in itertools.zip_longest(self.reads[name], parts):
+                incoming[source].append(part)
+        deltas = tuple(add_deltas(incoming[name]) for name in self.sources)
+        input_deltas = deltas if self.tuple_in else deltas[0]
+        return input_deltas, {name: grads[name] for name in self.layers}
 
     def named_inputs(self, x: Any, expected: str) -> dict[str, Any]:
         """Return the graph's input, or its shape, by the names of its sources."""

@@ -1,6 +1,6 @@
 """One layer repeated in sequence, as a scan over depth."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,44 +47,11 @@ def repeat(layer: Layer, times: int, *, unroll: int = 1) -> Layer:
         raise InputError(f"repeat: times must be at least 1, got {times}")
     if unroll < 1:
         raise InputError(f"repeat: unroll must be at least 1, got {unroll}")
-    copies_at_once = min(unroll, times)
-
-    def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
-        out_shapes = []
-
-        def init_copy(key: Key) -> Params:
-            params, out_shape = call_part("0", layer, layer.init, key, shape)
-            out_shapes.append(out_shape)
-            return params
-
-        params = jax.vmap(init_copy)(jax.random.split(key, times))
-        if out_shapes[0] != shape:
-            raise ShapeError(
-                f"repeat expects a layer that keeps the shape {shape}, but {layer.name} gives "
-                f"{out_shapes[0]}"
-            )
-        return params, shape
-
-    def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
-        def step(x: Any, copy: Any) -> tuple[Any, Cache]:
-            layer_params, layer_key = copy
-            return layer.forward(layer_params, x, key=layer_key)
-
-        keys = None if key is None else jax.random.split(key, times)
-        return jax.lax.scan(step, x, (params, keys), length=times, unroll=copies_at_once)
-
-    def backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
-        def step(delta: Any, copy: Any) -> tuple[Any, Grads]:
-            layer_params, layer_cache = copy
-            return layer.backward(layer_params, layer_cache, delta)
-
-        copies = params, cache
-        return jax.lax.scan(step, delta, copies, length=times, reverse=True, unroll=copies_at_once)
-
+    repeated = _Repeated(layer, times, min(unroll, times))
     return Layer(
-        init,
-        forward,
-        backward,
+        repeated.init,
+        repeated.forward,
+        repeated.backward,
         kind="repeat",
         name=f"repeat({layer.name}, {times})",
         parts={"": layer},
@@ -92,6 +59,46 @@ def repeat(layer: Layer, times: int, *, unroll: int = 1) -> Layer:
         wiring=Wiring(((IN, ""), ("", OUT)), repeats=times),
         incremental=combine_incremental([layer], lambda forms: _incremental(forms[0], times)),
     )
+
+
+class _Repeated(NamedTuple):
+    """A layer, the number of its copies, and how many make one iteration of the loop."""
+
+    layer: Layer
+    times: int
+    unroll: int
+
+    def init(self, key: Key, shape: Shape) -> tuple[Params, Shape]:
+        out_shapes = []
+
+        def init_copy(key: Key) -> Params:
+            params, out_shape = call_part("0", self.layer, self.layer.init, key, shape)
+            out_shapes.append(out_shape)
+            return params
+
+        params = jax.vmap(init_copy)(jax.random.split(key, self.times))
+        if out_shapes[0] != shape:
+            raise ShapeError(
+                f"repeat expects a layer that keeps the shape {shape}, but {self.layer.name} gives "
+                f"{out_shapes[0]}"
+            )
+        return params, shape
+
+    def forward(self, params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
+        def step(x: Any, copy: Any) -> tuple[Any, Cache]:
+            layer_params, layer_key = copy
+            return self.layer.forward(layer_params, x, key=layer_key)
+
+        keys = None if key is None else jax.random.split(key, self.times)
+        return jax.lax.scan(step, x, (params, keys), length=self.times, unroll=self.unroll)
+
+    def backward(self, params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
+        def step(delta: Any, copy: Any) -> tuple[Any, Grads]:
+            layer_params, layer_cache = copy
+            return self.layer.backward(layer_params, layer_cache, delta)
+
+        copies, unroll = (params, cache), self.unroll
+        return jax.lax.scan(step, delta, copies, length=self.times, reverse=True, unroll=unroll)
 
 
 def _incremental(form: IncrementalForward, times: int) -> IncrementalForward:

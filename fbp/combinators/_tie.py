@@ -1,7 +1,7 @@
 """Tied weights: layers of a model that share their parameters."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,10 +57,29 @@ def tie(model: Layer, sources: Mapping[str, str]) -> Layer:
                 f"tie: {path!r} cannot use the parameters of {source!r}, which has none of its own"
             )
 
-    def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
-        params, out_shape = model.init(key, shape)
-        nontrainable = nontrainable_paths(model, params)
-        for path, source in sources.items():
+    tied = _Tied(model, dict(sources))
+    return Layer(
+        tied.init,
+        tied.forward,
+        tied.backward,
+        kind="tie",
+        name=f"tie({model.name})",
+        parts={"": model},
+        rebuild=lambda parts: tie(parts[""], sources),
+        incremental=combine_incremental([model], lambda forms: tied.incremental(forms[0])),
+    )
+
+
+class _Tied(NamedTuple):
+    """A model, and from the path of a layer to that of the layer whose parameters it uses."""
+
+    model: Layer
+    sources: dict[str, str]
+
+    def init(self, key: Key, shape: Shape) -> tuple[Params, Shape]:
+        params, out_shape = self.model.init(key, shape)
+        nontrainable = nontrainable_paths(self.model, params)
+        for path, source in self.sources.items():
             shapes, needed = (jax.tree.map(jnp.shape, _entry(params, p)) for p in (source, path))
             if shapes != needed:
                 raise ShapeError(
@@ -71,45 +90,32 @@ def tie(model: Layer, sources: Mapping[str, str]) -> Layer:
                 raise InputError(
                     f"tie: {path!r} holds statistics of its own input, which cannot be shared"
                 )
-        for path in sources:
+        for path in self.sources:
             params = with_entry(params, path, ())
         return params, out_shape
 
-    def fill(params: Params) -> Params:
-        for path, source in sources.items():
+    def fill(self, params: Params) -> Params:
+        """Return the model's parameters, with the shared ones at each of their places."""
+        for path, source in self.sources.items():
             params = with_entry(params, path, _entry(params, source))
         return params
 
-    def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
-        return model.forward(fill(params), x, key=key)
+    def forward(self, params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
+        return self.model.forward(self.fill(params), x, key=key)
 
-    def backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
-        input_delta, grads = model.backward(fill(params), cache, delta)
+    def backward(self, params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
+        input_delta, grads = self.model.backward(self.fill(params), cache, delta)
         grads, observed = split_observed(grads)
-        for path, source in sources.items():
+        for path, source in self.sources.items():
             total = jax.tree.map(jnp.add, entry(grads, source), entry(grads, path))
             grads = with_entry(with_entry(grads, source, total), path, ())
         return input_delta, join_observed(grads, observed)
 
-    def incremental(form: IncrementalForward) -> IncrementalForward:
-        def start(batch: int, shape: Shape) -> Any:
-            return form.start(batch, shape)
-
+    def incremental(self, form: IncrementalForward) -> IncrementalForward:
         def step(params: Params, x: Array, state: Any) -> tuple[Array, Any]:
-            return form.step(fill(params), x, state)
+            return form.step(self.fill(params), x, state)
 
-        return IncrementalForward(start, step)
-
-    return Layer(
-        init,
-        forward,
-        backward,
-        kind="tie",
-        name=f"tie({model.name})",
-        parts={"": model},
-        rebuild=lambda parts: tie(parts[""], sources),
-        incremental=combine_incremental([model], lambda forms: incremental(forms[0])),
-    )
+        return form._replace(step=step)
 
 
 def _entry(params: Params, path: str) -> Params:

@@ -1,6 +1,6 @@
 """The same layer computed otherwise: with less memory, or in another dtype."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,55 +84,60 @@ def precision(
     default_scale = 2.0**15 if compute == jnp.float16 else None
     scale = default_scale if loss_scale is None else loss_scale
 
-    def narrow(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.astype(compute) if is_floating(leaf) else leaf, tree)
-
-    def widen(tree: Any, like: Any) -> Any:
-        """Undo the cast and the loss scale of gradients and deltas."""
-
-        def unscaled(leaf: Array, dtype: Any) -> Array:
-            wide = leaf.astype(dtype)
-            return wide if scale is None else wide / scale
-
-        return jax.tree.map(lambda leaf, old: unscaled(leaf, old.dtype), tree, like)
-
-    def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
-        y, cache = layer.forward(narrow(params), narrow(x), key=key)
-        return _cast_floating(y, _common_dtype((params, x))), cache
-
-    def backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
-        if scale is not None:
-            scaled = jax.tree.map(lambda d: d * jnp.asarray(scale, d.dtype), delta)
-        else:
-            scaled = delta
-        input_delta, grads = layer.backward(narrow(params), cache, narrow(scaled))
-        grads, observed = split_observed(grads)
-        wide = jax.tree.leaves(delta)[0]
-        if input_delta is not None:
-            input_delta = widen(input_delta, jax.tree.map(lambda _: wide, input_delta))
-        return input_delta, join_observed(widen(grads, params), observed)
-
-    def incremental(form: IncrementalForward) -> IncrementalForward:
-        def start(batch: int, shape: Shape) -> Any:
-            return narrow(form.start(batch, shape))
-
-        def step(params: Params, x: Array, state: Any) -> tuple[Array, Any]:
-            y, new_state = form.step(narrow(params), narrow(x), state)
-            return _cast_floating(y, _common_dtype((params, x))), narrow(new_state)
-
-        return IncrementalForward(start, step)
-
+    cast = _Cast(layer, compute, scale)
     return Layer(
         layer.init,
-        forward,
-        backward,
+        cast.forward,
+        cast.backward,
         kind="precision",
         name=f"precision({layer.name}, {jnp.dtype(compute).name})",
         parts={"": layer},
         rebuild=lambda parts: precision(parts[""], compute, loss_scale=loss_scale),
         wiring=Wiring(((IN, ""), ("", OUT)), delta_scale=1 if scale is None else scale),
-        incremental=combine_incremental([layer], lambda forms: incremental(forms[0])),
+        incremental=combine_incremental([layer], lambda forms: cast.incremental(forms[0])),
     )
+
+
+class _Cast(NamedTuple):
+    """A layer, the dtype that it is computed in, and the factor of its deltas."""
+
+    layer: Layer
+    compute: Any
+    scale: float | Array | None
+
+    def narrow(self, tree: Any) -> Any:
+        """Cast real numbers to the dtype inside."""
+        return _cast_floating(tree, self.compute)
+
+    def widen(self, leaf: Array, dtype: Any) -> Array:
+        """Undo the cast and the loss scale of a gradient or a delta."""
+        wide = leaf.astype(dtype)
+        return wide if self.scale is None else wide / self.scale
+
+    def forward(self, params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
+        y, cache = self.layer.forward(self.narrow(params), self.narrow(x), key=key)
+        return _cast_floating(y, _common_dtype((params, x))), cache
+
+    def backward(self, params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
+        scaled = delta
+        if self.scale is not None:
+            scaled = jax.tree.map(lambda d: d * jnp.asarray(self.scale, d.dtype), delta)
+        input_delta, grads = self.layer.backward(self.narrow(params), cache, self.narrow(scaled))
+        grads, observed = split_observed(grads)
+        outer = jax.tree.leaves(delta)[0].dtype
+        input_delta = jax.tree.map(lambda d: self.widen(d, outer), input_delta)
+        grads = jax.tree.map(lambda g, p: self.widen(g, p.dtype), grads, params)
+        return input_delta, join_observed(grads, observed)
+
+    def incremental(self, form: IncrementalForward) -> IncrementalForward:
+        def start(batch: int, shape: Shape) -> Any:
+            return self.narrow(form.start(batch, shape))
+
+        def step(params: Params, x: Array, state: Any) -> tuple[Array, Any]:
+            y, new_state = form.step(self.narrow(params), self.narrow(x), state)
+            return _cast_floating(y, _common_dtype((params, x))), self.narrow(new_state)
+
+        return IncrementalForward(start, step)
 
 
 def _common_dtype(tree: Any) -> Any:
