@@ -231,7 +231,7 @@ def test_a_factory_in_place_of_a_layer_says_call_it(make):
         make()
 
 
-@pytest.mark.parametrize("thing", [3, None, "relu", lambda: 0], ids=str)
+@pytest.mark.parametrize("thing", [3, None, "relu", lambda: 0], ids=["number", "none", "text", "function"])
 def test_something_else_than_a_layer_is_refused(thing):
     with pytest.raises(fbp.InputError, match=r"repeat: expected a Layer, got"):
         fbp.repeat(thing, 2)
@@ -333,7 +333,7 @@ def test_a_renamed_copy_of_every_layer_passes_through_every_feature(case):
     names = inputs if isinstance(inputs, tuple) else (inputs,)
     node = fbp.graph({"mine": (layer, *names)}, inputs=inputs)
     jax.eval_shape(lambda p, x: node.forward(p, x, key=case.key)[0], {"mine": params}, x)
-    if out_shape == case.shape and _is_shape(case.shape):
+    if out_shape == case.shape and _is_shape(case.shape) and not case.lengths:
         repeated = fbp.repeat(layer, 2)
         stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params)
         tapped = fbp.tap(repeated)
