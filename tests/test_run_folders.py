@@ -12,7 +12,7 @@ from fbp.experiment.tracking.folder_runs import FolderRuns, find_folder
 from fbp.experiment.tracking.readers import open_runs
 from fbp.experiment.tracking.run_filter import parse_filter, sort_runs
 from fbp.experiment.tracking.run_reader import RecordedRun
-from tests.projects import runs_of, without_mlflow
+from tests.projects import runs_of, said, without_mlflow
 
 
 def a_run(name, **values):
@@ -158,3 +158,12 @@ def test_the_two_readers_agree(inside):
             assert folders.checkpoints(local) == reader.checkpoints(run)
             assert folders.layers(local) == reader.layers(run)
             assert metrics_digest(folders.series(local)) == metrics_digest(reader.series(run))
+
+
+def test_runs_of_other_trackers_are_found_beside_an_mlflow_store(project, warm):
+    folder = a_folder(project / "mlruns", "elsewhere", "FINISHED", sink="jsonl")
+    output = said("runs")
+    assert "0 runs" in output
+    assert "1 more in other trackers: fbp runs --tracking-uri folders" in output
+    assert folder.name[-4:] in said("runs", "--tracking-uri", "folders")
+    assert "FINISHED" in said("show", f"elsewhere-{folder.name[-4:]}")

@@ -38,7 +38,7 @@ def list_runs(condition: str, sort: tuple[str, ...], limit: int, tracking_uri: s
     "metrics.validation_accuracy > 0.97 and params.optimizer_name = 'adam'".
     """
     from fbp.experiment.commands import tables
-    from fbp.experiment.tracking.readers import open_runs
+    from fbp.experiment.tracking.readers import FOLDERS, count_in_other_trackers, open_runs
     from fbp.experiment.tracking.run_reader import require_known_names
 
     order = [f"{key.removeprefix('-')} {'DESC' if key.startswith('-') else 'ASC'}" for key in sort]
@@ -51,6 +51,9 @@ def list_runs(condition: str, sort: tuple[str, ...], limit: int, tracking_uri: s
             console().print(tables.runs_table(runs, names, width).rich())
         reached = ", the limit (see --limit)" if len(runs) == limit else ""
         click.echo(f"{len(runs)} runs{reached}")
+        others = count_in_other_trackers() if reader.uri and not tracking_uri else 0
+    if others:
+        click.echo(f"{others} more in other trackers: fbp runs --tracking-uri {FOLDERS}", err=True)
 
 
 @main.command("show", short_help="show one run")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fbp.experiment.rundir import journal, layout, locks
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
-from fbp.experiment.rundir.journal import Journal
+from fbp.experiment.rundir.journal import Journal, StartLine
 from fbp.experiment.rundir.series import Series, last_values, read_series
 from fbp.experiment.tracking.run_filter import parse_filter, sort_runs
 from fbp.experiment.tracking.run_reader import RecordedRun, matching_runs, single_match
@@ -24,11 +24,10 @@ class FolderRuns:
         self._folders: dict[str, Path] = {}
         self._identities: list[RecordedRun] = []  # without status, end and metrics
         self._read: dict[str, RecordedRun] = {}
-        for folder in reversed(layout.run_folders(root)):
-            run = _read_identity(folder)
-            if run is not None:
-                self._folders[run.run_id] = folder
-                self._identities.append(run)
+        for folder, start in reversed(list(journal.started_runs(root))):
+            run = _identity(folder, start)
+            self._folders[run.run_id] = folder
+            self._identities.append(run)
 
     def _complete(self, run: RecordedRun) -> RecordedRun:
         """Return a run with its status and metrics, which need all of its journal."""
@@ -104,11 +103,8 @@ def run_id_of(folder: Path) -> str:
     return str(shipped(folder).get("run_id") or digest)
 
 
-def _read_identity(folder: Path) -> RecordedRun | None:
-    """Return what the first line of a journal says of its run; None if no run has begun."""
-    start = journal.read_start(folder)
-    if start is None:
-        return None
+def _identity(folder: Path, start: StartLine) -> RecordedRun:
+    """Return what the first line of a journal says of its run."""
     parent = layout.safe_child(folder.parent, start.parent)
     return RecordedRun(
         run_id_of(folder),

@@ -12,6 +12,10 @@ from fbp.experiment.tracking import mlflow_runs
 from fbp.experiment.tracking.folder_runs import FolderRuns, find_folder
 from fbp.experiment.tracking.run_reader import RunReader
 
+_MLFLOW = "mlflow"  # the sink
+FOLDERS = "folders"
+"""The tracking URI that stands for the run folders of the project."""
+
 
 @contextmanager
 def open_runs(tracking_uri: str | None, names: Sequence[str] = ()) -> Iterator[RunReader]:
@@ -22,7 +26,7 @@ def open_runs(tracking_uri: str | None, names: Sequence[str] = ()) -> Iterator[R
     MLflow is not installed, or all of `names` are runs that another tracker has.
 
     Args:
-        tracking_uri: the MLflow store to use.
+        tracking_uri: the MLflow store to use, or "folders" for the run folders.
         names: the runs that will be searched for.
 
     Raises:
@@ -30,13 +34,20 @@ def open_runs(tracking_uri: str | None, names: Sequence[str] = ()) -> Iterator[R
     """
     root = layout.root()
     chosen = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not chosen and (not _has_mlflow_store(root) or _in_other_tracker(root, names)):
+    if chosen == FOLDERS or (
+        not chosen and (not _has_mlflow_store(root) or _in_other_tracker(root, names))
+    ):
         if not layout.run_folders(root):
             raise InputError(f"there are no runs in {root} yet; start with: fbp run digits_mlp")
         yield FolderRuns(root)
         return
     with mlflow_runs.opened(tracking_uri) as runs:
         yield runs
+
+
+def count_in_other_trackers() -> int:
+    """Return the number of the project's runs that are not meant for MLflow."""
+    return sum(start.sink != _MLFLOW for _, start in journal.started_runs(layout.root()))
 
 
 def _has_mlflow_store(root: Path) -> bool:
@@ -48,4 +59,4 @@ def _in_other_tracker(root: Path, names: Sequence[str]) -> bool:
     """Return whether `names` are local runs, none of which was sent to MLflow."""
     folders = [find_folder(root, name) for name in names]
     starts = [journal.read_start(folder) if folder else None for folder in folders]
-    return bool(names) and all(start and start.sink != "mlflow" for start in starts)
+    return bool(names) and all(start and start.sink != _MLFLOW for start in starts)
