@@ -10,7 +10,8 @@ import pytest
 import fbp
 from fbp.errors import InputError
 from fbp.experiment.config import reading, writing
-from fbp.experiment.config.catalogue import CATALOGUE, lookup, require_trusted_module, summary
+from fbp.experiment.config.catalogue import CATALOGUE, lookup, summary
+from fbp.experiment.config.references import require_trusted_module
 from fbp.experiment.runner import build
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.toml"))
@@ -184,7 +185,8 @@ def test_every_schedule_can_be_built_and_falls_or_stays(minimal, name):
 def assert_builds(minimal, *overrides):
     model = build.build_model(reading.read(minimal, ["model.hidden=[4]", *overrides]), 3)
     params = jax.eval_shape(lambda key: model.init(key, (4,))[0], jax.random.key(0))
-    assert fbp._backprop.count_parameters(params) == 4 * 4 + 4 + 4 * 3 + 3
+    kept = {"glu": 2, "maxout": 2}.get(model.parts["2"].name.partition("(")[0], 4)
+    assert fbp._backprop.count_parameters(params) == 4 * 4 + 4 + kept * 3 + 3
 
 
 @pytest.mark.parametrize("name", CATALOGUE["activation"])
@@ -194,7 +196,12 @@ def test_every_activation_can_be_named(minimal, name):
 
 @pytest.mark.parametrize("name", CATALOGUE["initializer"])
 def test_every_initializer_can_be_named(minimal, name):
-    value = ", value = 0.1" if name == "constant" else ""
+    value = {
+        "constant": ", value = 0.1",
+        "scaled": ", initializer = 'zeros', factor = 2.0",
+        "for_activation": ", kind = 'relu'",
+    }
+    value = value.get(name, "")
     assert_builds(minimal, f"model.weights={{name = '{name}'{value}}}")
 
 
@@ -207,6 +214,8 @@ def test_every_loss_fits_data_it_is_meant_for(minimal, name):
     ]
     if name == "poisson":
         overrides += ["data.name=diabetes"]
+    if name == "weighted":
+        overrides += ["loss.parts=[['hinge', 0.5], [{name='hinge'}, 0.5]]"]
     built = build.build(reading.read(minimal, overrides))
     params, _ = built.model.init(jax.random.key(0), built.shape)
     x, y = (part[:8] for part in built.data.train)
@@ -381,13 +390,15 @@ def test_models_named_in_records_must_be_installed_or_given(project, monkeypatch
     (project / "unheard_of.py").write_text("raise SystemExit('executed')")
     monkeypatch.syspath_prepend(str(project))  # as for a script that lies here
     (project / "one.toml").write_text('model = { name = "unheard_of:model" }')
-    assert reading.named_model(project / "one.toml") == "unheard_of:model"
-    require_trusted_module("mlp")
-    require_trusted_module("numpy:zeros")
-    require_trusted_module("unheard_of:model", project / "unheard_of.py")
+    require_trusted_module("model", "mlp")
+    require_trusted_module("model", "numpy:zeros")
+    require_trusted_module("model", "unheard_of:model", project / "unheard_of.py")
+    reading.require_trusted_names(project / "one.toml", project / "unheard_of.py")
     for code in (None, project / "other.py"):
         with pytest.raises(fbp.InputError, match="not installed; if you trust it"):
-            require_trusted_module("unheard_of:model", code)
+            require_trusted_module("model", "unheard_of:model", code)
+        with pytest.raises(fbp.InputError, match="not installed; if you trust it"):
+            reading.require_trusted_names(project / "one.toml", code)
     for name in ("os:system", "subprocess:run", "importlib.util:find_spec"):
         with pytest.raises(fbp.InputError, match="one of Python's own"):
             lookup("model", name)

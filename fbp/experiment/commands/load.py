@@ -8,7 +8,7 @@ from pathlib import Path
 from fbp._optional import require
 from fbp.errors import InputError
 from fbp.experiment.config import reading as configuration
-from fbp.experiment.config.catalogue import require_trusted_module
+from fbp.experiment.config.references import reading_own_run, reading_record
 from fbp.experiment.rundir import journal, layout
 from fbp.experiment.rundir.redact import redact, redact_secrets_of
 from fbp.experiment.runner.trained_model import Trained, read
@@ -58,7 +58,8 @@ def load(
     root = layout.root()
     folder = find_folder(root, run)
     if folder:
-        return read(layout.model(folder))
+        with reading_own_run():
+            return read(layout.model(folder))
     configured_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if configured_uri or layout.database(root).exists():
         return _load_from_mlflow(run, store.tracking_uri(root, configured_uri), trusted)
@@ -95,5 +96,6 @@ def _load_from_mlflow(run: str, uri: str, code: Path | None) -> Trained:
                 f"run {run!r}: no such run with a model in {redact(uri)} ({reason}); "
                 f"{local_runs(layout.root())}"
             ) from None
-        require_trusted_module(configuration.named_model(downloaded / layout.CONFIG), code)
-        return read(downloaded)
+        configuration.require_trusted_names(downloaded / layout.CONFIG, code)
+        with reading_record(code):
+            return read(downloaded)

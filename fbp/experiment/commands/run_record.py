@@ -9,7 +9,6 @@ import numpy as np
 from fbp.errors import InputError
 from fbp.experiment.commands.verdict import same_number
 from fbp.experiment.config import reading as configuration
-from fbp.experiment.config.catalogue import require_trusted_module
 from fbp.experiment.rundir import environment, layout, tags
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.npz import READ_ERRORS, digest_of, read_arrays
@@ -91,7 +90,7 @@ def check_record(runs: RunReader, record: Record, code: Path | None) -> list[str
         InputError: if it names code that is neither installed nor given by `code`, or if it has
             nothing to compare.
     """
-    require_trusted_module(configuration.named_model(record.config), code)
+    configuration.require_trusted_names(record.config, code)
     if not record.finished and record.last_step is None:
         raise InputError(
             f"run {record.run.name}: its record has neither metrics nor checkpoints; "

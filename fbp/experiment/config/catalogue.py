@@ -1,147 +1,286 @@
-"""What can be named in a configuration: one dictionary per kind, from names to constructors."""
+"""What a configuration can name: for each kind of thing, names and what they stand for.
 
-import importlib
-import sys
-from collections.abc import Callable, Mapping
-from importlib.machinery import PathFinder
-from pathlib import Path
-from typing import Any
+The names are derived from what the library exports. A public function belongs to a kind if its
+return annotation says so and a file can hold its required arguments. To add a layer, a loss, an
+optimizer, a data set or a metric is therefore to write it and to export it.
+"""
 
-from fbp import datasets, initializers, layers, losses, models, optimizers, schedules
+import collections.abc
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from fbp import (
+    augmentation,
+    datasets,
+    initializers,
+    layers,
+    losses,
+    metrics,
+    models,
+    optimizers,
+    schedules,
+)
+from fbp.augmentation import Augmentation
+from fbp.blocks import Activation
+from fbp.datasets import Dataset
 from fbp.errors import InputError
-from fbp.layer import Loss
+from fbp.experiment.config import references
+from fbp.layer import Array, Initializer, Layer, Loss, Optimizer
+from fbp.metrics import Metric
+from fbp.optimizers.base import Scalar
+from fbp.schedules import Schedule
 
 Constructor = Callable[..., Any]
 
 
-def _named(module: Any, names: str) -> dict[str, Constructor]:
-    return {name: getattr(module, name) for name in names.split()}
+class Kind(NamedTuple):
+    """A kind of thing that a configuration can name.
 
-
-CATALOGUE: Mapping[str, Mapping[str, Constructor | Loss]] = {
-    "data": _named(
-        datasets,
-        "digits iris wine breast_cancer diabetes mnist fashion_mnist cifar10 file "
-        "xor spirals moons circles linear sine text adding_problem copy_memory sequential_digits",
-    ),
-    "model": _named(models, "mlp lenet5 cnn resnet inception autoencoder rnn gru lstm gpt vit"),
-    "activation": _named(
-        layers,
-        "identity sigmoid tanh relu leaky_relu elu selu softplus silu gelu softmax log_softmax",
-    ),
-    "initializer": _named(
-        initializers,
-        "small_normal scaled_normal glorot_uniform glorot_normal he_uniform he_normal lecun_uniform lecun_normal "
-        "orthogonal zeros ones constant",
-    ),
-    "loss": _named(
-        losses,
-        "mean_squared_error quadratic mean_absolute_error huber log_cosh softmax_cross_entropy sigmoid_cross_entropy "
-        "cross_entropy binary_cross_entropy hinge multiclass_hinge kl_divergence poisson",
-    ),
-    "optimizer": _named(
-        optimizers,
-        "sgd momentum nesterov adagrad adadelta rmsprop adam amsgrad nadam adamw lion lamb",
-    ),
-    "schedule": _named(
-        schedules,
-        "constant step_decay piecewise exponential polynomial inverse_square_root cosine cosine_restarts one_cycle",
-    ),
-}
-
-LOSS_SUMMARIES = {
-    "mean_squared_error": "mean of (a - y)^2 over an example's outputs, no factor 1/2",
-    "quadratic": "the textbook's 1/2 sum of (a - y)^2; delta = a - y",
-    "mean_absolute_error": "mean of |a - y| over an example's outputs",
-    "log_cosh": "mean of log cosh(a - y): quadratic near 0, linear far out",
-    "softmax_cross_entropy": "on logits, with labels or distributions; delta = softmax(z) - y",
-    "sigmoid_cross_entropy": "binary, on logits, summed over outputs; delta = sigmoid(z) - y",
-    "cross_entropy": "on probabilities (after softmax); delta = -y/a",
-    "binary_cross_entropy": "on probabilities (after sigmoid), summed over outputs",
-    "hinge": "sum of max(0, 1 - y z) with targets -1 and +1",
-    "multiclass_hinge": "sum over wrong classes of max(0, 1 + z_k - z_y)",
-    "kl_divergence": "sum of y log(y / softmax(z)) on logits; delta = softmax(z) - y",
-    "poisson": "sum of exp(z) - y z for counts y and log-rates z",
-}
-
-
-def lookup(kind: str, name: str) -> Constructor | Loss:
-    """The constructor of that name; for a model also ``package.module:function``.
-
-    Raises:
-        InputError: where nothing has that name.
+    Attributes:
+        expected: what a name must stand for, for messages.
+        result: converts what a constructor returns into the thing; None if it is another thing.
+        instances: types of which a reference may name an instance itself, without a call.
+        leading: the arguments with which the thing itself is called. A function that begins with
+            them is the thing itself; its further arguments are those of the configuration.
+        from_runner: arguments of a constructor that the runner supplies.
+        required: those of them that a constructor must have.
     """
-    if kind == "model" and ":" in name:
-        return _import(name)
-    if name not in CATALOGUE[kind]:
-        raise InputError(f"unknown {kind} {name!r}; {did_you_mean(name, CATALOGUE[kind])}")
-    return CATALOGUE[kind][name]
+
+    expected: str
+    result: Callable[[Any], Any]
+    instances: tuple[type, ...] = ()
+    leading: tuple[str, ...] = ()
+    from_runner: frozenset[str] = frozenset()
+    required: frozenset[str] = frozenset()
 
 
-def _import(name: str) -> Constructor:
-    module_name, _, function = name.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), function)):
-        raise InputError(f"model {name!r}: expected package.module:function")
-    if module_name.partition(".")[0] in sys.stdlib_module_names:
-        raise InputError(f"model {name!r}: expected a module with a model, got one of Python's own")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(
-            0, str(Path.cwd())
-        )  # a command does not look into the folder it is called from, python does
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # whatever the user's module does
-        raise InputError(f"model {name!r} cannot be imported: {error}") from None
-    if not hasattr(module, function):
-        raise InputError(f"model {name!r}: the module {module_name} has no {function!r}")
-    found = getattr(module, function)
-    if not callable(found):
-        raise InputError(f"model {name!r} is not a function")
-    return found
+def _instance_of(expected: type) -> Callable[[Any], Any]:
+    return lambda value: value if isinstance(value, expected) else None
 
 
-def require_trusted_module(name: str, code: Path | None = None) -> None:
-    """See that a model's name in a record, which anybody may have written, means something that the user trusts.
+def _function(value: Any) -> Any:
+    return value if callable(value) else None
+
+
+def _metric(value: Any) -> Metric | None:
+    if isinstance(value, Metric):
+        return value
+    return Metric(value) if callable(value) else None
+
+
+def _optimizer(value: Any) -> Optimizer | None:
+    """Return an fbp or Optax optimizer: any pair of functions ``(init, update)``."""
+    if isinstance(value, tuple) and len(value) == 2 and all(map(callable, value)):
+        return value if isinstance(value, Optimizer) else Optimizer(*value)
+    return None
+
+
+KINDS: Mapping[str, Kind] = {
+    "data": Kind("a function that returns a Dataset", _instance_of(Dataset)),
+    "model": Kind(
+        "a function that returns a Layer",
+        _instance_of(Layer),
+        from_runner=frozenset({"outputs", "vocabulary", "sequence"}),
+        required=frozenset({"outputs"}),
+    ),
+    "activation": Kind("a function that returns a Layer", _instance_of(Layer)),
+    "initializer": Kind(
+        "a function (key, shape, dtype), or one that returns such a function",
+        _function,
+        leading=("key", "shape", "dtype"),
+    ),
+    "loss": Kind(
+        "a Loss, or a function that returns one",
+        _instance_of(Loss),
+        instances=(Loss,),
+    ),
+    "optimizer": Kind(
+        "a function that returns an Optimizer",
+        _optimizer,
+        from_runner=frozenset({"mask"}),
+    ),
+    "schedule": Kind(
+        "a function that returns a schedule, step -> value",
+        _function,
+        from_runner=frozenset({"value"}),
+    ),
+    "metric": Kind(
+        "a function (output, target), or one that returns such a function",
+        _metric,
+        instances=(Metric,),
+        leading=("output", "target"),
+    ),
+    "augmentation": Kind(
+        "a function (key, x), or one that returns such a function",
+        _function,
+        leading=("key", "x"),
+    ),
+    "tracker": Kind("a class of trackers", _function),
+}
+
+# The kinds that an argument of a constructor may name, by the argument's annotation.
+NESTED_KINDS: Mapping[Any, str] = {
+    Activation: "activation",
+    Initializer: "initializer",
+    Loss: "loss",
+}
+
+_VALUE_TYPES = (int, float, str, bool, Array, Any, types.NoneType, inspect.Parameter.empty)
+
+
+def signature(constructor: Constructor) -> inspect.Signature:
+    """Return a constructor's signature, its annotations evaluated."""
+    return inspect.signature(constructor, eval_str=True)
+
+
+def nested_kind(annotation: Any) -> str | None:
+    """Return the kind of thing that an argument of this annotation names; None if it names none."""
+    return next((kind for known, kind in NESTED_KINDS.items() if known == annotation), None)
+
+
+def mentions_function(annotation: Any) -> bool:
+    """Return whether an annotation has a function type in it, other than that of a nested kind."""
+    if nested_kind(annotation) or annotation == Scalar:
+        return False
+    if annotation is Callable or typing.get_origin(annotation) is collections.abc.Callable:
+        return True
+    return any(map(mentions_function, typing.get_args(annotation)))
+
+
+def _is_value(annotation: Any) -> bool:
+    """Return whether a file can hold an argument of a library function."""
+    if nested_kind(annotation) or annotation == Scalar:
+        return True
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if mentions_function(annotation):
+        return False
+    if origin in (typing.Union, types.UnionType):
+        return any(map(_is_value, parts))
+    return origin is typing.Literal or annotation in _VALUE_TYPES or (
+        bool(parts) and all(map(_is_value, parts))
+    )  # fmt: skip
+
+
+def _exported(
+    module: types.ModuleType, returns: Any, *, instances: type = Metric, defined_in: str = ""
+) -> dict[str, Any]:
+    """Return what a module exports of a kind: constructors, and instances.
 
     Args:
-        name: the model's; one of the catalogue's is always good.
-        code: a file (or package) that the user gave for it.
-
-    Raises:
-        InputError: where the module is neither installed, nor imported already, nor that file.
+        module: where to look.
+        returns: the return annotation of the kind's constructors.
+        instances: the type of instances that belong to the kind, too.
+        defined_in: the end of the name of the module in which constructors are defined, if the
+            kind's functions share their return annotation with others.
     """
-    top = name.partition(":")[0].partition(".")[0]
-    if ":" not in name or top in sys.modules or (code is not None and code.stem == top):
-        return
-    here = Path.cwd().resolve()
-    elsewhere = [entry for entry in sys.path if entry and Path(entry).resolve() != here]
-    others = [
-        finder
-        for finder in sys.meta_path
-        if finder is not PathFinder and hasattr(finder, "find_spec")
-    ]
-    if not PathFinder.find_spec(top, elsewhere) and not any(
-        finder.find_spec(top, None) for finder in others
-    ):
-        raise InputError(
-            f"model {name!r}: the record names code that is not installed; if you trust it, install or import it, or give "
-            f"its file: --code {top}.py"
+
+    def belongs(value: Any) -> bool:
+        if not inspect.isfunction(value) or not value.__module__.endswith(defined_in):
+            return isinstance(value, instances)
+        declared = signature(value)
+        required = [
+            parameter
+            for parameter in declared.parameters.values()
+            if parameter.default is parameter.empty
+        ]
+        return declared.return_annotation == returns and all(
+            parameter.name != "name" and _is_value(parameter.annotation) for parameter in required
         )
 
+    exported = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    return {name: value for name, value in exported.items() if belongs(value)}
 
-def did_you_mean(wrong: str, valid: Any) -> str:
-    """``did you mean 'x'?`` with the nearest valid names, or all of them where none is near."""
-    import difflib
 
-    near = difflib.get_close_matches(wrong, list(valid), n=3, cutoff=0.5)
-    if near:
-        return f"did you mean {' or '.join(repr(name) for name in near)}?"
-    return f"expected one of {', '.join(valid)}"
+CATALOGUE: Mapping[str, Mapping[str, Any]] = {
+    "data": _exported(datasets, Dataset),
+    "model": _exported(models, Layer, defined_in="models"),
+    "activation": _exported(layers, Layer, defined_in="activation"),
+    "initializer": _exported(initializers, Initializer),
+    "loss": _exported(losses, Loss, instances=Loss),
+    "optimizer": _exported(optimizers, Optimizer, defined_in="aliases"),
+    "schedule": _exported(schedules, Schedule),
+    "metric": _exported(metrics, Metric),
+    "augmentation": _exported(augmentation, Augmentation),
+}
+
+# Trackers by name. They are imported by the process that sends the run, not by the one that trains.
+TRACKERS: Mapping[str, str] = {
+    "mlflow": "fbp.experiment.tracking.mlflow_sink:MlflowSink",
+    "jsonl": "fbp.experiment.tracking.jsonl_sink:JsonlSink",
+}
+
+
+def lookup(kind: str, name: str) -> Any:
+    """Return what a name stands for: a constructor, or an instance such as a Loss.
+
+    Args:
+        kind: a key of :data:`KINDS`.
+        name: a name of the catalogue, or a reference to a user's own code.
+
+    Raises:
+        InputError: if there is nothing of that name, or if it is neither a function nor an
+            instance of the kind.
+    """
+    if references.is_reference(name):
+        value = references.resolve(kind, name)
+        if isinstance(value, KINDS[kind].instances) or _is_constructor(value):
+            return value
+        raise InputError(f"{kind} {name!r}: expected {KINDS[kind].expected}, got {describe(value)}")
+    names = TRACKERS if kind == "tracker" else CATALOGUE[kind]
+    if name not in names:
+        raise InputError(f"unknown {kind} {name!r}; {did_you_mean(name, names)}")
+    return references.import_name(TRACKERS[name]) if kind == "tracker" else names[name]
+
+
+def _is_constructor(value: Any) -> bool:
+    return callable(value) and not isinstance(value, tuple | Metric)
+
+
+def describe(value: Any) -> str:
+    """Return a few words about a value of the wrong type, for messages."""
+    return "None" if value is None else f"a value of type {type(value).__name__}"
+
+
+def leading_arguments(kind: str, function: Constructor) -> int:
+    """Return how many arguments of `function` belong to the thing that it itself is; 0 if none.
+
+    ``def top_k(output, target, k=3)`` is a metric itself and has two, ``def top_k(k)`` returns a
+    metric and has none.
+    """
+    names = KINDS[kind].leading
+    positional = [
+        parameter
+        for parameter in signature(function).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    count = next((n for n in (len(names), 2) if _begins_with(positional, names[:n])), 0)
+    if not count and len(names) == 2 and len(positional) >= 2:
+        # called otherwise than here, such as (y_pred, y_true): two that no file could hold
+        is_array = [p.default is p.empty and p.annotation in (p.empty, Array) for p in positional]
+        return 2 if all(is_array[:2]) else 0
+    return count
+
+
+def _begins_with(parameters: list[inspect.Parameter], names: tuple[str, ...]) -> bool:
+    return bool(names) and tuple(parameter.name for parameter in parameters[: len(names)]) == names
+
+
+def did_you_mean(wrong: str, valid: Iterable[str]) -> str:
+    """Return ``did you mean 'x'?`` with the nearest valid names, or all names if none is near."""
+    names = list(valid)
+    nearest = difflib.get_close_matches(wrong, names, n=3, cutoff=0.5)
+    if nearest:
+        return f"did you mean {' or '.join(map(repr, nearest))}?"
+    return f"expected one of {', '.join(names)}"
 
 
 def summary(kind: str, name: str) -> str:
-    """What it is, in one line: its docstring's first, without the word Return."""
-    if name in LOSS_SUMMARIES and kind == "loss":
-        return LOSS_SUMMARIES[name]
-    line = (CATALOGUE[kind][name].__doc__ or "").strip().split("\n")[0].removeprefix("Return ")
-    return line[:1].upper() + line[1:]
+    """Return one line about what a name of the catalogue stands for."""
+    value = CATALOGUE[kind][name]
+    if isinstance(value, Loss):
+        return value.summary
+    return (value.__doc__ or "").strip().partition("\n")[0]

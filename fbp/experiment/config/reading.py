@@ -1,32 +1,44 @@
-"""A configuration: TOML read into typed models, every error in one report, and written back complete.
+"""A configuration read: TOML parsed into typed models, every error in one report.
 
-Each section that has a ``name`` (data, model, loss, optimizer, schedule) accepts the arguments of what is named, with their
-types and defaults read from the constructor's signature. So there is one place where an argument is declared.
+Each section that names something (data, model, loss, optimizer, schedule, and the entries of
+metrics and augmentation) accepts the arguments of what it names, with their types and defaults
+read from the constructor's signature.
 """
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
 import fbp
 from fbp.errors import InputError
-from fbp.experiment.config import validation_messages
-from fbp.experiment.config.arguments import section_model
+from fbp.experiment.config import references, validation_messages
+from fbp.experiment.config.arguments import NamedSection, Section, section_model, section_of
 from fbp.experiment.config.catalogue import CATALOGUE, did_you_mean
-from fbp.experiment.config.schema import NAMED, PLAIN, Config
+from fbp.experiment.config.schema import NAMED, PLAIN, Config, TopLevel, VariantSection
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """An experiment file, with ``section.key=value`` overrides, checked.
+    """Return the configuration of an experiment file, checked.
+
+    Args:
+        path: a TOML file.
+        overrides: ``section.key=value`` from the command line. Files to which they refer are
+            trusted.
 
     Raises:
-        InputError: one line for each thing that is wrong.
+        InputError: one line for each mistake.
     """
+    table = _parsed(path)
+    table.setdefault("name", path.stem)
+    return parse(override(table, overrides), str(path))
+
+
+def _parsed(path: Path) -> dict[str, Any]:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {_experiments(path)}") from None
     except IsADirectoryError:
@@ -37,17 +49,6 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}") from None
-    table.setdefault("name", path.stem)
-    return parse(override(table, overrides), str(path))
-
-
-def named_model(path: Path) -> str:
-    """The model that a file names; unlike :func:`read`, this imports nothing."""
-    try:
-        name = tomllib.loads(path.read_text(encoding="utf-8"))["model"]["name"]
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: expected a configuration with a model ({error})") from None
-    return name if isinstance(name, str) else ""
 
 
 def experiment_folders() -> list[Path]:
@@ -65,8 +66,62 @@ def _experiments(path: Path) -> str:
     return did_you_mean(path.stem, sorted({file.stem for file in files}))
 
 
+def require_trusted_names(path: Path, code: Path | None = None) -> None:
+    """Check that what a record's configuration names is trusted; import nothing.
+
+    References in the short form of an argument (``activation = "package.module:name"``) are checked
+    when the configuration is read inside ``references.reading_record``.
+
+    Args:
+        path: the record's ``config.toml``.
+        code: a file (or package) that the user gives for the record's code.
+
+    Raises:
+        InputError: if the file cannot be read, or if it names code that is neither installed nor
+            imported already nor `code`.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        assert isinstance(table["model"]["name"], str)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected a configuration with a model ({error})") from None
+    except AssertionError:
+        raise InputError(f"{path}: expected a configuration with a model") from None
+    with references.reading_record(code):
+        for section, keys in table.items():
+            for kind, name in _names(_KINDS_OF_NAMES.get(section, section), keys):
+                references.canonical(kind, name)
+
+
+_KINDS_OF_NAMES = {"metrics": "metric"}
+
+
+def _names(kind: str, value: Any) -> list[tuple[str, str]]:
+    """Return every name in a section: the values of ``name``, and the texts in ``names``."""
+    if isinstance(value, list):
+        return [pair for item in value for pair in _names(kind, item)]
+    if not isinstance(value, dict):
+        return []
+    texts = [value.get("name"), *_texts(value.get("names"))]
+    own = [(kind, text) for text in texts if isinstance(text, str)]
+    return own + [pair for item in value.values() for pair in _names(kind, item)]
+
+
+def _texts(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def override(table: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """The table with each ``section.key=value`` applied; the value is TOML, or a bare text."""
+    """Return the table with each ``section.key=value`` of the command line applied.
+
+    Args:
+        table: the configuration as TOML gives it; it stays as it is.
+        assignments: the value of each is TOML, or a bare text. The files to which values refer are
+            trusted from now on.
+
+    Raises:
+        InputError: if an assignment has another form, or assigns into what is not a section.
+    """
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
@@ -75,101 +130,137 @@ def override(table: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
+        references.trust_files_in(value)
         table = _assigned(table, key.strip().split("."), value, f"--set {assignment!r}")
     return table
 
 
 def _assigned(table: dict[str, Any], path: list[str], value: Any, where: str) -> dict[str, Any]:
-    first, *rest = path
-    if not first:
+    """Return the table with a value at a path of keys.
+
+    A table without ``name`` is merged into the present one; any other value replaces it.
+    """
+    key, *rest = path
+    if not key:
         raise InputError(f"{where}: expected section.key, got an empty name")
-    inner = table.get(first, {})
-    if (
-        not rest
-    ):  # a table that names something takes the place of what is there, another one is put into it
-        added = (
+    inner = table.get(key, {})
+    if not rest:
+        is_merged = (
             isinstance(value, dict) and value and "name" not in value and isinstance(inner, dict)
         )
-        return {**table, first: {**inner, **value} if added else value}
+        return {**table, key: {**inner, **value} if is_merged else value}
     if isinstance(inner, str):  # "relu" is short for {name = "relu"}
         inner = {"name": inner}
     if not isinstance(inner, dict):
-        raise InputError(f"{where}: {first} is not a section")
-    return {**table, first: _assigned(inner, rest, value, where)}
+        raise InputError(f"{where}: {key} is not a section")
+    return {**table, key: _assigned(inner, rest, value, where)}
+
+
+class _Result(NamedTuple):
+    """A checked part of a configuration: its value, or the problems for which it has none."""
+
+    value: Any
+    problems: list[str]
 
 
 def parse(table: dict[str, Any], where: str) -> Config:
-    """A checked configuration from a table such as TOML gives.
+    """Return a checked configuration from a table such as TOML gives.
+
+    Args:
+        table: sections by name.
+        where: the source, which messages name.
 
     Raises:
-        InputError: one line for each thing that is wrong, each with its place and what to do.
+        InputError: one line for each mistake, with its place and what to do.
     """
-    problems: list[str] = []
-    sections: dict[str, Any] = {}
-    fields: dict[tuple[str, ...], type[BaseModel]] = {(): Config}
-    for kind in NAMED:
-        given = table.get(kind, {} if kind == "schedule" else None)
-        if not isinstance(given, dict):
-            problems.append(f"{kind}: expected a section [{kind}] with a name, got {_shown(given)}")
-            continue
-        name = given.get("name", "constant" if kind == "schedule" else None)
-        if not isinstance(name, str):
-            problems.append(
-                f"{kind}.name: expected one of {', '.join(CATALOGUE[kind])}, got {_shown(name)}"
-            )
-            continue
-        try:
-            model = section_model(kind, name)
-        except InputError as error:
-            problems.append(f"{kind}.name: {error}")
-            continue
-        try:
-            sections[kind] = model(**given)
-        except ValidationError as error:
-            problems += validation_messages.format(error, (kind,), {(kind,): model})
-            sections[kind] = model.model_construct(**given)
-    rest = {key: value for key, value in table.items() if key not in NAMED}
-    for kind, base in NAMED.items():
-        sections.setdefault(kind, base.model_construct(name=""))
-    fields |= {(key,): model for key, model in PLAIN.items()}
-    try:
-        config = Config(**rest, **sections)
-    except ValidationError as error:
-        problems += validation_messages.format(error, (), fields)
+    results = {kind: _named_section(kind, base, table) for kind, base in NAMED.items()}
+    results |= {key: _plain_section(key, model, table) for key, model in PLAIN.items()}
+    top_level = _top_level({key: value for key, value in table.items() if key not in results})
+    problems = [line for result in (*results.values(), top_level) for line in result.problems]
     if problems:
         raise InputError("\n".join(f"{where}: {problem}" for problem in problems))
-    config._given = table
+    sections = {key: result.value for key, result in results.items()}
+    config = Config(**dict(top_level.value), **sections)
+    config._table = table
     return config
 
 
-def _shown(value: Any) -> str:
-    return "nothing" if value is None else repr(value)
+def _named_section(kind: str, base: type[NamedSection], table: Mapping[str, Any]) -> _Result:
+    keys = table.get(kind, {} if kind == "schedule" else None)
+    if not isinstance(keys, dict):
+        problem = f"{kind}: expected a section [{kind}] with a name, got {_received(keys)}"
+        return _Result(None, [problem])
+    name = keys.get("name", "constant" if kind == "schedule" else None)
+    if not isinstance(name, str):
+        names = ", ".join(CATALOGUE[kind])
+        return _Result(None, [f"{kind}.name: expected one of {names}, got {_received(name)}"])
+    try:
+        return _Result(section_of(kind, {**keys, "name": name}, base), [])
+    except InputError as error:
+        return _Result(None, [f"{kind}.name: {line}" for line in str(error).splitlines()])
+    except ValidationError as error:
+        model = section_model(kind, references.canonical(kind, name), base)
+        return _Result(None, validation_messages.format(error, (kind,), {(kind,): model}))
+
+
+def _plain_section(key: str, model: type[Section], table: Mapping[str, Any]) -> _Result:
+    keys = table.get(key, {})
+    if not isinstance(keys, dict):
+        return _Result(None, [f"{key}: expected a table of keys and values, got {_received(keys)}"])
+    return _validated(model, keys, (key,), {(key,): model})
+
+
+def _top_level(keys: Mapping[str, Any]) -> _Result:
+    return _validated(TopLevel, keys, (), {(): Config, ("variant",): VariantSection})
+
+
+def _validated(
+    model: type[Section],
+    keys: Mapping[str, Any],
+    prefix: tuple[str, ...],
+    models: Mapping[tuple[str, ...], type[BaseModel]],
+) -> _Result:
+    try:
+        return _Result(model.model_validate(dict(keys)), [])
+    except ValidationError as error:
+        return _Result(None, validation_messages.format(error, prefix, models))
+
+
+def _received(value: Any) -> str:
+    return "nothing" if value is None else validation_messages.as_written(value)
 
 
 def variants(config: Config, where: str) -> dict[str, Config]:
-    """The configurations of an experiment's variants by name; none where it has no variants."""
-    if len({variant.name for variant in config.variant}) != len(config.variant):
-        raise InputError(
-            f"{where}: variant: expected different names, got {[v.name for v in config.variant]}"
-        )
-    base = {key: value for key, value in config._given.items() if key != "variant"}
-    found: dict[str, Config] = {}
+    """Return the configurations of an experiment's variants by name; none if it has no variants.
+
+    Args:
+        config: the experiment.
+        where: the source, which messages name.
+
+    Raises:
+        InputError: one line for each mistake, in any of the variants.
+    """
+    names = [variant.name for variant in config.variant]
+    if len(set(names)) != len(names):
+        raise InputError(f"{where}: variant: expected different names, got {names}")
+    base = {key: value for key, value in config._table.items() if key != "variant"}
+    parsed: dict[str, Config] = {}
     problems: list[str] = []
     for variant in config.variant:
-        at = f"{where}, variant {variant.name!r}"
+        place = f"{where}, variant {variant.name!r}"
         table = base
         try:
             for key, value in variant.set.items():
-                table = _assigned(table, key.split("."), value, f"{at}: {key}")
-            found[variant.name] = parse(table, at)
+                table = _assigned(table, key.split("."), value, f"{place}: {key}")
+            parsed[variant.name] = parse(table, place)
         except InputError as error:
             problems.append(str(error))
             continue
         problems += [
-            f"{at}: training.{key}: set it for all variants, not for one"
+            f"{place}: training.{key}: set it for all variants, not for one"
             for key in ("strict", "deterministic")  # one process runs all variants
-            if getattr(found[variant.name].training, key) != getattr(config.training, key)
+            if getattr(parsed[variant.name].training, key) != getattr(config.training, key)
         ]
     if problems:
         raise InputError("\n".join(problems))
-    return found
+    return parsed

@@ -1,25 +1,30 @@
-"""The sections of a configuration, as typed models; those that name something take its arguments besides, see signatures.py."""
+"""The sections of a configuration, as typed models.
+
+Those that name something take the arguments of what they name besides, see
+:mod:`fbp.experiment.config.arguments`.
+"""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, Field, PrivateAttr
+
+from fbp.errors import InputError
+from fbp.experiment.config import references
+from fbp.experiment.config.arguments import NamedSection, NestedSection, Section, nested
+from fbp.experiment.config.catalogue import TRACKERS, lookup
 
 _Share = Annotated[float, Field(ge=0, lt=1)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=1)]
+_Pixels = Annotated[int, Field(ge=0)]
 _Name = Annotated[str, Field(pattern=r"^\w[\w.\- ]*$", max_length=100)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class DataSection(NamedSection):
+    """``[data]``: the data set, and how it is split."""
 
-
-class DataSection(_Section):
-    """``[data]``: what to learn from, and how it is split."""
-
-    name: str
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     test: _Share = 0.1
     limit: _Count | None = None
@@ -28,32 +33,32 @@ class DataSection(_Section):
     reconstruct: bool = False
 
 
-class AugmentationSection(_Section):
-    """``[augmentation]``: how training pictures are changed at random, in this order; all in pixels."""
+class AugmentationSection(Section):
+    """``[augmentation]``: random changes of training examples, in this order; sizes in pixels.
 
-    crop: Annotated[int, Field(ge=0)] = 0
-    shift: Annotated[int, Field(ge=0)] = 0
+    ``names`` are further ones: names, references, or tables with a name and arguments.
+    """
+
+    crop: _Pixels = 0
+    shift: _Pixels = 0
     flip: bool = False
-    cutout: Annotated[int, Field(ge=0)] = 0
+    cutout: _Pixels = 0
+    names: list[nested("augmentation")] = Field([])  # type: ignore[valid-type]
 
 
-class ModelSection(_Section):
-    """``[model]``: what learns."""
-
-    name: str
+class ModelSection(NamedSection):
+    """``[model]``: the model."""
 
 
-class LossSection(_Section):
-    """``[loss]``: what is made small."""
+class LossSection(NamedSection):
+    """``[loss]``: the cost that training minimizes."""
 
-    name: str
     label_smoothing: _Share = 0.0
 
 
-class OptimizerSection(_Section):
+class OptimizerSection(NamedSection):
     """``[optimizer]``: the rule, and the transforms around it."""
 
-    name: str
     clip_value: _Positive | None = None
     clip_norm: _Positive | None = None
     clip_global_norm: _Positive | None = None
@@ -64,18 +69,34 @@ class OptimizerSection(_Section):
     average: _Share | None = None
 
 
-class ScheduleSection(_Section):
-    """``[schedule]``: how the learning rate moves from ``optimizer.learning_rate``."""
+class ScheduleSection(NamedSection):
+    """``[schedule]``: the learning rate over the steps, from ``optimizer.learning_rate`` on."""
 
     name: str = "constant"
     warmup: Annotated[int, Field(ge=0)] = 0
 
 
-class TrainingSection(_Section):
-    """``[training]``: how long, and in what portions; ``steps``, where it is given, in place of ``epochs``.
+class MetricSection(NestedSection):
+    """An entry of ``[metrics] names``; ``label`` is the name under which it is logged."""
 
-    ``strict`` trains with one thread, so that no number of cores can change a bit; ``deterministic`` sets what a GPU needs
-    to give the same bits again.
+    label: Annotated[str, Field(pattern=r"^[A-Za-z]\w*$", max_length=50)] | None = None
+
+
+class MetricsSection(Section):
+    """``[metrics]``: what is observed beside the loss.
+
+    ``names`` lists names, references, or tables with a name and arguments. By default it is
+    accuracy for classes and the absolute error for numbers.
+    """
+
+    names: list[nested("metric", MetricSection)] | None = None  # type: ignore[valid-type]
+
+
+class TrainingSection(Section):
+    """``[training]``: the length and the batches; ``steps``, if set, replaces ``epochs``.
+
+    ``strict`` trains with one thread, so that the number of cores cannot change a bit.
+    ``deterministic`` sets what a GPU needs to give the same bits again.
     """
 
     epochs: _Count = 10
@@ -87,11 +108,12 @@ class TrainingSection(_Section):
     deterministic: bool = True
 
 
-class SelectionSection(_Section):
-    """``[selection]``: by which logged metric an evaluation is the best, and what follows from it.
+class SelectionSection(Section):
+    """``[selection]``: the logged metric by which an evaluation is the best, and what follows.
 
-    Training stops after ``patience`` evaluations that were not better by more than ``min_delta``; ``restore_best`` makes the
-    best parameters the run's model, not the last ones. ``goal`` is "min" or "max"; by default what the metric's name tells.
+    Training stops after ``patience`` evaluations that were not better by more than ``min_delta``.
+    ``restore_best`` makes the best parameters the run's model, not the last ones. ``goal`` is
+    "min" or "max"; by default it is the metric's better direction.
     """
 
     metric: str = "validation_loss"
@@ -101,10 +123,11 @@ class SelectionSection(_Section):
     restore_best: bool = False
 
 
-class CheckpointSection(_Section):
-    """``[checkpoint]``: when the run is saved so that it can be resumed, and how many such states are kept.
+class CheckpointSection(Section):
+    """``[checkpoint]``: when the run is saved so that it can be resumed, and how often it is kept.
 
-    By time, at most every so many seconds (more often at first); or, where ``every_steps`` is given, by steps.
+    It is saved at most every ``every_seconds`` (more often at first), or, if ``every_steps`` is
+    set, by steps. The last ``keep`` checkpoints stay.
     """
 
     every_seconds: _Positive = 30.0
@@ -112,20 +135,44 @@ class CheckpointSection(_Section):
     keep: _Count = 2
 
 
-class TrackingSection(_Section):
-    """``[tracking]``: where the run appears in MLflow."""
+def _tracker(name: str) -> str:
+    """Return the canonical name of a tracker; of a user's own one, its module is imported."""
+    name = references.canonical("tracker", name)
+    if name not in TRACKERS:
+        try:
+            lookup("tracker", name)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+    return name
+
+
+class TrackingSection(Section):
+    """``[tracking]``: the tracker that shows the run, and the experiment under which it does.
+
+    ``sink`` is "mlflow", "jsonl", or a reference to a class of the user's own.
+    """
 
     experiment: Annotated[str, Field(min_length=1)] | None = None
+    sink: Annotated[str, AfterValidator(_tracker)] = "mlflow"
 
 
-class VariantSection(_Section):
-    """``[[variant]]``: one of several runs of an experiment; ``set`` overrides keys of the other sections."""
+class VariantSection(Section):
+    """``[[variant]]``: one of several runs; ``set`` overrides keys of the other sections."""
 
     name: _Name
     set: dict[str, Any]
 
 
-class Config(_Section):
+class TopLevel(Section):
+    """The keys of a configuration that are not sections, and the variants."""
+
+    name: _Name
+    description: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    variant: list[VariantSection] = Field([])
+
+
+class Config(Section):
     """A whole experiment, every default filled in."""
 
     name: _Name
@@ -135,18 +182,19 @@ class Config(_Section):
     model: ModelSection
     loss: LossSection
     optimizer: OptimizerSection
-    schedule: ScheduleSection = ScheduleSection()
-    augmentation: AugmentationSection = AugmentationSection()
-    training: TrainingSection = TrainingSection()
-    selection: SelectionSection = SelectionSection()
-    checkpoint: CheckpointSection = CheckpointSection()
-    tracking: TrackingSection = TrackingSection()
-    variant: list[VariantSection] = []
+    schedule: ScheduleSection
+    augmentation: AugmentationSection
+    metrics: MetricsSection
+    training: TrainingSection
+    selection: SelectionSection
+    checkpoint: CheckpointSection
+    tracking: TrackingSection
+    variant: list[VariantSection]
 
-    _given: dict[str, Any] = PrivateAttr(default_factory=dict)  # as it came, without defaults
+    _table: dict[str, Any] = PrivateAttr(default_factory=dict)  # as it was read, without defaults
 
 
-NAMED: Mapping[str, type[_Section]] = {
+NAMED: Mapping[str, type[NamedSection]] = {
     "data": DataSection,
     "model": ModelSection,
     "loss": LossSection,
@@ -154,29 +202,22 @@ NAMED: Mapping[str, type[_Section]] = {
     "schedule": ScheduleSection,
 }
 
-PLAIN: Mapping[str, type[_Section]] = {
+PLAIN: Mapping[str, type[Section]] = {
     "augmentation": AugmentationSection,
+    "metrics": MetricsSection,
     "training": TrainingSection,
     "selection": SelectionSection,
     "checkpoint": CheckpointSection,
     "tracking": TrackingSection,
-    "variant": VariantSection,
 }
 
 
 def settings() -> dict[str, dict[str, str]]:
-    """The keys of the sections that name nothing, such as ``training``, each with its default."""
-    plain = {key: model for key, model in PLAIN.items() if key != "variant"}
+    """Return the keys of the sections that name nothing, such as ``training``, with defaults."""
     return {
         key: {
             name: "" if field.default is None else f"= {field.default!r}"
             for name, field in model.model_fields.items()
         }
-        for key, model in plain.items()
+        for key, model in PLAIN.items()
     }
-
-
-def arguments(section: BaseModel) -> dict[str, Any]:
-    """The constructor's arguments that a section holds."""
-    own = set(next(base for base in NAMED.values() if isinstance(section, base)).model_fields)
-    return {key: getattr(section, key) for key in type(section).model_fields if key not in own}
