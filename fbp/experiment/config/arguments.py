@@ -7,6 +7,7 @@ import functools
 import inspect
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -41,24 +42,24 @@ from fbp.optimizers.base import Scalar
 class Section(BaseModel):
     """A table of a configuration; unknown keys and values of other types are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
 
 class NamedSection(Section):
     """A table that names something, and has the arguments of what it names.
 
     Attributes:
-        kind: the kind of thing, a key of ``KINDS``.
+        section_kind: the kind of thing, a key of ``KINDS``.
         argument_names: the keys that are arguments of the constructor.
         name: a name of the catalogue, or a reference.
     """
 
-    kind: ClassVar[str] = ""
+    section_kind: ClassVar[str] = ""
     argument_names: ClassVar[tuple[str, ...]] = ()
 
     name: str
 
-    def arguments(self) -> dict[str, Any]:
+    def constructor_arguments(self) -> dict[str, Any]:
         """Return the arguments that are set; what is None is left to the constructor."""
         values = {key: getattr(self, key) for key in self.argument_names}
         return {key: value for key, value in values.items() if value is not None}
@@ -72,6 +73,10 @@ class NestedSection(NamedSection):
         table = {key: value for key, value in write(self).items() if value is not None}
         return self.name if table == {"name": self.name} else table
 
+
+# Names that an argument cannot have, because sections work by them.
+_RESERVED = {name for name in dir(NamedSection) if name.startswith("model_")}
+_RESERVED |= {"section_kind", "argument_names", "constructor_arguments"}
 
 # Ranges of the library's own arguments, by their names.
 _RANGES: Mapping[str, dict[str, Any]] = {
@@ -272,18 +277,20 @@ def section_model(kind: str, name: str, base: type[NamedSection]) -> type[NamedS
     constructor = lookup(kind, name)
     fields: dict[str, Any] = {}
     for parameter in configurable_parameters(kind, name, constructor):
-        if parameter.name in base.model_fields or parameter.name.startswith("_"):
+        if parameter.name in _RESERVED | set(base.model_fields) or parameter.name[0] == "_":
             raise InputError(
-                f"{kind} {name!r}: its argument {parameter.name!r} has the name of a key that "
-                f"[{kind}] has itself; rename the argument"
+                f"{kind} {name!r}: its argument {parameter.name!r} has a name that the section "
+                "uses itself; rename the argument"
             )
         fields[parameter.name] = _field(kind, name, parameter)
     try:
-        model = create_model(f"{kind} {name}", __base__=base, **fields)
+        with warnings.catch_warnings():  # an argument may be called as a method of pydantic
+            warnings.filterwarnings("ignore", "Field name .* shadows an attribute")
+            model = create_model(f"{kind} {name}", __base__=base, **fields)
     except (PydanticUserError, NameError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{kind} {name!r}: a file cannot hold its arguments ({reason})") from None
-    model.kind, model.argument_names = kind, tuple(fields)
+    model.section_kind, model.argument_names = kind, tuple(fields)
     return model
 
 

@@ -178,11 +178,13 @@ def construct(section: NamedSection, **from_runner: Any) -> Any:
     Raises:
         InputError: if a user's own code raises, or returns another thing than its kind asks for.
     """
-    kind, name = section.kind, section.name
-    target, description = lookup(kind, name), KINDS[section.kind]
+    kind, name = section.section_kind, section.name
+    target, description = lookup(kind, name), KINDS[section.section_kind]
     if isinstance(target, description.instances):
         return target
-    values = {key: _construct_nested(value) for key, value in section.arguments().items()}
+    values = {
+        key: _construct_nested(value) for key, value in section.constructor_arguments().items()
+    }
     with fit_checks.naming(kind, name):
         if leading_arguments(kind, target):
             made = functools.partial(target, **values)
@@ -206,7 +208,7 @@ def _construct_nested(value: Any) -> Any:
         return type(value)(map(_construct_nested, value))
     if not isinstance(value, NamedSection):
         return value
-    if value.kind == "activation":
+    if value.section_kind == "activation":
         return functools.partial(construct, value)
     return construct(value)
 
