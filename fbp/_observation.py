@@ -2,9 +2,9 @@
 
 A layer that is observed going forward returns :class:`ObservedCache` in place of its cache, and one
 that is observed going backward :class:`ObservedGrads` in place of its gradients. Combinators pass
-both on like any cache and any gradients, so observing works under jit, vmap and scan, and in composites of
-any depth. A combinator that computes with its parts' gradients takes the observations out first
-(:func:`split_observed`) and puts them back afterwards (:func:`join_observed`).
+both on like any cache and any gradients. So observing works under jit, vmap and scan, and in
+composites of any depth. A combinator that computes with its parts' gradients takes the observations
+out first (:func:`split_observed`) and puts them back afterwards (:func:`join_observed`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -146,8 +146,8 @@ def sample(
         sampled = jnp.asarray(tokens[prompt_length:length], jnp.int32)
         if (sampled < 0).any():
             raise InputError(
-                "sample: the model's answer is not a number; is there a token in the prompt that it "
-                "lacks?"
+                "sample: the model's answer is not a number; is there a token in the prompt that "
+                "it lacks?"
             )
         return sampled
 

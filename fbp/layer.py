@@ -277,7 +277,7 @@ class Optimizer(NamedTuple):
 
     Attributes:
         init: ``params -> state``
-        update: ``(grads, state, params) -> (updates, state)``; add the updates with ``apply_updates``.
+        update: ``(grads, state, params) -> (updates, state)``; ``apply_updates`` adds them.
     """
 
     init: Callable[[Params], Any]

@@ -149,8 +149,8 @@ def make_steps(
     """Return a function that takes many steps of mini-batch descent as one program.
 
     Each epoch visits the examples in an order of its own and takes ``examples // batch_size``
-    steps; the few examples that remain differ from epoch to epoch. ``batch_size=1`` is the textbook's
-    per-example descent, ``batch_size=len(x)`` full-batch descent.
+    steps; the few examples that remain differ from epoch to epoch. ``batch_size=1`` is the
+    textbook's per-example descent, ``batch_size=len(x)`` full-batch descent.
 
     Args:
         model, loss, optimizer, metrics, gradient_norm: see :func:`make_step`.
@@ -367,8 +367,8 @@ def make_fill_statistics(model: Layer, *, batch_size: int) -> Callable[[Params, 
     """Return a function that fills the population statistics of a model's layers from data.
 
     Fill them before evaluating a model with a ``batch_norm``. Each batch passes through the model
-    as in training, and the input of each such layer is measured. Examples beyond the last full batch
-    do not count.
+    as in training, and the input of each such layer is measured. Examples beyond the last full
+    batch do not count.
 
     Args:
         model: any layer.

@@ -1,4 +1,4 @@
-"""One table of everything public that has a backward pass. What is not in it fails test_gradients.py."""
+"""One table of everything public that has a backward pass; test_gradients.py refuses gaps."""
 
 import functools
 from collections.abc import Callable
@@ -19,7 +19,10 @@ quick_jit = functools.partial(
 
 
 def draw(layer: Layer, shape, seed: int = 0):
-    """Parameters of the right shapes from NumPy (jax.random would be compiled anew for each shape), and the output's shape."""
+    """Return parameters from NumPy, and the output's shape.
+
+    jax.random would be compiled anew for each shape.
+    """
     random = np.random.default_rng(seed)
     out_shape = []
 
@@ -284,19 +287,30 @@ _CONVOLUTION = (
     "GEMMs over patches move more bytes and take a fraction of the time: benchmarks, cnn and layers"
 )
 _RECOMPUTED = "computes a second time on purpose: it saves memory"
-COSTS_MORE = {  # layers whose compiled FLOPs, bytes or scratch memory are not at most autodiff's, and why that is right
+# layers whose compiled FLOPs, bytes or scratch memory are more than autodiff's, and why
+COSTS_MORE = {
     "conv1d": _CONVOLUTION,
     "conv2d": _CONVOLUTION,
     "conv_transpose1d": _CONVOLUTION,
     "conv_transpose2d": _CONVOLUTION,
     "residual_block": _CONVOLUTION,
     "weight_norm": "around a convolution",
-    "max_pool": "comparisons in place of select-and-scatter, which is no faster: benchmarks, layers",
+    "max_pool": "comparisons in place of select-and-scatter, which is no faster: benchmarks",
     "rms_norm": "one division a row, and its normalized input kept once: benchmarks, layers",
-    "rnn": "XLA counts the body of a loop once, and autodiff has its weight gradients there: test_recurrent_layers_cost_less",
+    "rnn": "XLA counts a loop's body once, and autodiff has its weight gradients there: "
+    "test_recurrent_layers_cost_less",
     "gru": "as rnn",
     "recompute": _RECOMPUTED,
     "repeat": "one random key per copy is counted; bytes and scratch see TestRepeat",
+}
+
+
+# more scratch memory than autodiff with one version of jaxlib: at most by which factor, and why
+MORE_SCRATCH = {
+    ("gpt", "0.10.1"): (
+        1.02,
+        "the order its CPU compiler picks; 1.19 at 64 features; 0.12 needs 0.9",
+    ),
 }
 
 
@@ -369,16 +383,34 @@ _TEXTBOOK = models.mlp(10, (30,), layers.sigmoid, output_activation=layers.sigmo
 _SOFTMAX_OUTPUT = models.mlp(10, (32, 32), layers.softplus, output_activation=layers.softmax)
 _MODELS = [
     ModelCase("mlp", _TEXTBOOK, losses.quadratic, (784,), 10, False),
-    ModelCase("mlp", models.mlp(10, (100,), layers.sigmoid), losses.sigmoid_cross_entropy, (784,), 10, False),
+    ModelCase(
+        "mlp",
+        models.mlp(10, (100,), layers.sigmoid),
+        losses.sigmoid_cross_entropy,
+        (784,),
+        10,
+        False,
+    ),
     ModelCase("mlp", models.mlp(10, (512, 512)), _CE, (28, 28, 1), 10, True),
     ModelCase("mlp", models.mlp(3, (64, 64, 64), residual_blocks=True), _MSE, (13,), 3, False),
     ModelCase("mlp", _SOFTMAX_OUTPUT, _MSE, (64,), 10, False),
-]  # fmt: skip
+]
 # and every activation inside the same network
 _ACTIVATIONS = [
-    layers.identity, layers.sigmoid, layers.tanh, layers.relu, layers.leaky_relu, layers.elu, layers.selu, layers.softplus,
-    layers.silu, layers.gelu, lambda: layers.gelu(approximate=True), layers.softmax, layers.log_softmax,
-]  # fmt: skip
+    layers.identity,
+    layers.sigmoid,
+    layers.tanh,
+    layers.relu,
+    layers.leaky_relu,
+    layers.elu,
+    layers.selu,
+    layers.softplus,
+    layers.silu,
+    layers.gelu,
+    lambda: layers.gelu(approximate=True),
+    layers.softmax,
+    layers.log_softmax,
+]
 MODELS = _MODELS + [
     ModelCase(
         f"mlp {activation().name}", models.mlp(10, (128, 128), activation), _CE, (64,), 10, True
@@ -439,7 +471,7 @@ def loss_point(case: LossCase, key, shape):
 
 
 def activations_slowly(cases):
-    """The cases as pytest's parameters, mlps that only differ in their activation marked as slow."""
+    """Return pytest's parameters; mlps that only differ in their activation are slow."""
     marks = lambda case: [pytest.mark.slow] if " " in case.name else []
     return [
         pytest.param(case, id=f"{case.name}-{i}", marks=marks(case)) for i, case in enumerate(cases)

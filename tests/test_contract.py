@@ -1,4 +1,4 @@
-"""The contract of a layer: its description decides, never its name; exchanges keep the description."""
+"""The contract of a layer: its description decides, never its name; exchanges keep it."""
 
 import copy
 
@@ -183,7 +183,7 @@ class TestPaths:
     @pytest.mark.parametrize("use", [fbp.tap, fbp.replace_deltas, fbp.deltas])
     def test_a_path_that_names_nothing_is_told_with_the_nearest(self, use):
         arguments = {fbp.tap: (), fbp.replace_deltas: (lambda path, d: d,), fbp.deltas: (MSE,)}
-        with pytest.raises(fbp.InputError, match="'0/bod/0'; did you mean '0/body/0'"):
+        with pytest.raises(fbp.InputError, match=r"'0/bod/0'; did you mean '0/body/0'"):
             use(self.MODEL, *arguments[use], paths=["0/bod/0"])
 
 
@@ -198,7 +198,12 @@ class TestExchange:
     def test_a_forward_makes_an_opaque_layer_with_the_same_parameters(self):
         layer = fbp.residual(layers.dense(3))
         other = layer._replace(forward=layer.forward)
-        assert (other.kind, other.name, other.parts, other.rebuild) == ("layer", layer.name, {}, None)
+        assert (other.kind, other.name, other.parts, other.rebuild) == (
+            "layer",
+            layer.name,
+            {},
+            None,
+        )
         assert layers.batch_norm()._replace(forward=scale(1).forward).nontrainable
 
     def test_a_name_changes_nothing_else(self):
@@ -231,7 +236,9 @@ def test_a_factory_in_place_of_a_layer_says_call_it(make):
         make()
 
 
-@pytest.mark.parametrize("thing", [3, None, "relu", lambda: 0], ids=["number", "none", "text", "function"])
+@pytest.mark.parametrize(
+    "thing", [3, None, "relu", lambda: 0], ids=["number", "none", "text", "function"]
+)
 def test_something_else_than_a_layer_is_refused(thing):
     with pytest.raises(fbp.InputError, match=r"repeat: expected a Layer, got"):
         fbp.repeat(thing, 2)
@@ -244,7 +251,7 @@ class TestIncremental:
         params, _ = draw(layer, (5, 3))
         for other in (layer, renamed(layer), fbp.Layer(*layer, name="mine")):
             state = layers.recurrent.zero_state(other, params, 2)
-            y, last = other.forward(params, (numbers(2, 5, 3), state))[0]
+            _y, last = other.forward(params, (numbers(2, 5, 3), state))[0]
             assert jax.tree.map(jnp.shape, last) == jax.tree.map(jnp.shape, state)
 
     @pytest.mark.parametrize(
@@ -306,9 +313,7 @@ def test_a_renamed_copy_of_every_layer_passes_through_every_feature(case):
     params, out_shape = draw(layer, case.shape)
     x = case.input(2)
     assert repr(layer) == "mine"
-    delta = jax.tree.map(
-        lambda sizes: numbers(2, *sizes, seed=2), out_shape, is_leaf=_is_shape
-    )
+    delta = jax.tree.map(lambda sizes: numbers(2, *sizes, seed=2), out_shape, is_leaf=_is_shape)
 
     def everything(params, x, delta):
         results = []
@@ -319,7 +324,7 @@ def test_a_renamed_copy_of_every_layer_passes_through_every_feature(case):
             (fbp.chain(fbp.precision(layer, jnp.float32)), (params,)),
         ):
             tapped = fbp.tap(model, lambda delta: jax.tree.map(jnp.sum, delta))
-            y, cache = tapped.forward(own, x, key=case.key)
+            _y, cache = tapped.forward(own, x, key=case.key)
             _, grads = tapped.backward(own, cache, delta)
             grads, observed = fbp.untap(grads)
             assert jax.tree.structure(grads) == jax.tree.structure(own)

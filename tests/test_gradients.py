@@ -1,4 +1,4 @@
-"""Every backward pass against jax.vjp and finite differences; and the check itself against wrong ones."""
+"""Every backward pass against jax.vjp and differences; the check itself against wrong ones."""
 
 import functools
 import inspect
@@ -69,7 +69,7 @@ def test_layer_agrees_with_vjp_and_finite_differences(case):
 
 @pytest.mark.parametrize("case", repeated_slowly(LAYERS))
 def test_layer_in_float32_cut_apart_by_jit_vmap_and_scan(case):
-    """Shapes and dtypes are kept, and caches hold arrays only: forward and backward may stand in different programs."""
+    """Shapes and dtypes stay; caches hold arrays only, so they cross programs."""
     layer = case.make()
     params, shape = draw(layer, case.shape)
     x, delta = case.input(3, 5), numbers(5, *shape, seed=2)
@@ -145,7 +145,7 @@ class Mutant:
 
 
 def mutated(layer: Layer, change) -> Layer:
-    """The layer with ``change(params, cache, delta, (input_delta, grads))`` in place of what its backward returns."""
+    """Return the layer with a backward that ``change`` falsifies."""
 
     def backward(params, cache, delta):
         return change(params, cache, delta, layer.backward(params, cache, delta))
@@ -159,8 +159,12 @@ def between(layer: Layer) -> Layer:
 
 DENSE = layers.dense(6)
 MUTANTS = [
-    Mutant("input delta has the wrong sign", between(mutated(DENSE, lambda p, c, d, r: (-r[0], r[1])))),
-    Mutant("weight is not transposed", between(mutated(DENSE, lambda p, c, d, r: (d @ p["w"], r[1])))),
+    Mutant(
+        "input delta has the wrong sign", between(mutated(DENSE, lambda p, c, d, r: (-r[0], r[1])))
+    ),
+    Mutant(
+        "weight is not transposed", between(mutated(DENSE, lambda p, c, d, r: (d @ p["w"], r[1])))
+    ),
     Mutant(
         "bias gradient is the batch's mean",
         between(mutated(DENSE, lambda p, c, d, r: (r[0], {**r[1], "b": d.mean(axis=0)}))),
@@ -179,23 +183,56 @@ MUTANTS = [
     ),
     Mutant(
         "one number of a weight's gradient is off by a thousandth",
-        between(mutated(DENSE, lambda p, c, d, r: (r[0], {**r[1], "w": r[1]["w"].at[0, 0].multiply(1.001)}))),
+        between(
+            mutated(
+                DENSE, lambda p, c, d, r: (r[0], {**r[1], "w": r[1]["w"].at[0, 0].multiply(1.001)})
+            )
+        ),
     ),
     Mutant("sigma' is left out", between(mutated(layers.sigmoid(), lambda p, c, d, r: (d, ())))),
-    Mutant("sigma' is a instead of a(1-a)", between(mutated(layers.sigmoid(), lambda p, c, d, r: (d * c, ())))),
-    Mutant("relu's mask is inverted", between(mutated(layers.relu(), lambda p, c, d, r: (jnp.where(c, d, 0), ())))),
+    Mutant(
+        "sigma' is a instead of a(1-a)",
+        between(mutated(layers.sigmoid(), lambda p, c, d, r: (d * c, ()))),
+    ),
+    Mutant(
+        "relu's mask is inverted",
+        between(mutated(layers.relu(), lambda p, c, d, r: (jnp.where(c, d, 0), ()))),
+    ),
     Mutant("relu lets all pass", between(mutated(layers.relu(), lambda p, c, d, r: (d, ())))),
     Mutant(
         "softmax's Jacobian is taken as diagonal",
         between(mutated(layers.softmax(), lambda p, c, d, r: (d * c * (1 - c), ()))),
     ),
-    Mutant("a shortcut's delta is dropped", between(mutated(fbp.residual(DENSE), lambda p, c, d, r: (r[0] - d, r[1])))),
-    Mutant("a layer returns no gradients", between(mutated(DENSE, lambda p, c, d, r: (r[0], {"w": r[1]["w"]})))),
-    Mutant("gradients are NaN", between(mutated(DENSE, lambda p, c, d, r: (r[0], jax.tree.map(lambda g: g * jnp.nan, r[1]))))),
-    Mutant("the loss misses 1/K", between(DENSE), losses.mean_squared_error._replace(delta=lambda a, y: 2 * (a - y))),
-    Mutant("the loss misses the factor 2", between(DENSE), losses.mean_squared_error._replace(delta=lambda a, y: (a - y) / 3)),
-    Mutant("the loss is reduced twice", between(DENSE), losses.quadratic._replace(delta=lambda a, y: (a - y) / len(a))),
-]  # fmt: skip
+    Mutant(
+        "a shortcut's delta is dropped",
+        between(mutated(fbp.residual(DENSE), lambda p, c, d, r: (r[0] - d, r[1]))),
+    ),
+    Mutant(
+        "a layer returns no gradients",
+        between(mutated(DENSE, lambda p, c, d, r: (r[0], {"w": r[1]["w"]}))),
+    ),
+    Mutant(
+        "gradients are NaN",
+        between(
+            mutated(DENSE, lambda p, c, d, r: (r[0], jax.tree.map(lambda g: g * jnp.nan, r[1])))
+        ),
+    ),
+    Mutant(
+        "the loss misses 1/K",
+        between(DENSE),
+        losses.mean_squared_error._replace(delta=lambda a, y: 2 * (a - y)),
+    ),
+    Mutant(
+        "the loss misses the factor 2",
+        between(DENSE),
+        losses.mean_squared_error._replace(delta=lambda a, y: (a - y) / 3),
+    ),
+    Mutant(
+        "the loss is reduced twice",
+        between(DENSE),
+        losses.quadratic._replace(delta=lambda a, y: (a - y) / len(a)),
+    ),
+]
 
 
 PICTURE, SERIES = (6, 5, 3), (5, 4)
@@ -212,37 +249,108 @@ def first_half(g):
 
 FAMILIES = {
     "convolution: the input delta is a place off": (
-        layers.conv2d(4, 3), PICTURE, lambda p, c, d, r: (jnp.roll(r[0], 1, axis=1), r[1])),
-    "convolution: the kernel's gradient is flipped": (layers.conv2d(4, 3), PICTURE, gradient("w", lambda g: g[::-1])),
+        layers.conv2d(4, 3),
+        PICTURE,
+        lambda p, c, d, r: (jnp.roll(r[0], 1, axis=1), r[1]),
+    ),
+    "convolution: the kernel's gradient is flipped": (
+        layers.conv2d(4, 3),
+        PICTURE,
+        gradient("w", lambda g: g[::-1]),
+    ),
     "convolution: two groups see each other": (
-        layers.conv1d(4, 3, groups=2), SERIES, gradient("w", lambda g: jnp.roll(g, 2, axis=-1))),
+        layers.conv1d(4, 3, groups=2),
+        SERIES,
+        gradient("w", lambda g: jnp.roll(g, 2, axis=-1)),
+    ),
     "transposed convolution: channels exchanged": (
-        layers.conv_transpose2d(3, 3, stride=2), PICTURE, gradient("w", lambda g: g.swapaxes(-1, -2))),
+        layers.conv_transpose2d(3, 3, stride=2),
+        PICTURE,
+        gradient("w", lambda g: g.swapaxes(-1, -2)),
+    ),
     "max pooling: the delta goes to every place": (
-        layers.max_pool(2), (4, 4, 3), lambda p, c, d, r: (jnp.repeat(jnp.repeat(d, 2, 1), 2, 2), ())),
-    "average pooling: not divided": (layers.avg_pool(2), (4, 4, 3), lambda p, c, d, r: (4 * r[0], ())),
-    "upsampling: the mean, not the sum": (layers.upsample(2), PICTURE, lambda p, c, d, r: (r[0] / 4, ())),
+        layers.max_pool(2),
+        (4, 4, 3),
+        lambda p, c, d, r: (jnp.repeat(jnp.repeat(d, 2, 1), 2, 2), ()),
+    ),
+    "average pooling: not divided": (
+        layers.avg_pool(2),
+        (4, 4, 3),
+        lambda p, c, d, r: (4 * r[0], ()),
+    ),
+    "upsampling: the mean, not the sum": (
+        layers.upsample(2),
+        PICTURE,
+        lambda p, c, d, r: (r[0] / 4, ()),
+    ),
     "layer norm: what the mean absorbs is left in": (
-        layers.layer_norm(), SERIES, lambda p, c, d, r: (r[0] + (d * p["scale"]).mean(-1, keepdims=True), r[1])),
+        layers.layer_norm(),
+        SERIES,
+        lambda p, c, d, r: (r[0] + (d * p["scale"]).mean(-1, keepdims=True), r[1]),
+    ),
     "group norm: statistics taken as constants": (
-        layers.group_norm(2), SERIES, lambda p, c, d, r: (d * p["scale"] * c[1].inverse, r[1])),
+        layers.group_norm(2),
+        SERIES,
+        lambda p, c, d, r: (d * p["scale"] * c[1].inverse, r[1]),
+    ),
     "batch norm: statistics taken as constants": (
-        layers.batch_norm(), SERIES, lambda p, c, d, r: (d * p["scale"] * c[1].inverse, r[1])),
+        layers.batch_norm(),
+        SERIES,
+        lambda p, c, d, r: (d * p["scale"] * c[1].inverse, r[1]),
+    ),
     "weight norm: the length's gradient is left in the direction": (
-        layers.weight_norm(layers.dense(3)), SERIES, gradient("v", lambda g: g + 0.1)),
-    "dropout: survivors not scaled": (layers.dropout(0.4), SERIES, lambda p, c, d, r: (jnp.where(c, d, 0), ())),
-    "dropout: another mask": (layers.dropout(0.4), SERIES, lambda p, c, d, r: (jnp.where(c, 0, d), ())),
-    "positions: only the first example counts": (layers.learned_positions(), SERIES, gradient("w", lambda g: g / 5)),
+        layers.weight_norm(layers.dense(3)),
+        SERIES,
+        gradient("v", lambda g: g + 0.1),
+    ),
+    "dropout: survivors not scaled": (
+        layers.dropout(0.4),
+        SERIES,
+        lambda p, c, d, r: (jnp.where(c, d, 0), ()),
+    ),
+    "dropout: another mask": (
+        layers.dropout(0.4),
+        SERIES,
+        lambda p, c, d, r: (jnp.where(c, 0, d), ()),
+    ),
+    "positions: only the first example counts": (
+        layers.learned_positions(),
+        SERIES,
+        gradient("w", lambda g: g / 5),
+    ),
     "rnn: one step too few": (layers.rnn(4), SERIES, gradient("wh", lambda g: 0.8 * g)),
-    "lstm: the forget gate is forgotten": (layers.lstm(4), SERIES, gradient("b", lambda g: g.at[4:8].set(0))),
-    "gru: the reset gate is not on the recurrent bias": (layers.gru(4), SERIES, gradient("bh", lambda g: 2 * g)),
-    "attention: keys get no gradient": (layers.attention(2), SERIES, gradient("wqkv", lambda g: g.at[:, 4:8].set(0))),
-    "attention: queries not scaled": (layers.attention(2), SERIES, gradient("wqkv", lambda g: g.at[:, :4].multiply(1.4))),
-    "attention: the shortcut around the softmax": (layers.attention(2), SERIES, lambda p, c, d, r: (r[0] + d, r[1])),
+    "lstm: the forget gate is forgotten": (
+        layers.lstm(4),
+        SERIES,
+        gradient("b", lambda g: g.at[4:8].set(0)),
+    ),
+    "gru: the reset gate is not on the recurrent bias": (
+        layers.gru(4),
+        SERIES,
+        gradient("bh", lambda g: 2 * g),
+    ),
+    "attention: keys get no gradient": (
+        layers.attention(2),
+        SERIES,
+        gradient("wqkv", lambda g: g.at[:, 4:8].set(0)),
+    ),
+    "attention: queries not scaled": (
+        layers.attention(2),
+        SERIES,
+        gradient("wqkv", lambda g: g.at[:, :4].multiply(1.4)),
+    ),
+    "attention: the shortcut around the softmax": (
+        layers.attention(2),
+        SERIES,
+        lambda p, c, d, r: (r[0] + d, r[1]),
+    ),
     "repeat: gradients in the wrong order": (
-        fbp.repeat(fbp.residual(layers.dense(4)), 3), SERIES, lambda p, c, d, r: (r[0], jax.tree.map(lambda g: g[::-1], r[1]))),
+        fbp.repeat(fbp.residual(layers.dense(4)), 3),
+        SERIES,
+        lambda p, c, d, r: (r[0], jax.tree.map(lambda g: g[::-1], r[1])),
+    ),
     "unembedding: half of the table": (layers.unembedding(7), SERIES, gradient("w", first_half)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow
@@ -288,7 +396,7 @@ def test_the_check_catches_mutants(mutant):
 
 
 def test_finite_differences_alone_catch_a_forward_and_backward_that_are_wrong_together(key):
-    """jax.vjp of a forward with a wrong custom derivative agrees with a backward written from it; differences do not."""
+    """jax.vjp of a forward with a wrong custom derivative agrees with it; differences do not."""
 
     @jax.custom_jvp
     def square(x):

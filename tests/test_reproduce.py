@@ -52,7 +52,8 @@ class TestVerdict:
 
     def test_identical(self):
         same = {
-            step: a_checkpoint(step, entry.params_digest, {}) for step, entry in self.RECORDED.items()
+            step: a_checkpoint(step, entry.params_digest, {})
+            for step, entry in self.RECORDED.items()
         }
         first = series(loss=[1, float("nan"), float("inf")], examples_per_second=[1, 2])
         second = series(loss=[1, float("nan"), float("inf")], examples_per_second=[3, 4])

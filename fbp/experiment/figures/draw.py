@@ -91,9 +91,7 @@ def _pictures_of_run(folder: Path) -> _Pictures:
 def _pictures_of_group(children: Sequence[Path]) -> _Pictures:
     starts = {child: journal.read_start(child) for child in children}
     runs = {
-        start.label: (read_series(child), start.layers)
-        for child, start in starts.items()
-        if start
+        start.label: (read_series(child), start.layers) for child, start in starts.items() if start
     }
     maps = {label: norms.norm_map(series, layers) for label, (series, layers) in runs.items()}
     return {

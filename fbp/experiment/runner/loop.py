@@ -340,9 +340,7 @@ class Loop:
 
     def _interval_means(self, history: StepInfo) -> dict[str, Any]:
         columns = {"loss": history.cost, **history.metrics}
-        return {
-            f"train_{name}": column.mean(dtype=np.float64) for name, column in columns.items()
-        }
+        return {f"train_{name}": column.mean(dtype=np.float64) for name, column in columns.items()}
 
     def _examples_per_second(self, steps: int) -> float:
         seconds = max(self.state.seconds_since_evaluation, 1e-9)

@@ -106,7 +106,9 @@ def log_model(folder: Path, run_id: str, uri: str) -> None:
     with store.global_tracking_uri(uri), mlflow.start_run(run_id=run_id):
         mlflow.pyfunc.log_model(
             name="model",
-            python_model=str(Path(fbp.__file__).parent / "experiment" / "runner" / "pyfunc_model.py"),
+            python_model=str(
+                Path(fbp.__file__).parent / "experiment" / "runner" / "pyfunc_model.py"
+            ),
             artifacts={"model": str(saved)},
             signature=signature,
             pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in needed],
