@@ -19,6 +19,7 @@ from fbp._observation import (
     positions,
     with_entry,
 )
+from fbp._serialization import serializable
 from fbp.augmentation import Augmentation
 from fbp.errors import InputError
 from fbp.layer import Array, Cache, Key, Layer, Loss, Optimizer, Params, Shape, require_layer
@@ -30,6 +31,7 @@ Metric = Callable[[Array, Array], Array]  # (output, target) -> (B,)
 _SHUFFLING, _LAYERS, _AUGMENTATION = 0, 1, 2
 
 
+@serializable
 class TrainState(NamedTuple):
     """Everything that training carries from step to step.
 
@@ -46,6 +48,7 @@ class TrainState(NamedTuple):
     key: Key
 
 
+@serializable
 class StepInfo(NamedTuple):
     """Observations of one step.
 

@@ -232,7 +232,7 @@ class TestExchange:
     ],
 )
 def test_a_factory_in_place_of_a_layer_says_call_it(make):
-    with pytest.raises(fbp.InputError, match="expected a Layer, got '.*'; call it"):
+    with pytest.raises(fbp.InputError, match=r"expected a Layer, got '.*'; call it"):
         make()
 
 

@@ -1,6 +1,7 @@
 """Steps, chunks, epochs and evaluation as pure functions."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -264,3 +265,40 @@ def test_a_graph_with_several_inputs_and_outputs_trains():
     fill = fbp.training.make_fill_statistics(hidden, batch_size=8)
     filled = fill(hidden_params, a, jax.random.key(0))
     np.testing.assert_allclose(filled["mean"], a[:48].mean(axis=0), rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adagrad", "adadelta", "rmsprop", "adam"])
+def test_an_exported_training_step_is_serialized_and_runs_again(name):
+    model = fbp.chain(layers.dense(3), layers.relu(), layers.dense(2))
+    rule = getattr(fbp.optimizers, name)(0.1)
+    optimizer = fbp.optimizers.chain(rule, fbp.optimizers.average_parameters(0.9))
+    state = training.initial_state(model, optimizer, jax.random.key(0), (4,))
+    step = jax.jit(training.make_step(model, losses.mean_squared_error, optimizer))
+    x, y = numbers(5, 4), numbers(5, 2, seed=2)
+    exported = jax.export.export(step)(state, x, y)
+    again = jax.export.deserialize(exported.serialize())
+    for ours, other in zip(
+        *map(jax.tree.leaves, (step(state, x, y), again.call(state, x, y))), strict=False
+    ):
+        data = [
+            jax.random.key_data(leaf) if leaf.dtype == state.key.dtype else leaf
+            for leaf in (ours, other)
+        ]
+        np.testing.assert_array_equal(*data)
+
+
+def test_every_named_state_of_an_optimizer_can_be_exported():
+    from fbp.optimizers import base, rules, transforms
+
+    states = {
+        value
+        for module in (base, rules, transforms, training)
+        for name, value in vars(module).items()
+        if isinstance(value, type) and name.endswith(("State", "Info"))
+    }
+    assert len(states) > 10
+    for state in states:
+        with pytest.raises(ValueError, match=r"[Dd]uplicate"):  # registered already
+            jax.export.register_namedtuple_serialization(
+                state, serialized_name=f"{state.__module__}.{state.__qualname__}"
+            )

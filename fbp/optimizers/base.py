@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from fbp._serialization import serializable
 from fbp.layer import Array, Grads, Optimizer, Params
 from fbp.schedules import Schedule
 
@@ -14,10 +15,12 @@ Scalar: TypeAlias = float | Array | Schedule
 """A number, a traced number, or a schedule of the update's count."""
 
 
+@serializable
 class EmptyState(NamedTuple):
     """The state of a transform that needs none."""
 
 
+@serializable
 class ScheduleState(NamedTuple):
     """The state of a transform that follows a schedule.
 

@@ -8,10 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fbp._serialization import serializable
 from fbp.layer import Array, Grads, Optimizer, Params
 from fbp.optimizers.base import bias_correction, global_norm, stateless, zeros_like
 
 
+@serializable
 class MomentumState(NamedTuple):
     """The state of :func:`accumulate_momentum`.
 
@@ -22,6 +24,7 @@ class MomentumState(NamedTuple):
     velocity: Grads
 
 
+@serializable
 class AdagradState(NamedTuple):
     """The state of :func:`scale_by_adagrad`.
 
@@ -32,6 +35,7 @@ class AdagradState(NamedTuple):
     squares: Grads
 
 
+@serializable
 class AdadeltaState(NamedTuple):
     """The state of :func:`scale_by_adadelta`.
 
@@ -44,6 +48,7 @@ class AdadeltaState(NamedTuple):
     updates: Grads
 
 
+@serializable
 class RMSState(NamedTuple):
     """The state of :func:`scale_by_rms`.
 
@@ -56,6 +61,7 @@ class RMSState(NamedTuple):
     mean: Grads
 
 
+@serializable
 class AdamState(NamedTuple):
     """The state of :func:`scale_by_adam`.
 
@@ -70,6 +76,7 @@ class AdamState(NamedTuple):
     squares: Grads
 
 
+@serializable
 class AMSGradState(NamedTuple):
     """The state of :func:`scale_by_amsgrad`.
 
@@ -86,6 +93,7 @@ class AMSGradState(NamedTuple):
     largest: Grads
 
 
+@serializable
 class LionState(NamedTuple):
     """The state of :func:`scale_by_lion`.
 

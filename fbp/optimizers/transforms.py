@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fbp._serialization import serializable
 from fbp.layer import Array, Grads, Optimizer, Params
 from fbp.optimizers.base import (
     bias_correction,
@@ -136,6 +137,7 @@ def _add_weights(strength: float | Array, mask: Mask) -> Optimizer:
     )
 
 
+@serializable
 class AccumulateState(NamedTuple):
     """The state of :func:`accumulate`.
 
@@ -178,6 +180,7 @@ def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
     return Optimizer(init, update)
 
 
+@serializable
 class EMAState(NamedTuple):
     """The state of :func:`average_parameters`.
 
