@@ -16,6 +16,8 @@ import pytest
 import fbp
 from fbp.experiment.commands import run_record
 from fbp.experiment.commands.verdict import compare_runs
+from fbp.experiment.config import reading
+from fbp.experiment.config.references import reading_record
 from fbp.experiment.rundir import environment, journal, layout
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.journal import CheckpointLine, Journal
@@ -151,6 +153,63 @@ def test_what_a_store_cannot_hold_and_an_old_history_are_no_inconsistencies(tmp_
     assert "a at step 1 is 0.0 in MLflow, and 0.5 in" in line
 
 
+RECORDED_CODE = [
+    ("data", 'name = "unheard_of:thing"'),
+    ("model", 'name = "unheard_of:thing"'),
+    ("model", 'name = "mlp"\nactivation = {name = "unheard_of:thing"}'),
+    ("model", 'name = "mlp"\nweights = {name = "unheard_of:thing"}'),
+    ("loss", 'name = "unheard_of:thing"'),
+    ("optimizer", 'name = "unheard_of:thing"\nlearning_rate = 0.1'),
+    ("schedule", 'name = "unheard_of:thing"'),
+    ("augmentation", 'names = ["unheard_of:thing"]'),
+    ("metrics", 'names = [{name = "unheard_of:thing", label = "mine"}]'),
+]
+SHORT_FORMS = [
+    ("model", 'name = "mlp"\nactivation = "unheard_of:thing"'),
+    ("model", 'name = "mlp"\nweights = "unheard_of:thing"'),
+    ("tracking", 'sink = "unheard_of:thing"'),
+    ("variant", 'name = "a"\nset = {"model.name" = "unheard_of:thing"}'),
+]
+
+
+def a_record_of(project, section, text):
+    """The record of a run whose configuration has this section; its code leaves a file behind."""
+    (project / "unheard_of.py").write_text(
+        "from pathlib import Path\nPath('executed').touch()\ndef thing(outputs: int): ...\n"
+    )
+    path = write_config(project, name="config")
+    header = "[[variant]]" if section == "variant" else f"[{section}]"
+    sections = [f"[{part}" for part in path.read_text().split("\n[")]
+    others = [part for part in sections[1:] if not part.startswith(f"[{section}]")]
+    path.write_text("\n".join([*others, f"{header}\n{text}\n"]))
+    return run_record.Record(a_run(), project, path, {}, {}, [], {}, {})
+
+
+@pytest.mark.parametrize(("section", "text"), RECORDED_CODE)
+def test_a_record_that_names_code_is_refused_before_anything_is_imported(project, section, text):
+    record = a_record_of(project, section, text)
+    with pytest.raises(
+        fbp.InputError, match="the record names code that is not installed"
+    ) as error:
+        run_record.check_record(None, record, None)
+    assert "unheard_of:thing" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    with pytest.raises(fbp.InputError, match="neither metrics nor checkpoints"):
+        run_record.check_record(None, record, project / "unheard_of.py")
+    assert not (project / "executed").exists()
+
+
+@pytest.mark.parametrize(("section", "text"), RECORDED_CODE + SHORT_FORMS)
+def test_code_of_a_record_is_not_imported_while_it_is_read(project, section, text):
+    record = a_record_of(project, section, text)
+    with (
+        pytest.raises(fbp.InputError, match="the record names code that is not installed"),
+        reading_record(),
+    ):
+        reading.variants(reading.read(record.config), "record")
+    assert not (project / "executed").exists()
+
+
 def test_a_record_that_is_not_fbps_cannot_be_run_again(project, warm):
     run = client(project).create_run("0", run_name="foreign")
     assert "has no config.toml" in said("reproduce", run.info.run_id, status=2)
@@ -233,6 +292,31 @@ def test_reproduce_says_where_a_changed_model_first_differs(project, warm):
     assert "parameters first differ at the checkpoint of step 10: tensor" in output
     assert "at step 0 they were the same" in output
     assert "at the end, 1/w differs by at most" in output
+
+
+@pytest.mark.slow
+def test_a_run_of_a_file_of_the_users_own_is_loaded_resumed_and_reproduced(project, warm):
+    own = project / "code" / "own.py"
+    own.parent.mkdir()
+    own.write_text(MODEL.format("tanh"))
+    path = write_config(project, data="digits")
+    words = "run", path, "--set", "model.name=./code/own.py:model"
+    done = subprocess.run(command(*words), timeout=240, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folder = one(project / "mlruns" / "runs")
+    for name in (folder, folder.name):
+        assert fbp.load(name).config.model.name == f"{own}:model"
+    lines = layout.journal(folder).read_bytes().splitlines(keepends=True)
+    layout.journal(folder).write_bytes(b"".join(lines[:-2]))  # as if it had died before its end
+    done = subprocess.run(command("resume", folder), timeout=240, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shutil.move(folder, project / "away")
+    assert "the record names a file of code; if you trust it" in reproduced(project, folder.name, 2)
+    with pytest.raises(fbp.InputError, match="the record names a file of code"):
+        fbp.load(folder.name)
+    assert fbp.load(folder.name, code=own).predict(np.zeros((1, 8, 8, 1))).shape == (1, 10)
+    output = reproduced(project, folder.name, 0, "--code", "code/own.py")
+    assert "identical to the bit" in output
 
 
 @pytest.mark.slow

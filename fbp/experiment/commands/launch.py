@@ -9,6 +9,7 @@ from typing import NamedTuple
 from fbp.errors import InputError, prefixed_by
 from fbp.experiment.commands.load import local_runs
 from fbp.experiment.config import reading, writing
+from fbp.experiment.config.references import reading_own_run
 from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import environment, journal, layout, locks, tags
 from fbp.experiment.runner.jax_setup import configure_jax
@@ -157,12 +158,14 @@ def continue_run(folder: Path, request: RunRequest) -> Launched:
             f"{start.name}: made by fbp.experiment.track; run its own script again, with "
             f"track(..., resume={start.name!r})"
         )
-    config, root = reading.read(layout.config(folder)), layout.root_of(folder)
+    root = layout.root_of(folder)
     uri = store.tracking_uri(root, request.tracking_uri or shipper.destination(folder))
     store.check_not_moved(root)
-    configure_jax(config, environment.read(layout.artifacts(folder)))
     source = Path(start.tags.get(tags.SOURCE_NAME, layout.CONFIG))
-    return _run_with_shipper(config, RunIdentity(source, start.label), folder, uri, request)
+    with reading_own_run():
+        config = reading.read(layout.config(folder))
+        configure_jax(config, environment.read(layout.artifacts(folder)))
+        return _run_with_shipper(config, RunIdentity(source, start.label), folder, uri, request)
 
 
 def _label(name: str, overrides: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """Load a trained model: from a run's folder, by its name or MLflow run id, or from the registry."""
 
+import contextlib
 import os
 import re
 import tempfile
@@ -31,8 +32,8 @@ def load(
             that contains ``params.npz``; or a registered model, ``models:/NAME@ALIAS``.
         tracking_uri: the store to search for a run that has no local folder. Default:
             ``MLFLOW_TRACKING_URI``, or the store of this project.
-        code: a Python file of your own that the configuration of a run in a store names, if its
-            module is not installed.
+        code: a Python file of your own that the run's configuration names, if its module is not
+            installed. The runs of this project do not need it.
 
     Returns:
         A :class:`fbp.experiment.Trained` with ``.predict(x)``, ``.model``, ``.params`` and
@@ -53,13 +54,15 @@ def load(
         return _load_from_mlflow(str(run), uri, trusted)
     run = re.sub(r"^runs:/([0-9a-f]{32})/model$", r"\1", str(run))
     path = Path(run)
-    if path.is_dir():
-        return read(path if (path / layout.PARAMS).exists() else layout.model(path))
     root = layout.root()
-    folder = find_folder(root, run)
-    if folder:
+    is_other_folder = path.is_dir() and not layout.journal(path).exists()
+    folder = None if is_other_folder else find_folder(root, run)
+    if folder and folder.resolve().parent == layout.runs(root).resolve():
         with reading_own_run():
             return read(layout.model(folder))
+    if path.is_dir():
+        with reading_record(trusted) if trusted else contextlib.nullcontext():
+            return read(path if (path / layout.PARAMS).exists() else layout.model(path))
     configured_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if configured_uri or layout.database(root).exists():
         return _load_from_mlflow(run, store.tracking_uri(root, configured_uri), trusted)

@@ -73,17 +73,22 @@ def _reproduce_run(
     inconsistencies = check_record(runs, record, code)
     for line in _introduction(record):
         say(line)
-    folder = train_again(record, runs.uri)
+    folder = train_again(record, runs.uri, code)
     say(f"  {_trained_as(record, folder)}")
     verdict = compare(record, folder, inconsistencies)
     report(runs, record, folder, verdict, say)
     return verdict.identical
 
 
-def train_again(record: Record, uri: str | None) -> Path:
+def train_again(record: Record, uri: str | None, code: Path | None) -> Path:
     """Train the recorded configuration in a subprocess, in the recorded environment.
 
     A run that did not finish is trained up to the last step of its record.
+
+    Args:
+        record: the run.
+        uri: where the new run is tracked; None for the record's own tracker.
+        code: a Python file of the user's own that the configuration names, if not installed.
 
     Returns:
         The new run's folder.
@@ -100,6 +105,7 @@ def train_again(record: Record, uri: str | None) -> Path:
         "tags": {tags.REPRODUCES: record.run.run_id},
         "checkpoint_steps": sorted(record.checkpoints) or None,
         "stop_at": None if record.finished else record.last_step,
+        "code": None if code is None else str(code.resolve()),
     }
     inherited = {
         name: value
@@ -274,6 +280,7 @@ def child() -> int:
     from fbp.experiment.commands.launch import RunRequest, launch_config
     from fbp.experiment.commands.progress import Bar
     from fbp.experiment.config import reading
+    from fbp.experiment.config.references import reading_record
     from fbp.experiment.runner.run_start import RunIdentity
 
     line = sys.stdin.readline()
@@ -287,7 +294,8 @@ def child() -> int:
     try:
         steps = {key: task[key] for key in ("checkpoint_steps", "stop_at")}
         request = RunRequest(Bar, task["uri"], **steps)
-        launched = launch_config(reading.read(Path(task["config"])), identity, request)
+        with reading_record(None if task["code"] is None else Path(task["code"])):
+            launched = launch_config(reading.read(Path(task["config"])), identity, request)
         answer = {"folder": str(launched.folder.resolve())}
     except InputError as error:
         answer = {"problem": str(error)}
