@@ -300,7 +300,7 @@ def test_a_run_of_a_file_of_the_users_own_is_loaded_resumed_and_reproduced(proje
     own.parent.mkdir()
     own.write_text(MODEL.format("tanh"))
     path = write_config(project, data="digits")
-    words = "run", path, "--set", "model.name=./code/own.py:model"
+    words = "run", path, "--set", "model={name='./code/own.py:model'}"
     done = subprocess.run(command(*words), timeout=240, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     folder = one(project / "mlruns" / "runs")
