@@ -1,8 +1,9 @@
 """Train one contestant at one work, in a process that waits for a line of input before each round.
 
-``python -m benchmarks.worker WORK CONTESTANT`` writes a line of JSON when it is ready: either
+``python -m benchmarks.worker WORK CONTESTANT`` writes a line of JSON when it is ready, either
 ``{"first": s, "costs": [...], "packages": {...}}`` or ``{"left out": why}``. Then, for each line
-that it reads, it trains once from the initial weights and writes ``{"seconds": s, "memory": bytes}``.
+of its input, it trains once from the initial weights and writes
+``{"seconds": s, "memory": bytes}``.
 The output of libraries goes to the standard error.
 """
 
