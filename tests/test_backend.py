@@ -229,6 +229,23 @@ def test_import_warns_of_a_wrong_version(version):
         assert (f"jaxlib {version}" in done.stderr) == warned
 
 
+def test_programs_from_the_cache_are_read_without_a_word(tmp_path):
+    code = (
+        "from fbp.experiment.runner import jax_setup; jax_setup._enable_compilation_cache(); "
+        "import jax; jax.jit(lambda x: (jax.numpy.sin(x) @ x).sum())(jax.numpy.ones((5, 5)))"
+    )
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ
+            | {"XDG_CACHE_HOME": str(tmp_path), "JAX_ENABLE_COMPILATION_CACHE": "true"},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.glob("fbp/programs-*/*-cache"))
+
+
 @pytest.mark.skipif(_jaxlib.JAXLIB != "0.10.2", reason="needs jaxlib 0.10.2, which is wrong")
 def test_real_wrong_version_fails_and_the_flag_mends_it(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from fbp._jaxlib import JAXLIB
 from fbp.errors import InputError
 from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import environment
@@ -14,6 +15,10 @@ from fbp.experiment.runner.backend_check import BackendCheck
 
 _GPU_FLAGS = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
 _CACHE_BYTES = 2**30
+# These versions print two lines of 2,000 characters for each program that they read from the cache,
+# because they take two of LLVM's preferences for instruction sets (jax-ml/jax#38445). It is a false
+# alarm: all programs in the folder were compiled for a processor with the same instruction sets.
+_FALSE_ALARMS = ("0.10.0", "0.10.1")
 
 
 def configure_jax(config: Config, record: dict[str, Any] | None = None) -> BackendCheck:
@@ -71,6 +76,8 @@ def _enable_compilation_cache() -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:  # a home that cannot be written: compile anew each time
         return
+    if JAXLIB in _FALSE_ALARMS and settings.jax_logging_level in (None, "NOTSET"):
+        jax.config.update("jax_logging_level", "CRITICAL")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # programs are kept however fast they compiled: which ones must not depend on the clock
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
