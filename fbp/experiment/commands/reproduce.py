@@ -32,7 +32,7 @@ from fbp.experiment.tracking.run_reader import RecordedRun, RunReader
 
 _CHILD = "import sys; from fbp.experiment.commands.reproduce import child; sys.exit(child())"
 _DIGESTS = (tags.PARAMS_DIGEST, tags.METRICS_DIGEST)
-_VARIABLES_FROM_RECORD = ("XLA_FLAGS", "PJRT_NPROC", "NPROC")  # beside all JAX_* variables
+_VARIABLES_FROM_RECORD = ("XLA_FLAGS", "PJRT_NPROC", "NPROC")  # and all JAX_* but its cache
 _MAX_LABEL = 100  # characters of the second run's name
 _MAX_LINES = 20  # of differences between environments
 _SHORT_DIGEST = 12
@@ -107,11 +107,7 @@ def train_again(record: Record, uri: str | None, code: Path | None) -> Path:
         "stop_at": None if record.finished else record.last_step,
         "code": None if code is None else str(code.resolve()),
     }
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in _VARIABLES_FROM_RECORD and not name.startswith("JAX_")
-    }
+    inherited = {name: value for name, value in os.environ.items() if _is_inherited(name)}
     if record.environment.get("device", {}).get("platform") == "cpu":
         inherited["JAX_PLATFORMS"] = "cpu"
     answer, status = _train_in_subprocess(task, inherited | record.variables)
@@ -122,6 +118,13 @@ def train_again(record: Record, uri: str | None, code: Path | None) -> Path:
     if "problem" in answer:
         raise InputError(answer["problem"])
     return Path(answer["folder"])
+
+
+def _is_inherited(variable: str) -> bool:
+    """Return whether the subprocess gets an environment variable from this process."""
+    if variable in _VARIABLES_FROM_RECORD:
+        return False
+    return not variable.startswith("JAX_") or "COMPILATION_CACHE" in variable
 
 
 def compare(record: Record, folder: Path, inconsistencies: list[str]) -> Verdict:
