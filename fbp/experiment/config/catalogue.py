@@ -197,7 +197,7 @@ def _exported(
 
 CATALOGUE: Mapping[str, Mapping[str, Any]] = {
     "data": _exported(datasets, Dataset),
-    "model": _exported(models, Layer, defined_in="models"),
+    "model": _exported(models, Layer),
     "activation": _exported(layers, Layer, defined_in="activation"),
     "initializer": _exported(initializers, Initializer),
     "loss": _exported(losses, Loss, instances=Loss),
