@@ -1,4 +1,4 @@
-"""What the table does not say: against other formulas, options that need several inputs, and bad input."""
+"""Layers beyond the table: other formulas, options with several inputs, and bad input."""
 
 import itertools
 
@@ -10,7 +10,7 @@ import pytest
 import fbp
 from fbp import layers, losses
 from fbp.errors import InputError, ShapeError
-from fbp.layers import convolution
+from fbp.layers import _convolution
 from tests.tables import draw, numbers, quick_jit
 
 
@@ -63,13 +63,13 @@ def test_both_forms_of_the_weight_gradient_agree(examples, options, monkeypatch)
     """What a CPU uses for few examples, or many, and the convolution that accelerators use."""
     layer = layers.conv2d(8, (3, 2), **options)
     params, shape = draw(layer, (9, 8, 4))
-    window = convolution.window_of(
+    window = _convolution.make_window(
         "c",
         2,
         (3, 2),
-        options.get("stride", 1),
-        options.get("dilation", 1),
-        options.get("padding", "SAME"),
+        stride=options.get("stride", 1),
+        padding=options.get("padding", "SAME"),
+        dilation=options.get("dilation", 1),
     )
     x, delta = (
         jnp.asarray(numbers(examples, 9, 8, 4)),
@@ -77,13 +77,13 @@ def test_both_forms_of_the_weight_gradient_agree(examples, options, monkeypatch)
     )
 
     def gradient():
-        return convolution.weight_gradient(
+        return _convolution.weight_gradient(
             x, delta, params["w"].shape, window, options.get("groups", 1)
         )
 
     on_cpu = gradient()
     monkeypatch.setattr(
-        convolution, "by_platform", lambda cpu, other, *arguments: other(*arguments)
+        _convolution, "by_platform", lambda cpu, other, *arguments: other(*arguments)
     )
     np.testing.assert_allclose(on_cpu, gradient(), rtol=1e-4, atol=1e-4)
 
@@ -169,7 +169,7 @@ CELLS = {"rnn": layers.rnn, "lstm": layers.lstm, "gru": layers.gru}
 @pytest.mark.parametrize("cell", CELLS)
 class TestRecurrent:
     def test_lengths_and_carried_state(self, cell, output, reverse, x64):
-        layer = CELLS[cell](5, output=output, reverse=reverse, lengths=True, carry=True)
+        layer = CELLS[cell](5, output=output, reverse=reverse, with_lengths=True, with_state=True)
         params, _ = draw(CELLS[cell](5), (7, 3))
         params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params)
         x, lengths = jnp.asarray(numbers(4, 7, 3), jnp.float64), jnp.array([7, 3, 1, 5])
@@ -225,7 +225,7 @@ class TestRecurrent:
 
 
 def test_two_halves_with_a_carried_state_are_the_whole_sequence():
-    layer, whole = layers.lstm(4, carry=True), layers.lstm(4)
+    layer, whole = layers.lstm(4, with_state=True), layers.lstm(4)
     params, _ = draw(whole, (6, 3))
     x = numbers(2, 6, 3)
     first, state = layer.forward(params, (x[:, :3], layers.zero_state(layer, params, 2)))[0]
@@ -233,6 +233,40 @@ def test_two_halves_with_a_carried_state_are_the_whole_sequence():
     np.testing.assert_allclose(
         np.concatenate([first, second], axis=1), whole.forward(params, x)[0], rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_zero_state_does_not_depend_on_the_layers_name(cell):
+    layer = CELLS[cell](4, with_state=True)
+    params, _ = draw(layer, (6, 3))
+    for renamed in (fbp.Layer(*layer), layer._replace(name="lstm of mine")):
+        state = layers.zero_state(renamed, params, 2)
+        assert [part.shape for part in state] == [(2, 4)] * (2 if cell == "lstm" else 1)
+        renamed.forward(params, (numbers(2, 6, 3), state))
+    with pytest.raises(ShapeError, match="zero_state expects the parameters of a recurrent layer"):
+        layers.zero_state(layers.dense(3), draw(layers.dense(3), (4,))[0], 2)
+
+
+def test_how_layers_run_one_position_at_a_time():
+    """Positionwise, by an incremental form, or not at all."""
+    positionwise = [layers.dense(3), layers.relu(), layers.layer_norm(), layers.dropout(0.1)]
+    positionwise += [layers.embedding(3, 2), layers.add(), layers.batch_norm(), layers.softmax()]
+    assert {layer.incremental for layer in positionwise} == {"positionwise"}
+    mixing = [layers.conv1d(3, 3), layers.max_pool(2), layers.flatten(), layers.transpose((1, 0))]
+    mixing += [layers.group_norm(1), layers.attention(2), layers.lstm(3, reverse=True)]
+    mixing += [layers.gru(3, output="last"), layers.rnn(3, with_lengths=True)]
+    mixing += [layers.dot_product_attention(causal=True), layers.attention(2, cross=True)]
+    assert {layer.incremental for layer in mixing} == {None}
+    unlimited = [layers.lstm(3), layers.sinusoidal_positions()]
+    limited = [layers.attention(2, causal=True), layers.learned_positions()]
+    assert [layer.incremental.limited for layer in (*unlimited, *limited)] == [False] * 2 + [
+        True
+    ] * 2
+
+
+def test_weight_norm_takes_a_layer_and_not_its_factory():
+    with pytest.raises(InputError, match="weight_norm: expected a Layer, got 'dense'; call it"):
+        layers.weight_norm(layers.dense)
 
 
 def test_recurrent_defaults():
@@ -273,7 +307,7 @@ class TestRepeat:
         assert found["1/body"].shape == (3, 2, 5)
 
     def test_bytes_and_scratch_against_autodiff_and_a_program_that_does_not_grow(self):
-        """Bytes at most 0.8x; with recompute, scratch memory at most 0.4x. Compile time: benchmarks, repeat."""
+        """Bytes at most 0.8x; with recompute, scratch memory at most 0.4x."""
         block = fbp.residual(
             layers.layer_norm(), layers.dense(128), layers.gelu(), layers.dense(64)
         )
@@ -339,23 +373,29 @@ def test_loss_scaling_keeps_small_deltas_of_float16():
 @pytest.mark.parametrize(
     ("make", "shape", "problem"),
     [
-        (lambda: layers.conv2d(4, 3), (8, 8), r"conv2d expects examples of shape \(H, W, C\), got \(8, 8\)"),
+        (
+            lambda: layers.conv2d(4, 3), (8, 8),
+            r"conv2d expects examples of shape \(H, W, C\), got \(8, 8\)"),
         (lambda: layers.conv1d(4, 3), (8, 8, 1), r"conv1d expects examples of shape \(T, C\)"),
         (lambda: layers.conv2d(4, 3, groups=2), (8, 8, 3), "multiple of 2, got 3"),
-        (lambda: layers.conv2d(4, 9, padding="VALID"), (8, 8, 3), "a window of 9 x 9 does not fit an input of 8 x 8"),
+        (lambda: layers.conv2d(4, 9, padding="VALID"), (8, 8, 3),
+         "a window of 9 x 9 does not fit an input of 8 x 8"),
         (lambda: layers.max_pool(9), (8, 8, 3), "a window of 9 x 9 does not fit"),
-        (lambda: layers.conv2d(4, 19), (8, 8, 3), "a window of 19 x 19 is more than twice as large as the input of 8 x 8"),
+        (lambda: layers.conv2d(4, 19), (8, 8, 3),
+         "a window of 19 x 19 is more than twice as large as the input of 8 x 8"),
         (lambda: layers.max_pool(2), (8,), "expects examples of shape"),
         (lambda: layers.global_avg_pool(), (8,), "expects examples with positions and channels"),
         (lambda: layers.group_norm(4), (8, 6), "multiple of 4"),
-        (lambda: layers.reshape((3, -1)), (4,), r"reshape to \(3, -1\) does not fit an input of shape \(4,\)"),
+        (lambda: layers.reshape((3, -1)), (4,),
+         r"reshape to \(3, -1\) does not fit an input of shape \(4,\)"),
         (lambda: layers.transpose((1, 0)), (4,), "does not fit"),
         (lambda: layers.crop([(2, 2)]), (4, 1), "leaves nothing"),
         (lambda: layers.lstm(3), (4,), r"lstm expects examples of shape \(T, F\), got \(4,\)"),
         (lambda: layers.learned_positions(5), (6, 2), "at most 5 positions"),
         (lambda: layers.glu(), (5,), "an even last axis"),
         (lambda: layers.maxout(2), (5,), "multiple of 2"),
-        (lambda: fbp.repeat(layers.dense(3), 2), (4,), r"keeps the shape \(4,\), but dense\(3\) gives \(3,\)"),
+        (lambda: fbp.repeat(layers.dense(3), 2), (4,),
+         r"keeps the shape \(4,\), but dense\(3\) gives \(3,\)"),
     ],
 )  # fmt: skip
 def test_a_shape_that_does_not_fit_is_named_with_its_place(make, shape, problem):
