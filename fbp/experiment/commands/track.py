@@ -346,7 +346,7 @@ def _begin(folder: Path, request: _Request) -> Tracked:
             label=request.label,
             experiment=request.experiment,
             params=request.params,
-            run_tags={tags.SOURCE_NAME: script.as_posix(), **request.tags},
+            run_tags={tag_names.SOURCE_NAME: script.as_posix(), **request.tags},
         )
     writer.close()
     return Tracked(folder, request.keep)
