@@ -73,10 +73,10 @@ def draw(diagram: Diagram, title: str = "") -> Figure:
         )
     _draw_groups(axes, diagram, levels, x, y)
     for chain in chains:
-        first, last = chain[0], chain[-1]
-        start = y[first] - _height(diagram.boxes[first.box or 0]) / 2
-        end = y[last] + _height(diagram.boxes[last.box or 0]) / 2
-        points = [(x[first], start), *((x[p], y[p]) for p in chain[1:-1]), (x[last], end)]
+        source, target = chain[0], chain[-1]
+        start = y[source] - _height(diagram.boxes[source.box or 0]) / 2
+        end = y[target] + _height(diagram.boxes[target.box or 0]) / 2
+        points = [(x[source], start), *((x[p], y[p]) for p in chain[1:-1]), (x[target], end)]
         _draw_arrow(axes, points, [heights[p.level] for p in chain[1:-1]])
     for level in levels:
         for place in level:
