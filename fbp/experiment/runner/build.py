@@ -96,7 +96,8 @@ def build(config: Config) -> Experiment:
     counts = _counts(config, len(data.train.x))
     schedule = build_schedule(config, counts.steps)
     optimizer = build_optimizer(config, schedule, optimizers.decay_mask(model))
-    fit_checks.check_training(config, trial, optimizer)
+    name, metric = config.optimizer.name, config.selection.metric
+    fit_checks.check_training(trial, optimizer, name, metric)
     augment = build_augmentation(config, shape, trial)
     return Experiment(
         config, dataset, data, shape, model, loss, optimizer, schedule, observed, augment, *counts

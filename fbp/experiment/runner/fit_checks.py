@@ -116,19 +116,20 @@ def check_model(
     return trial
 
 
-def check_training(config: Config, trial: Trial, optimizer: Optimizer) -> None:
+def check_training(trial: Trial, optimizer: Optimizer, name: str, selection_metric: str) -> None:
     """Check that an optimizer fits the parameters, and that the metric to select by is logged.
 
     Args:
-        config: the configuration.
         trial: what :func:`check_model` traced.
         optimizer: the optimizer.
+        name: its name in the configuration.
+        selection_metric: the metric by which the best evaluation is selected.
 
     Raises:
         InputError: one line that says what does not fit.
     """
-    _check_optimizer(config.optimizer.name, optimizer, trial)
-    _check_selection(config.selection.metric, optimizer, trial)
+    _check_optimizer(name, optimizer, trial)
+    _check_selection(selection_metric, optimizer, trial)
 
 
 def _trace_forward(name: str, model: Layer, x: Any, outputs: Shape) -> tuple[Params, Any]:
