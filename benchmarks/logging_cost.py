@@ -26,7 +26,6 @@ from fbp.experiment.rundir import journal, layout, locks
 from fbp.experiment.rundir.series import read_series
 from fbp.experiment.runner import run as run_module
 from fbp.experiment.runner import run_start
-from fbp.experiment.runner.build import Experiment
 from fbp.experiment.runner.run_start import RunIdentity
 from fbp.experiment.tracking import shipper, store
 from tests.servers import Server
@@ -41,9 +40,9 @@ class _Watch:
     def __init__(self, at_half: Callable[[], None] = lambda: None):
         self.at_half = at_half
 
-    def begin(self, experiment: Experiment) -> None:
+    def begin(self, steps: int, epochs: int) -> None:
         self.start = self.last = 0.0
-        self.steps = experiment.steps
+        self.steps = steps
 
     def advance(self, step: int, epoch: int, latest: dict[str, float]) -> None:
         self.last = time.perf_counter()

@@ -6,9 +6,9 @@ It runs `fbp run` of an experiment with the code of CHECKOUT (this one by defaul
 function calls of the training process and of the shipper, and prints:
 
 * the files of fbp that each of the two processes enters by a function call;
-* the files that one batch passes in the training process: those with a function on the call stack,
-  or called, while the configuration is read, while the training step is traced, and while its
-  numbers are journaled;
+* the files that one batch passes on the way from the TOML file to the tracker: those with a
+  function on the call stack, or called, while the configuration is read, while the training step is
+  traced, while its numbers are journaled, and while the shipper sends them;
 * what somebody passes who follows the experiment through the calls: the functions of the runner and
   of the command line that are given the path, the configuration, or what is built from it. Each is
   read once, from its caller. Printed are the number of files, and how often a file that was left is
@@ -40,6 +40,7 @@ _ON_THE_WAY_OF_A_BATCH = re.compile(
     r"experiment/config(\.py|/reading\.py):read"
     r"|training\.py:(take|make)_steps\.<locals>\.steps"
     r"|experiment/(rundir/)?journal\.py:Journal\.steps"
+    r"|experiment/(tracking/)?ship(per|ment)\.py:Shipment\.(_take_steps|_points_of|_send(_points)?)"
 )
 
 
@@ -185,7 +186,11 @@ reading.trace_this_process()
         path = checkout / "experiments" / f"{experiment}.toml"
         command = [sys.executable, "-c", "from fbp.cli import main; main()", "run", str(path)]
         subprocess.run(
-            command, cwd=folder / "project", env=os.environ | variables, check=True
+            command,
+            cwd=folder / "project",
+            env=os.environ | variables,
+            check=True,
+            stdout=sys.stderr,
         )
         traces = []
         for file in (folder / "traces").glob("*.json"):
@@ -256,13 +261,13 @@ def main() -> None:
     files, entries = re_entries(training.followed())
     figures: dict[str, tuple[object, Iterable[str]]] = {
         "files entered, training process": (len(training.files()), sorted(training.files())),
-        "files on the way of one batch": (
-            len(training.files_of_a_batch()),
-            sorted(training.files_of_a_batch()),
-        ),
     }
     for trace in others:
-        figures["files entered, shipper"] = (len(trace.files()), sorted(trace.files()))
+        is_shipper = any("shipper" in word for word in trace.command)
+        name = "shipper" if is_shipper else f"another process, {trace.calls[0].file}"
+        figures[f"files entered, {name}"] = len(trace.files()), sorted(trace.files())
+    batch = set().union(*(trace.files_of_a_batch() for trace in (training, *others)))
+    figures["files on the way of one batch"] = len(batch), sorted(batch)
     steps = [f"{call.caller} -> {call.file}: {call.function}" for call in training.followed()]
     figures["following the experiment: files"] = files, steps
     figures["following the experiment: files entered again"] = entries, ()

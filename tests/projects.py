@@ -75,7 +75,7 @@ learning_rate = 0.01
 
 
 class Silent:
-    def begin(self, experiment):
+    def begin(self, steps, epochs):
         pass
 
     def advance(self, step, epoch, latest):

@@ -164,7 +164,7 @@ def continue_run(folder: Path, request: RunRequest) -> Launched:
     source = Path(start.tags.get(tags.SOURCE_NAME, layout.CONFIG))
     with reading_own_run():
         config = reading.read(layout.config(folder))
-        configure_jax(config, environment.read(layout.artifacts(folder)))
+        configure_jax(config.training, environment.read(layout.artifacts(folder)))
         return _run_with_shipper(config, RunIdentity(source, start.label), folder, uri, request)
 
 
@@ -199,7 +199,7 @@ def _run_with_shipper(
 ) -> Launched:
     """Train in a folder, start the process that sends the run to MLflow, and wait for it."""
     variants = reading.variants(config, str(identity.source))
-    backend = configure_jax(config)
+    backend = configure_jax(config.training)
     if backend.note:
         request.make_reporter(identity.label).note(backend.note)
     process = None

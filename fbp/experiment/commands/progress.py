@@ -11,7 +11,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from fbp.experiment.rundir.metric_table import as_text
-from fbp.experiment.runner.build import Experiment
 
 _SECONDS_BETWEEN_LINES = 5.0
 _METRICS = (
@@ -59,10 +58,9 @@ class Bar:
         self.line_time = 0.0
         self.latest: dict[str, float] = {}
 
-    def begin(self, experiment: Experiment) -> None:
-        """Announce that training compiles and starts."""
-        self.steps = experiment.steps
-        self.epochs = -(-experiment.steps // experiment.steps_per_epoch)
+    def begin(self, steps: int, epochs: int) -> None:
+        """Announce that training compiles and will take `steps` steps in `epochs` epochs."""
+        self.steps, self.epochs = steps, epochs
         if self.console.is_terminal:
             self.progress = Progress(
                 TextColumn("{task.description}"),

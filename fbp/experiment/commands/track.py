@@ -342,12 +342,11 @@ def _begin(folder: Path, request: _Request) -> Tracked:
         script = Path(sys.argv[0])
         record_start(
             writer,
-            source=script,
             repository=script.resolve().parent if script.exists() else Path.cwd(),
             label=request.label,
             experiment=request.experiment,
             params=request.params,
-            run_tags=request.tags,
+            run_tags={tag_names.SOURCE_NAME: script.as_posix(), **request.tags},
         )
     writer.close()
     return Tracked(folder, request.keep)

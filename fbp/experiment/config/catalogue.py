@@ -174,12 +174,12 @@ def _exported(
         module: where to look.
         returns: the return annotation of the kind's constructors.
         instances: the type of instances that belong to the kind, too.
-        defined_in: the end of the name of the module in which constructors are defined, if the
+        defined_in: a part of the name of the module in which constructors are defined, if the
             kind's functions share their return annotation with others.
     """
 
     def belongs(value: Any) -> bool:
-        if not inspect.isfunction(value) or not value.__module__.endswith(defined_in):
+        if not inspect.isfunction(value) or defined_in not in value.__module__:
             return isinstance(value, instances)
         declared = signature(value)
         required = [

@@ -223,17 +223,15 @@ def write(
         (artifacts / layout.GIT_DIFF).write_text(repository["diff"], encoding="utf-8")
 
 
-def run_tags(source: Path, repository: dict[str, str]) -> dict[str, str]:
-    """Return the tags that describe where a run comes from, and what it runs on.
+def run_tags(repository: dict[str, str]) -> dict[str, str]:
+    """Return the tags that describe what a run runs on, and the state of its code.
 
     Args:
-        source: the file that is run.
         repository: the state of the code, see :func:`git`.
     """
     device = jax.devices()[0]
     values = {
         tags.USER: _user(),
-        tags.SOURCE_NAME: source.as_posix(),
         tags.SOURCE_TYPE: "LOCAL",
         tags.VERSION: fbp.__version__,
         tags.PYTHON: platform.python_version(),

@@ -33,7 +33,6 @@ class Mismatch(NamedTuple):
 def record_start(
     journal: Journal,
     *,
-    source: Path,
     repository: Path,
     run_tags: Mapping[str, str],
     backend_check: dict[str, Any] | None = None,
@@ -43,15 +42,14 @@ def record_start(
 
     Args:
         journal: the run's.
-        source: the file that is run: an experiment or a script.
         repository: a folder inside the git repository of which the commit is recorded.
-        run_tags: tags beside those of the environment.
+        run_tags: tags beside those of the environment, `tags.SOURCE_NAME` among them.
         backend_check: see :func:`fbp.experiment.rundir.environment.describe`.
         line: for :meth:`Journal.start`.
     """
     git = environment.git(repository)
     environment.write(layout.artifacts(journal.folder), git, backend_check)
-    journal.start(tags={**environment.run_tags(source, git), **run_tags}, **line)
+    journal.start(tags={**environment.run_tags(git), **run_tags}, **line)
 
 
 class Recorder:

@@ -91,18 +91,13 @@ def build(config: Config) -> Experiment:
     model = build_model(config, dataset.outputs, len(dataset.tokens), dataset.sequence)
     observed = build_metrics(config, bool(dataset.classes))
     positions = shape[:1] if dataset.sequence else ()
-    trial = fit_checks.trace(config, model, shape, (*positions, dataset.outputs), data.train)
-    fit_checks.check_loss(config, loss, trial)
-    fit_checks.check_metrics(observed, trial)
-    fit_checks.check_gradients(config, model, loss, trial)
-    fit_checks.check_memory(trial)
-    if loss.takes_probabilities:
-        fit_checks.check_probabilities(config, model, shape, data.train)
+    outputs = (*positions, dataset.outputs)
+    trial = fit_checks.check_model(config, model, loss, observed, outputs, data.train)
     counts = _counts(config, len(data.train.x))
     schedule = build_schedule(config, counts.steps)
     optimizer = build_optimizer(config, schedule, optimizers.decay_mask(model))
-    fit_checks.check_optimizer(config, optimizer, schedule, trial)
-    fit_checks.check_selection(config, observed, model, loss, optimizer, data.train)
+    name, metric = config.optimizer.name, config.selection.metric
+    fit_checks.check_training(trial, optimizer, name, metric)
     augment = build_augmentation(config, shape, trial)
     return Experiment(
         config, dataset, data, shape, model, loss, optimizer, schedule, observed, augment, *counts
@@ -280,11 +275,6 @@ def build_loss(config: Config) -> Loss:
     """Return the loss that a configuration names."""
     loss: Loss = construct(config.loss)
     return loss
-
-
-def output_transform(config: Config) -> Callable[[Array], Array]:
-    """Return the function from a model's output to readable numbers, such as probabilities."""
-    return build_loss(config).inverse_link
 
 
 def build_metrics(config: Config, has_classes: bool) -> dict[str, Metric]:

@@ -28,14 +28,20 @@ _BATCH = 2  # the size of the batch that is traced
 
 
 class Trial(NamedTuple):
-    """Abstract arrays of one batch: shapes and dtypes.
+    """An experiment's functions, and abstract arrays (shapes and dtypes) of one batch.
 
     Attributes:
+        model: the model.
+        loss: the loss.
+        metrics: the metrics by the name under which they are logged.
         x, y: examples and targets.
         params: the model's parameters.
         output: the model's output for ``x``.
     """
 
+    model: Layer
+    loss: Loss
+    metrics: Mapping[str, Metric]
     x: Any
     y: Any
     params: Params
@@ -74,27 +80,72 @@ def _abstract(array: Any) -> Any:
     return jax.ShapeDtypeStruct((_BATCH, *array.shape[1:]), array.dtype)
 
 
-def trace(config: Config, model: Layer, shape: Shape, outputs: Shape, examples: Examples) -> Trial:
-    """Return abstract arrays of one batch through the model.
+def check_model(
+    config: Config,
+    model: Layer,
+    loss: Loss,
+    metrics: Mapping[str, Metric],
+    outputs: Shape,
+    examples: Examples,
+) -> Trial:
+    """Check that a model fits the examples, and loss, metrics and gradients the model.
 
     Args:
         config: the configuration.
         model: the model.
-        shape: the shape of one example.
+        loss: the loss.
+        metrics: the metrics by the name under which they are logged.
         outputs: the shape that one example's output must have.
         examples: training examples.
+
+    Returns:
+        What was traced, for further checks.
+
+    Raises:
+        InputError: one line that says what does not fit.
+    """
+    x, y = (_abstract(part) for part in examples)
+    params, output = _trace_forward(config.model.name, model, x, outputs)
+    trial = Trial(model, loss, metrics, x, y, params, output)
+    _check_loss(config.loss.name, trial)
+    _check_metrics(trial)
+    _check_gradients(config.model.name, trial)
+    _check_memory(trial)
+    if loss.takes_probabilities:
+        _check_probabilities(config.loss.name, model, examples)
+    return trial
+
+
+def check_training(trial: Trial, optimizer: Optimizer, name: str, selection_metric: str) -> None:
+    """Check that an optimizer fits the parameters, and that the metric to select by is logged.
+
+    Args:
+        trial: what :func:`check_model` traced.
+        optimizer: the optimizer.
+        name: its name in the configuration.
+        selection_metric: the metric by which the best evaluation is selected.
+
+    Raises:
+        InputError: one line that says what does not fit.
+    """
+    _check_optimizer(name, optimizer, trial)
+    _check_selection(selection_metric, optimizer, trial)
+
+
+def _trace_forward(name: str, model: Layer, x: Any, outputs: Shape) -> tuple[Params, Any]:
+    """Return abstract parameters and output of a model, for abstract examples.
 
     Raises:
         InputError: if the layers do not fit the examples, or the output not the targets.
     """
+    shape = x.shape[1:]
 
     def forward(key: Array, x: Array) -> Any:
         params, _ = model.init(key, shape)
         return params, model.forward(params, x, key=key)[0]
 
-    x, y = (_abstract(part) for part in examples)
     try:
-        with naming("model", config.model.name):
+        with naming("model", name):
             params, output = jax.eval_shape(forward, jax.random.key(0), x)
         if getattr(output, "shape", None) != (_BATCH, *outputs):
             if not hasattr(output, "shape"):
@@ -105,16 +156,16 @@ def trace(config: Config, model: Layer, shape: Shape, outputs: Shape, examples: 
             raise ShapeError(f"expected outputs of shape ({expected}), got ({actual})")
     except ShapeError as error:
         raise InputError(f"model: for examples of shape {shape}, {error}") from None
-    return Trial(x, y, params, output)
+    return params, output
 
 
-def check_loss(config: Config, loss: Loss, trial: Trial) -> None:
+def _check_loss(name: str, trial: Trial) -> None:
     """Check that a loss gives one cost per example, and a delta like the output.
 
     Raises:
         InputError: if it does not fit the outputs and targets.
     """
-    name = config.loss.name
+    loss = trial.loss
     with naming("loss", name):
         costs = jax.eval_shape(loss.value, trial.output, trial.y)
         delta = jax.eval_shape(loss.delta, trial.output, trial.y)
@@ -136,13 +187,13 @@ def _with_batch(value: Any) -> str:
     return f"{value.dtype} of shape ({sizes})"
 
 
-def check_metrics(metrics: Mapping[str, Metric], trial: Trial) -> None:
+def _check_metrics(trial: Trial) -> None:
     """Check that each metric gives one number per example.
 
     Raises:
         InputError: if one raises, or gives another shape.
     """
-    for label, metric in metrics.items():
+    for label, metric in trial.metrics.items():
         try:
             value = jax.eval_shape(metric, trial.output, trial.y)
         except InputError as error:
@@ -157,7 +208,7 @@ def check_metrics(metrics: Mapping[str, Metric], trial: Trial) -> None:
             )
 
 
-def check_gradients(config: Config, model: Layer, loss: Loss, trial: Trial) -> None:
+def _check_gradients(name: str, trial: Trial) -> None:
     """Check that the backward pass gives gradients of the parameters' structure and shapes.
 
     Raises:
@@ -165,10 +216,11 @@ def check_gradients(config: Config, model: Layer, loss: Loss, trial: Trial) -> N
     """
 
     def gradients(params: Params, x: Array, y: Array) -> Any:
-        return backpropagate(model, loss)(params, x, y, jax.random.key(0)).grads
+        key = jax.random.key(0)
+        return backpropagate(trial.model, trial.loss)(params, x, y, key).grads
 
     try:
-        with naming("model", config.model.name):
+        with naming("model", name):
             grads = jax.eval_shape(gradients, trial.params, trial.x, trial.y)
     except ShapeError as error:
         raise InputError(f"model: {error}") from None
@@ -182,7 +234,7 @@ def check_gradients(config: Config, model: Layer, loss: Loss, trial: Trial) -> N
         )
 
 
-def check_memory(trial: Trial) -> None:
+def _check_memory(trial: Trial) -> None:
     """Check that the parameters fit into the memory of this machine.
 
     Raises:
@@ -197,18 +249,18 @@ def check_memory(trial: Trial) -> None:
         )
 
 
-def check_probabilities(config: Config, model: Layer, shape: Shape, examples: Examples) -> None:
+def _check_probabilities(loss_name: str, model: Layer, examples: Examples) -> None:
     """Check that the outputs of a new model lie between 0 and 1; this runs the model.
 
     Raises:
         InputError: if they do not.
     """
-    params, _ = model.init(jax.random.key(0), shape)
+    params, _ = model.init(jax.random.key(0), examples.x.shape[1:])
     output, _ = model.forward(params, jnp.asarray(examples.x[:8]))
     low, high = float(output.min()), float(output.max())
     if low < 0 or high > 1:
         raise InputError(
-            f"loss.name: {config.loss.name!r} expects probabilities, but the model gives values "
+            f"loss.name: {loss_name!r} expects probabilities, but the model gives values "
             f"from {low:.3g} to {high:.3g}; set model.output_activation, or take the loss on logits"
         )
 
@@ -255,13 +307,12 @@ def check_schedule(name: str, schedule: Schedule) -> None:
         )
 
 
-def check_optimizer(config: Config, optimizer: Optimizer, schedule: Schedule, trial: Trial) -> None:
+def _check_optimizer(name: str, optimizer: Optimizer, trial: Trial) -> None:
     """Check that a user's own optimizer keeps the structure of parameters and of its state.
 
     Raises:
         InputError: if it raises, or gives other structures or shapes.
     """
-    name = config.optimizer.name
     if not is_reference(name):
         return
 
@@ -306,32 +357,23 @@ def check_augmentation(name: str, augment: Augmentation, trial: Trial) -> None:
         )
 
 
-def check_selection(
-    config: Config,
-    observed: Mapping[str, Metric],
-    model: Layer,
-    loss: Loss,
-    optimizer: Optimizer,
-    examples: Examples,
-) -> None:
+def _check_selection(metric: str, optimizer: Optimizer, trial: Trial) -> None:
     """Check that the metric by which the best evaluation is chosen will be logged.
 
     Raises:
         InputError: if it will not.
     """
-    names = [f"{part}_{name}" for part in ("validation", "train") for name in ("loss", *observed)]
+    measured = ("loss", *trial.metrics)
+    names = [f"{part}_{name}" for part in ("validation", "train") for name in measured]
     names += ["loss", "gradient_norm", "learning_rate", "examples_per_second", "epoch"]
-    metric = config.selection.metric
     if "/" in metric:
 
         def norms(x: Array, y: Array) -> diagnostics.LayerNorms:
-            params, _ = model.init(jax.random.key(0), x.shape[1:])
-            return diagnostics.layer_norms(model, loss, optimizer)(
-                params, optimizer.init(params), x, y
-            )
+            params, _ = trial.model.init(jax.random.key(0), x.shape[1:])
+            measure = diagnostics.layer_norms(trial.model, trial.loss, optimizer)
+            return measure(params, optimizer.init(params), x, y)
 
-        x, y = (_abstract(part) for part in examples)
-        names += diagnostics.as_metrics(jax.eval_shape(norms, x, y))
+        names += diagnostics.as_metrics(jax.eval_shape(norms, trial.x, trial.y))
     if metric not in names:
         raise InputError(
             f"selection.metric: no metric {metric!r} is logged at evaluations; "

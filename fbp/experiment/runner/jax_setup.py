@@ -8,7 +8,7 @@ import jax
 
 from fbp._jaxlib import JAXLIB
 from fbp.errors import InputError
-from fbp.experiment.config.schema import Config
+from fbp.experiment.config.schema import TrainingSection
 from fbp.experiment.rundir import environment
 from fbp.experiment.runner import backend_check
 from fbp.experiment.runner.backend_check import BackendCheck
@@ -21,11 +21,11 @@ _CACHE_BYTES = 2**30
 _FALSE_ALARMS = ("0.10.0", "0.10.1")
 
 
-def configure_jax(config: Config, record: dict[str, Any] | None = None) -> BackendCheck:
+def configure_jax(training: TrainingSection, record: dict[str, Any] | None = None) -> BackendCheck:
     """Set the environment variables and options that JAX reads when it starts; test the backend.
 
     Args:
-        config: the experiment; `training.strict` asks for one thread, `training.deterministic` for
+        training: the configuration's section; `strict` asks for one thread, `deterministic` for
             deterministic programs on a GPU.
         record: the environment of a resumed run, as `environment.json` has it; its number of
             threads is set again unless the process has chosen one, and its flag against wrong
@@ -39,17 +39,17 @@ def configure_jax(config: Config, record: dict[str, Any] | None = None) -> Backe
             if the backend computes wrong results and no flag can mend it.
     """
     threads = environment.threads()
-    if config.training.strict:
+    if training.strict:
         os.environ[environment.THREADS] = "1"
     elif record and environment.THREADS not in os.environ:
         os.environ |= environment.threads_of(record)
-    others = config.training.strict and environment.threads() != threads
+    others = training.strict and environment.threads() != threads
     if others and backend_check.jax_has_started():
         raise InputError(
             f"training.strict: JAX has started already with {threads} threads; start the process "
             f"with {environment.THREADS}=1"
         )
-    if config.training.deterministic and any(
+    if training.deterministic and any(
         importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)
     ):
         flags = os.environ.get("XLA_FLAGS", "")

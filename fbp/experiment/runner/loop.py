@@ -39,8 +39,8 @@ _MAX_CHUNK_GROWTH = 8
 class Reporter(Protocol):
     """Shows the progress of a run."""
 
-    def begin(self, experiment: Experiment) -> None:
-        """Announce that training compiles and starts."""
+    def begin(self, steps: int, epochs: int) -> None:
+        """Announce that training compiles and will take `steps` steps in `epochs` epochs."""
 
     def advance(self, step: int, epoch: int, latest: dict[str, float]) -> None:
         """Show that training has reached `step`."""

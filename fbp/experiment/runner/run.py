@@ -74,7 +74,7 @@ def run(
     start = start_or_resume(experiment, identity, folder, reporter)
     recorder, journal = start.recorder, start.recorder.journal
     checkpoints = Checkpoints(folder, config.checkpoint.keep, journal)
-    reporter.begin(experiment)
+    reporter.begin(experiment.steps, -(-experiment.steps // experiment.steps_per_epoch))
     try:
         with _collected_signals(signals) as signals:
             loop = Loop(

@@ -173,10 +173,10 @@ def begin_journal(
     decision = backend_check.decision()
     record_start(
         writer,
-        source=identity.source,
         repository=identity.source.resolve().parent,
         backend_check=decision.facts() if decision else None,
         run_tags={
+            tags.SOURCE_NAME: identity.source.as_posix(),
             tags.SEED: str(config.seed),
             tags.DESCRIPTION: config.description,
             tags.BACKEND_CHECK: decision.verdict if decision else "",

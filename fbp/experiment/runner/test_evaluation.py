@@ -11,7 +11,7 @@ from fbp.datasets import Standardization
 from fbp.experiment.rundir import results
 from fbp.experiment.rundir.npz import flatten_by_path
 from fbp.experiment.rundir.results import Results
-from fbp.experiment.runner.build import Experiment, output_transform
+from fbp.experiment.runner.build import Experiment
 from fbp.experiment.runner.loop import EVALUATION_BATCH
 from fbp.experiment.runner.trained_model import PREDICTION_BATCH
 from fbp.layer import Params
@@ -59,9 +59,9 @@ def _measure(experiment: Experiment, output: jax.Array) -> Results:
     if experiment.dataset.sequence:
         return Results(loss_by_position=_loss_by_position(experiment, output))
     if experiment.config.data.reconstruct:
-        return _reconstructed(experiment, np.asarray(output_transform(experiment.config)(output)))
+        return _reconstructed(experiment, np.asarray(experiment.loss.inverse_link(output)))
     if experiment.dataset.classes:
-        return _classified(experiment, np.asarray(output_transform(experiment.config)(output)))
+        return _classified(experiment, np.asarray(experiment.loss.inverse_link(output)))
     scaling = experiment.data.target_scaling
     return Results(
         predicted=_unscaled(scaling, np.asarray(output)),
@@ -142,7 +142,7 @@ def _with_boundary(measured: Results, experiment: Experiment, params: Params) ->
     points = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
     forward = jax.jit(training.make_predict(experiment.model, batch_size=PREDICTION_BATCH))
     output = forward(params, jnp.asarray(points))
-    probabilities = np.asarray(output_transform(experiment.config)(output))
+    probabilities = np.asarray(experiment.loss.inverse_link(output))
     return measured._replace(
         grid=probabilities.reshape(_GRID_SIZE, _GRID_SIZE, -1).astype(np.float32),
         grid_extent=_unscaled(scaling, np.stack([points[0], points[-1]])),

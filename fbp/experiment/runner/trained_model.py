@@ -24,7 +24,7 @@ from fbp.experiment.rundir.npz import (
     write_arrays,
     write_text,
 )
-from fbp.experiment.runner.build import build_model, output_transform
+from fbp.experiment.runner.build import build_loss, build_model
 from fbp.layer import Array, Layer, Params, Shape
 
 PREDICTION_BATCH = 1000
@@ -80,7 +80,7 @@ class Trained(NamedTuple):
         x = self._with_shape(np.asarray(x) if self.tokens else np.asarray(x, np.float32))
         x = self.inputs.apply(x) if self.inputs else x
         raw = self.forward(self.params, jnp.asarray(x))
-        output = np.asarray(output_transform(self.config)(raw))
+        output = np.asarray(build_loss(self.config).inverse_link(raw))
         return self.targets.undo(output) if self.targets else output
 
     def _with_shape(self, x: np.ndarray) -> np.ndarray:
