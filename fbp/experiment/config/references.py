@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -31,11 +31,13 @@ class _Policy(NamedTuple):
         is_record: the configuration comes from a record: its modules must be installed.
         trusts_files: the configuration may name files itself.
         code: the file or package that the user gives for the code of a record.
+        imported: top-level modules that the user has imported.
     """
 
     is_record: bool = False
     trusts_files: bool = False
     code: Path | None = None
+    imported: frozenset[str] = frozenset()
 
 
 _TRUST_MODULES = _Policy()
@@ -44,14 +46,16 @@ _trusted_files: set[Path] = set()
 
 
 @contextlib.contextmanager
-def reading_record(code: Path | None = None) -> Iterator[None]:
+def reading_record(code: Path | None = None, imported: Collection[str] = ()) -> Iterator[None]:
     """Inside the block, refuse references to code that is neither installed nor `code`.
 
     Args:
         code: a Python file, or a folder of a package or of files, that the user gives for the code
             of the record. A record's reference to a file means the file of that name.
+        imported: top-level modules that the user has imported, if in another process.
     """
-    token = _policy.set(_Policy(is_record=True, code=None if code is None else code.resolve()))
+    path = None if code is None else code.resolve()
+    token = _policy.set(_Policy(True, code=path, imported=frozenset(imported)))
     try:
         yield
     finally:
@@ -66,6 +70,11 @@ def reading_own_run() -> Iterator[None]:
         yield
     finally:
         _policy.reset(token)
+
+
+def imported_modules() -> list[str]:
+    """Return the top-level modules that this process has imported, which a record may name."""
+    return [name for name in sys.modules if "." not in name]
 
 
 def trust_files_in(value: Any) -> None:
@@ -97,7 +106,7 @@ def canonical(kind: str, name: str) -> str:
     """
     policy, match = _policy.get(), _FILE.fullmatch(name)
     if match is None:
-        if policy.is_record:
+        if policy.is_record and name.partition(":")[0].partition(".")[0] not in policy.imported:
             require_trusted_module(kind, name, policy.code)
         return name
     path = Path(match["path"]).resolve()

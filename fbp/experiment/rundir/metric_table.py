@@ -6,6 +6,8 @@ is not in the table is one of a user's own: smaller is better, five digits.
 
 from typing import Literal, NamedTuple
 
+import fbp
+
 
 class Metric(NamedTuple):
     """A metric.
@@ -27,9 +29,11 @@ MACHINE = "system/"
 _UNKNOWN = Metric()
 
 METRICS = {
+    metric.name: Metric("max" if metric.higher_is_better else "min", metric.format)
+    for metric in vars(fbp.metrics).values()
+    if isinstance(metric, fbp.metrics.Metric)
+} | {
     "loss": Metric(format=".4g"),
-    "accuracy": Metric("max", ".2%"),
-    "absolute_error": Metric(format=".4g"),
     "r2": Metric("max", ".4g"),
     "examples_per_second": Metric("max", ",.0f", timing=True),
     "seconds": Metric(timing=True),
