@@ -25,6 +25,7 @@ from fbp.experiment.commands.run_record import (
     read_params,
 )
 from fbp.experiment.commands.verdict import Verdict, compare_runs, shortened, tensor_differences
+from fbp.experiment.config import references
 from fbp.experiment.rundir import environment, journal, layout, tags
 from fbp.experiment.rundir.series import Series, read_series
 from fbp.experiment.tracking.readers import open_runs
@@ -106,6 +107,7 @@ def train_again(record: Record, uri: str | None, code: Path | None) -> Path:
         "checkpoint_steps": sorted(record.checkpoints) or None,
         "stop_at": None if record.finished else record.last_step,
         "code": None if code is None else str(code.resolve()),
+        "imported": references.imported_modules(),
     }
     inherited = {name: value for name, value in os.environ.items() if _is_inherited(name)}
     if record.environment.get("device", {}).get("platform") == "cpu":
@@ -283,7 +285,6 @@ def child() -> int:
     from fbp.experiment.commands.launch import RunRequest, launch_config
     from fbp.experiment.commands.progress import Bar
     from fbp.experiment.config import reading
-    from fbp.experiment.config.references import reading_record
     from fbp.experiment.runner.run_start import RunIdentity
 
     line = sys.stdin.readline()
@@ -297,7 +298,8 @@ def child() -> int:
     try:
         steps = {key: task[key] for key in ("checkpoint_steps", "stop_at")}
         request = RunRequest(Bar, task["uri"], **steps)
-        with reading_record(None if task["code"] is None else Path(task["code"])):
+        code = None if task["code"] is None else Path(task["code"])
+        with references.reading_record(code, task["imported"]):
             launched = launch_config(reading.read(Path(task["config"])), identity, request)
         answer = {"folder": str(launched.folder.resolve())}
     except InputError as error:
