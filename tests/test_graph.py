@@ -206,7 +206,7 @@ class TestShared:
 def test_sequences_with_lengths_in_a_graph():
     model = fbp.graph(
         {
-            "h": (layers.lstm(4, lengths=True), "x", "n"),
+            "h": (layers.lstm(4, with_lengths=True), "x", "n"),
             "a": (layers.attention(2, lengths=True), "h", "n"),
         },
         inputs=("x", "n"),

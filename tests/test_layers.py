@@ -169,7 +169,7 @@ CELLS = {"rnn": layers.rnn, "lstm": layers.lstm, "gru": layers.gru}
 @pytest.mark.parametrize("cell", CELLS)
 class TestRecurrent:
     def test_lengths_and_carried_state(self, cell, output, reverse, x64):
-        layer = CELLS[cell](5, output=output, reverse=reverse, lengths=True, carry=True)
+        layer = CELLS[cell](5, output=output, reverse=reverse, with_lengths=True, with_state=True)
         params, _ = draw(CELLS[cell](5), (7, 3))
         params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params)
         x, lengths = jnp.asarray(numbers(4, 7, 3), jnp.float64), jnp.array([7, 3, 1, 5])
@@ -225,7 +225,7 @@ class TestRecurrent:
 
 
 def test_two_halves_with_a_carried_state_are_the_whole_sequence():
-    layer, whole = layers.lstm(4, carry=True), layers.lstm(4)
+    layer, whole = layers.lstm(4, with_state=True), layers.lstm(4)
     params, _ = draw(whole, (6, 3))
     x = numbers(2, 6, 3)
     first, state = layer.forward(params, (x[:, :3], layers.zero_state(layer, params, 2)))[0]

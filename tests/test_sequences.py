@@ -214,7 +214,7 @@ def test_sums_over_many_are_wide_under_mixed_precision():
 
 
 def test_whatever_padding_holds_reaches_no_gradient():
-    layer = layers.lstm(3, lengths=True)
+    layer = layers.lstm(3, with_lengths=True)
     params, _ = draw(layers.lstm(3), (5, 2))
     x = numbers(2, 5, 2)
     x[0, 3:] = np.nan

@@ -1,26 +1,22 @@
-"""Recurrent layers over sequences (B, T, F), and back-propagation through time written out.
+"""Recurrent layers over sequences (B, T, F), with back-propagation through time written out.
 
-Forward, the input's share of every pre-activation is one GEMM over all positions; the scan over time holds only what
-depends on the state before. Backward, a scan in the other direction emits the delta at every pre-activation, equation (2)
-through time; the weight gradients, equations (3) and (4), are then one GEMM each over all positions and examples, outside
-the scan. Autodiff instead adds a small product to each weight gradient at every step.
+Forward, the input's share of every pre-activation is one GEMM over all positions. The scan over time holds only the work
+that depends on the previous state. It stores the state before each step; the state after a step is the next one's.
 
-Every layer here takes
+Backward, a scan in the opposite direction emits the delta dz at every pre-activation, equation (2) through time:
 
-    features     the width of the state
-    output       "sequence" for the state at every position (B, T, features), "last" for the last one (B, features)
-    reverse      run from the end to the beginning; ``fbp.bidirectional`` puts two directions side by side
-    lengths      the input is ``(x, lengths)``, lengths (B,) integers: positions from an example's length on are padding;
-                 they leave the state as it is, give outputs of 0, and contribute nothing to any gradient
-    carry        the input is ``(x, state)`` and the output ``(y, state)`` (with lengths, ``(x, lengths, state)``): for
-                 truncated back-propagation through time and for generating step by step. ``state`` is a tuple of
-                 (B, features), as :func:`zero_state` makes it
+    dC/dh_{t-1} = dC/dh_t dh_t/dh_{t-1} + dz_t wh^T
 
-and has parameters ``{"wx": (F, gates * features), "wh": (features, gates * features), "b": (gates * features,)}``.
-sigmoid is computed as ``(1 + tanh(z/2)) / 2``: the same function, at half the time on a CPU.
+The weight gradients, equations (3) and (4), are then one GEMM each over all positions and examples, outside the scan:
 
-Sources: Werbos (1990), *Backpropagation through time*; Elman (1990); Hochreiter and Schmidhuber (1997); Gers, Schmidhuber and
-Cummins (2000); Cho et al. (2014).
+    dC/dwx = x^T dz      dC/dwh = h_before^T dz      dC/db = sum of dz
+
+Autodiff instead adds a small product to each weight gradient at every step.
+
+Shape letters: B batch, T time, F input features, H state features, G gates per state feature.
+
+Sources: Werbos (1990), *Backpropagation through time*; Elman (1990); Hochreiter and Schmidhuber (1997); Gers, Schmidhuber
+and Cummins (2000); Cho et al. (2014).
 """
 
 from collections.abc import Callable
@@ -32,41 +28,42 @@ import jax.numpy as jnp
 from fbp import initializers
 from fbp._kernels import RNN_UNROLL, scan_over_time
 from fbp.errors import InputError, ShapeError
-from fbp.layer import (
-    Array,
-    Cache,
-    Grads,
-    IncrementalForward,
-    Initializer,
-    Key,
-    Layer,
-    Params,
-    Shape,
-)
+from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape, Stream
 
 Output = Literal["sequence", "last"]
 
-State = tuple[Array, ...]  # (h,) or (h, c)
+State = tuple[Array, ...]
+"""``(h,)``, for an LSTM ``(h, c)``; each (B, H)."""
 
 
 class _Cell(NamedTuple):
-    """One step of a recurrence. ``z`` is x_t wx, ``dz`` the delta at the pre-activations.
+    """One step of a recurrence, forward and backward, on arrays (B, ...).
 
     Attributes:
-        gates: pre-activations per feature.
-        states: arrays in the state.
-        step: ``(params, z, state) -> (state, kept)``
-        back: ``(kept, state before, state after, dC/dstate after) -> (dz, what of it meets wh if that is another,
-            dC/dstate before but for wh)``
+        kind: name of the layer.
+        gate_biases: initial bias of each of the G gates.
+        states: number of arrays in the state.
+        step: ``(params, z, state) -> (state, saved)`` with ``z = x_t wx`` and ``saved`` the values that ``backward_step``
+            needs.
+        backward_step: ``(wh^T, saved, state_before, state_after, dC/dstate_after) -> (dz, ds, dC/dstate_before)``. ``dz`` is
+            the delta at the pre-activations. ``ds`` is the delta of the part of ``h wh`` that differs from it, or None.
+        recurrent_delta: ``(dz, ds) -> `` the delta of ``h wh``, (..., G H).
+        extra_params: ``(H, dtype) -> params`` beside wx, wh and b.
+        extra_grads: ``ds (B T, ...) -> grads`` of ``extra_params``.
     """
 
-    gates: int
+    kind: str
+    gate_biases: tuple[float | Array, ...]
     states: int
-    step: Callable[[Params, Array, State], tuple[State, Any]]
-    back: Callable[[Any, State, State, State], tuple[Array, Array | None, State]]
+    step: Callable[[Params, Any, State], tuple[State, Any]]
+    backward_step: Callable[[Array, Any, State, State, State], tuple[Array, Array | None, State]]
+    recurrent_delta: Callable[[Array, Any], Array] = lambda dz, ds: dz
+    extra_params: Callable[[int, Any], dict[str, Array]] = lambda features, dtype: {}
+    extra_grads: Callable[[Any], dict[str, Array]] = lambda ds: {}
 
 
 def _sigmoid(z: Array) -> Array:
+    """Return ``(1 + tanh(z/2)) / 2``, the same function as ``1 / (1 + exp(-z))`` at half the time on a CPU."""
     return 0.5 * jnp.tanh(0.5 * z) + 0.5
 
 
@@ -75,37 +72,39 @@ def _rnn_step(params: Params, z: Array, state: State) -> tuple[State, Any]:
     return (h,), ()
 
 
-def _rnn_back(kept: Any, before: State, after: State, d: State) -> tuple[Array, None, State]:
-    return d[0] * (1 - after[0] * after[0]), None, (jnp.zeros_like(d[0]),)
+def _rnn_backward_step(
+    wh_t: Array, saved: Any, before: State, after: State, delta: State
+) -> tuple[Array, None, State]:
+    dz = delta[0] * (1 - after[0] * after[0])
+    return dz, None, (dz @ wh_t,)
 
 
 def _lstm_step(params: Params, z: Array, state: State) -> tuple[State, Any]:
     h, c = state
-    half = jnp.repeat(
-        jnp.array([0.5, 0.5, 1.0, 0.5], z.dtype), h.shape[-1]
-    )  # one tanh for all gates; sigmoid is half of one
+    # One tanh serves all gates, because sigmoid is half of one.
+    half = jnp.repeat(jnp.array([0.5, 0.5, 1.0, 0.5], z.dtype), h.shape[-1])
     gates = jnp.tanh(half * (z + h @ params["wh"] + params["b"])) * half + (1 - half)
     i, f, g, o = jnp.split(gates, 4, axis=-1)
     c = f * c + i * g
-    squashed = jnp.tanh(c)
-    h = o * squashed
-    return (h, c), (i, f, g, o, o - h * squashed)
+    return (o * jnp.tanh(c), c), gates
 
 
-def _lstm_back(kept: Any, before: State, after: State, d: State) -> tuple[Array, None, State]:
-    i, f, g, o, slope = kept
-    dh, dc = d
-    dc = dc + dh * slope
+def _lstm_backward_step(
+    wh_t: Array, saved: Any, before: State, after: State, delta: State
+) -> tuple[Array, None, State]:
+    i, f, g, o = jnp.split(saved, 4, axis=-1)
+    (dh, dc), (h, c) = delta, after
+    dc = dc + dh * (o - h * jnp.tanh(c))  # dh/dc = o (1 - tanh(c)^2)
     dz = jnp.concatenate(
         [
             dc * g * i * (1 - i),
             dc * before[1] * f * (1 - f),
             dc * i * (1 - g * g),
-            dh * after[0] * (1 - o),
+            dh * h * (1 - o),
         ],
         axis=-1,
     )
-    return dz, None, (jnp.zeros_like(dh), dc * f)
+    return dz, None, (dz @ wh_t, dc * f)
 
 
 def _gru_step(params: Params, z: Array, state: State) -> tuple[State, Any]:
@@ -118,232 +117,440 @@ def _gru_step(params: Params, z: Array, state: State) -> tuple[State, Any]:
     return (n + u * (h - n),), (gates, n, s_n)
 
 
-def _gru_back(kept: Any, before: State, after: State, d: State) -> tuple[Array, Array, State]:
-    gates, n, s_n = kept
+def _gru_backward_step(
+    wh_t: Array, saved: Any, before: State, after: State, delta: State
+) -> tuple[Array, Array, State]:
+    gates, n, s_n = saved
     u, r = jnp.split(gates, 2, axis=-1)
-    (dh,) = d
+    (dh,) = delta
     dz_n = dh * (1 - u) * (1 - n * n)
     dz_u = dh * (before[0] - n) * u * (1 - u)
     dz_r = dz_n * s_n * r * (1 - r)
-    return (
-        jnp.concatenate([dz_u, dz_r, dz_n], axis=-1),
-        jnp.concatenate([dz_u, dz_r, dz_n * r], axis=-1),
-        (dh * u,),
-    )
+    ds_n = dz_n * r
+    before_delta = dh * u + jnp.concatenate([dz_u, dz_r, ds_n], axis=-1) @ wh_t
+    return jnp.concatenate([dz_u, dz_r, dz_n], axis=-1), ds_n, (before_delta,)
 
 
-_RNN = _Cell(1, 1, _rnn_step, _rnn_back)
-_LSTM = _Cell(4, 2, _lstm_step, _lstm_back)
-_GRU = _Cell(3, 1, _gru_step, _gru_back)
+def _gru_recurrent_delta(dz: Array, ds_n: Array) -> Array:
+    """Return the delta of ``h wh``: that of z but for the block of n, which r multiplies."""
+    return jnp.concatenate([dz[..., : 2 * ds_n.shape[-1]], ds_n], axis=-1)
+
+
+_RNN = _Cell("rnn", (0.0,), 1, _rnn_step, _rnn_backward_step)
+_LSTM = _Cell("lstm", (0.0, 1.0, 0.0, 0.0), 2, _lstm_step, _lstm_backward_step)
+_GRU = _Cell(
+    "gru",
+    (0.0, 0.0, 0.0),
+    1,
+    _gru_step,
+    _gru_backward_step,
+    recurrent_delta=_gru_recurrent_delta,
+    extra_params=lambda features, dtype: {"bh": jnp.zeros((features,), dtype)},
+    extra_grads=lambda ds_n: {"bh": ds_n.sum(axis=0)},
+)
+
+
+class _Options(NamedTuple):
+    """Options that the recurrent layers share; :func:`rnn` describes them."""
+
+    output: Output
+    reverse: bool
+    with_lengths: bool
+    with_state: bool
+    weights: Initializer | None
+    recurrent_weights: Initializer | None
 
 
 def rnn(
-    features: int, *, output: Output = "sequence", reverse: bool = False, lengths: bool = False, carry: bool = False,
-    weights: Initializer | None = None, recurrent_weights: Initializer | None = None,
-) -> Layer:  # fmt: skip
-    """``h_t = tanh(x_t wx + h_{t-1} wh + b)``. Elman (1990). The cache is x and every h; see the module for the arguments.
+    features: int,
+    *,
+    output: Output = "sequence",
+    reverse: bool = False,
+    with_lengths: bool = False,
+    with_state: bool = False,
+    weights: Initializer | None = None,
+    recurrent_weights: Initializer | None = None,
+) -> Layer:
+    """Return the simple recurrent layer ``h_t = tanh(x_t wx + h_{t-1} wh + b)``. Elman (1990).
 
-    Recurrent weights start orthogonal (Saxe et al., 2014), input weights glorot_uniform.
+    Args:
+        features: width H of the state.
+        output: ``"sequence"`` for the state at every position (B, T, H), ``"last"`` for the last one (B, H).
+        reverse: run from the end to the beginning. :func:`fbp.bidirectional` puts two directions side by side.
+        with_lengths: the input is ``(x, lengths)``, ``lengths`` (B,) integers. Positions from an example's length on are
+            padding: they leave the state unchanged, give outputs of 0 and add nothing to any gradient.
+        with_state: the input is ``(x, state)`` and the output ``(y, state)``; with lengths too, the input is
+            ``(x, lengths, state)``. This serves truncated back-propagation through time. ``state`` is a tuple of arrays
+            (B, H), see :func:`zero_state`.
+        weights: initializer of ``wx``; glorot_uniform by default.
+        recurrent_weights: initializer of each (H, H) block of ``wh``; orthogonal by default (Saxe et al., 2014).
+
+    Returns:
+        A layer from (B, T, F) with parameters ``{"wx": (F, H), "wh": (H, H), "b": (H,)}``. Its cache is x, the state before
+        each step and the last state.
+
+    Raises:
+        InputError: if ``features`` is less than 1 or ``output`` is neither of the two.
+        ShapeError: if the input does not fit.
     """
-    return _recurrent(
-        "rnn", _RNN, features, output, reverse, lengths, carry, weights, recurrent_weights, 0.0
-    )
+    options = _Options(output, reverse, with_lengths, with_state, weights, recurrent_weights)
+    return _recurrent(_RNN, features, options)
 
 
 def lstm(
-    features: int, *, output: Output = "sequence", reverse: bool = False, lengths: bool = False, carry: bool = False,
-    weights: Initializer | None = None, recurrent_weights: Initializer | None = None, forget_bias: float = 1.0,
-) -> Layer:  # fmt: skip
-    """``c_t = f c_{t-1} + i g``, ``h_t = o tanh(c_t)`` with gates i, f, o = sigmoid and g = tanh of x_t wx + h_{t-1} wh + b.
+    features: int,
+    *,
+    output: Output = "sequence",
+    reverse: bool = False,
+    with_lengths: bool = False,
+    with_state: bool = False,
+    weights: Initializer | None = None,
+    recurrent_weights: Initializer | None = None,
+    forget_bias: float = 1.0,
+) -> Layer:
+    """Return a long short-term memory: ``c_t = f c_{t-1} + i g``, ``h_t = o tanh(c_t)``.
 
-    Hochreiter and Schmidhuber (1997), with the forget gate of Gers et al. (2000). The gates stand in the order i, f, g, o. The
-    cache is x, the gates, every h, c and dh/dc. The forget gate's bias starts at ``forget_bias`` (Jozefowicz et al., 2015).
+    The gates i, f, o are the sigmoid, g is the tanh, of ``x_t wx + h_{t-1} wh + b``. Hochreiter and Schmidhuber (1997), with
+    the forget gate of Gers et al. (2000).
+
+    Args:
+        features: width H of the state.
+        output: as in :func:`rnn`.
+        reverse: as in :func:`rnn`.
+        with_lengths: as in :func:`rnn`.
+        with_state: as in :func:`rnn`; the state is ``(h, c)``.
+        weights: as in :func:`rnn`.
+        recurrent_weights: as in :func:`rnn`.
+        forget_bias: initial bias of the forget gate (Jozefowicz et al., 2015).
+
+    Returns:
+        A layer from (B, T, F) with parameters ``{"wx": (F, 4 H), "wh": (H, 4 H), "b": (4 H,)}``, the gates in the order i, f,
+        g, o. Its cache is x, the gates, the state before each step and the last state.
+
+    Raises:
+        InputError: as :func:`rnn`.
+        ShapeError: as :func:`rnn`.
     """
+    options = _Options(output, reverse, with_lengths, with_state, weights, recurrent_weights)
     return _recurrent(
-        "lstm",
-        _LSTM,
-        features,
-        output,
-        reverse,
-        lengths,
-        carry,
-        weights,
-        recurrent_weights,
-        forget_bias,
+        _LSTM._replace(gate_biases=(0.0, forget_bias, 0.0, 0.0)), features, options
     )
 
 
 def gru(
-    features: int, *, output: Output = "sequence", reverse: bool = False, lengths: bool = False, carry: bool = False,
-    weights: Initializer | None = None, recurrent_weights: Initializer | None = None,
-) -> Layer:  # fmt: skip
-    """``h_t = (1 - u) n + u h_{t-1}``, ``n = tanh(x_t wx_n + b_n + r (h_{t-1} wh_n + bh))``, u and r sigmoid gates.
+    features: int,
+    *,
+    output: Output = "sequence",
+    reverse: bool = False,
+    with_lengths: bool = False,
+    with_state: bool = False,
+    weights: Initializer | None = None,
+    recurrent_weights: Initializer | None = None,
+) -> Layer:
+    """Return gated recurrent units: ``h_t = (1 - u) n + u h_{t-1}``, ``n = tanh(x_t wx_n + b_n + r (h_{t-1} wh_n + bh))``.
 
-    Cho et al. (2014), with the reset gate after the product as in cuDNN, PyTorch and Keras. The gates stand in the order u, r,
-    n; ``bh (features,)`` is one more parameter. The cache is x, the gates, every h and h wh_n + bh.
+    u and r are sigmoid gates. Cho et al. (2014), with the reset gate after the product as in cuDNN, PyTorch and Keras.
+
+    Args:
+        features: width H of the state.
+        output: as in :func:`rnn`.
+        reverse: as in :func:`rnn`.
+        with_lengths: as in :func:`rnn`.
+        with_state: as in :func:`rnn`.
+        weights: as in :func:`rnn`.
+        recurrent_weights: as in :func:`rnn`.
+
+    Returns:
+        A layer from (B, T, F) with parameters ``{"wx": (F, 3 H), "wh": (H, 3 H), "b": (3 H,), "bh": (H,)}``, the gates in the
+        order u, r, n. Its cache is x, the gates, ``h wh_n + bh``, the state before each step and the last state.
+
+    Raises:
+        InputError: as :func:`rnn`.
+        ShapeError: as :func:`rnn`.
     """
-    return _recurrent(
-        "gru", _GRU, features, output, reverse, lengths, carry, weights, recurrent_weights, 0.0
-    )
+    options = _Options(output, reverse, with_lengths, with_state, weights, recurrent_weights)
+    return _recurrent(_GRU, features, options)
 
 
 def zero_state(layer: Layer, params: Params, batch: int) -> State:
-    """The state before the first step of a recurrent layer made with ``carry=True``."""
-    wh = params["wh"]
-    return (jnp.zeros((batch, wh.shape[0]), wh.dtype),) * (
-        _LSTM.states if layer.name.startswith("lstm") else 1
+    """Return the state before the first step of a recurrent layer made with ``with_state=True``.
+
+    Args:
+        layer: the layer, under whatever name.
+        params: its parameters; the number of gates in ``wh`` (H, G H) tells an LSTM, whose state is ``(h, c)``.
+        batch: number of examples B.
+
+    Returns:
+        A tuple of one array of zeros (B, H), or two for an LSTM.
+
+    Raises:
+        ShapeError: if ``params`` are not those of a recurrent layer.
+    """
+    wh = params.get("wh") if isinstance(params, dict) else None
+    if wh is None:
+        raise ShapeError(f"zero_state expects the parameters of a recurrent layer, got those of {layer}")
+    features, width = wh.shape
+    gates = width // features
+    states = next(cell.states for cell in (_RNN, _LSTM, _GRU) if len(cell.gate_biases) == gates)
+    return (jnp.zeros((batch, features), wh.dtype),) * states
+
+
+# --- the two scans, on arrays (T, B, ...) -----------------------------------------------------------------------------
+
+
+class _Scanned(NamedTuple):
+    """Result of the forward scan.
+
+    Attributes:
+        before: the state before each step, (T, B, H) each.
+        last: the state after the last step, (B, H) each.
+        saved: what the cell saved at each step, (T, B, ...).
+    """
+
+    before: State
+    last: State
+    saved: Any
+
+    def outputs(self, *, reverse: bool) -> Array:
+        """Return h after each step (T, B, H): that before the next step."""
+        before, last = self.before[0], self.last[0][None]
+        return jnp.concatenate([last, before[:-1]] if reverse else [before[1:], last])
+
+
+def _scan_forward(
+    cell: _Cell, params: Params, inputs: Any, initial: State, *, reverse: bool
+) -> _Scanned:
+    """Run the cell over ``inputs`` (T, B, ...), ``z`` of each step."""
+
+    def step(state: State, inputs: Any) -> tuple[State, Any]:
+        after, saved = cell.step(params, inputs, state)
+        return after, (state, saved)
+
+    last, (before, saved) = scan_over_time(
+        step, initial, inputs, reverse=reverse, unroll=RNN_UNROLL
     )
+    return _Scanned(before, last, saved)
 
 
-def _recurrent(
-    kind: str,
+def _scan_backward(
     cell: _Cell,
-    features: int,
-    output: Output,
+    params: Params,
+    scanned: _Scanned,
+    output_deltas: Array | None,
+    last_delta: State,
+    *,
     reverse: bool,
-    lengths: bool,
-    carry: bool,
-    weights: Initializer | None,
-    recurrent_weights: Initializer | None,
-    forget_bias: float,
-) -> Layer:
-    if features < 1:
-        raise InputError(f"{kind}: features must be at least 1, got {features}")
-    if output not in ("sequence", "last"):
-        raise InputError(f"{kind}: output must be 'sequence' or 'last', got {output!r}")
-    draw, draw_recurrent = (
-        weights or initializers.glorot_uniform(),
-        recurrent_weights or initializers.orthogonal(),
+) -> tuple[Array, Array | None, State]:
+    """Return dz (T, B, G H), ds or None, and the initial state's delta; equation (2) through time.
+
+    ``output_deltas`` (T, B, H) is None if only the last state is an output.
+    """
+    wh_t = params["wh"].T
+
+    def step(carry: tuple[State, State], inputs: Any) -> tuple[tuple[State, State], Any]:
+        delta, after = carry
+        saved, before, output_delta = inputs
+        if output_delta is not None:
+            delta = (delta[0] + output_delta, *delta[1:])
+        dz, ds, before_delta = cell.backward_step(wh_t, saved, before, after, delta)
+        return (before_delta, before), (dz, ds)
+
+    (initial_delta, _), (dz, ds) = scan_over_time(
+        step,
+        (last_delta, scanned.last),
+        (scanned.saved, scanned.before, output_deltas),
+        reverse=not reverse,
+        unroll=1,
     )
+    return dz, ds, initial_delta
 
-    def init(key: Key, shape: Any) -> tuple[Params, Shape]:
-        if (
-            lengths and len(shape) == 2 and isinstance(shape[0], tuple)
-        ):  # as a graph tells it, with that of lengths
-            shape = shape[0]
-        if len(shape) != 2 or not all(isinstance(size, int) for size in shape):
-            raise ShapeError(f"{kind} expects examples of shape (T, F), got {shape}")
-        x_key, *h_keys = jax.random.split(key, 1 + cell.gates)
-        dtype = jnp.result_type(float)
-        params = {
-            "wx": draw(x_key, (shape[-1], cell.gates * features), dtype),
-            "wh": jnp.concatenate(
-                [draw_recurrent(h_key, (features, features), dtype) for h_key in h_keys], axis=1
-            ),
-            "b": jnp.zeros((cell.gates, features), dtype)
-            .at[1 if cell.gates == 4 else 0]
-            .add(forget_bias)
-            .ravel(),
-        }
-        if cell is _GRU:
-            params["bh"] = jnp.zeros((features,), dtype)
-        return params, ((shape[0], features) if output == "sequence" else (features,))
 
-    def unpacked(params: Params, given: Any) -> tuple[Array, Array | None, State]:
-        parts = list(given) if lengths or carry else [given]
-        if len(parts) != 1 + lengths + carry:
-            wanted = ", ".join(["x", *["lengths"] * lengths, *["state"] * carry])
-            raise ShapeError(f"{kind} expects the input ({wanted}), got {len(parts)} parts")
-        x = parts.pop(0)
-        if x.ndim != 3 or x.shape[-1] != params["wx"].shape[0]:
-            raise ShapeError(
-                f"{kind} expects sequences of shape (B, T, {params['wx'].shape[0]}), got {x.shape}"
-            )
-        until = parts.pop(0) if lengths else None
-        if until is not None:
-            if until.shape != x.shape[:1]:
-                raise ShapeError(
-                    f"{kind} expects a length for each example, ({x.shape[0]},), got {until.shape}"
-                )
-            x = jnp.where(
-                (jnp.arange(x.shape[1]) < until[:, None])[..., None], x, 0
-            )  # whatever padding holds
-        zeros = jnp.zeros((x.shape[0], features), jnp.result_type(x, params["wx"]))
-        return x, until, tuple(parts.pop()) if carry else (zeros,) * cell.states
+def _parameter_gradients(cell: _Cell, x: Array, h_before: Array, dz: Array, ds: Any) -> Grads:
+    """Return equations (3) and (4), all steps at once."""
+
+    def rows(steps: Array) -> Array:
+        return steps.reshape(-1, steps.shape[-1])
+
+    dz, ds = jax.tree.map(rows, (dz, ds))
+    return {
+        "wx": rows(x).T @ dz,  # equation (4)
+        "wh": rows(h_before).T @ cell.recurrent_delta(dz, ds),  # equation (4)
+        "b": dz.sum(axis=0),  # equation (3)
+        **cell.extra_grads(ds),
+    }
+
+
+# --- lengths, state, last: adapters around the scans ------------------------------------------------------------------
+
+
+def _where(condition: Array, ours: Any, other: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), ours, other)
+
+
+def _with_mask(cell: _Cell) -> _Cell:
+    """Return the cell that leaves its state as it is at padding.
+
+    In place of ``z`` it takes ``(z, inside)``, and in place of ``saved`` ``(saved, inside)``, ``inside`` (B, 1) booleans.
+    """
+
+    def step(params: Params, inputs: Any, state: State) -> tuple[State, Any]:
+        z, inside = inputs
+        after, saved = cell.step(params, z, state)
+        return _where(inside, after, state), saved
+
+    def backward_step(
+        wh_t: Array, saved: Any, before: State, after: State, delta: State
+    ) -> tuple[Array, Array | None, State]:
+        saved, inside = saved
+        dz, ds, before_delta = cell.backward_step(wh_t, saved, before, after, delta)
+        dz, ds = jax.tree.map(lambda d: jnp.where(inside, d, 0), (dz, ds))
+        return dz, ds, _where(inside, before_delta, delta)
+
+    return cell._replace(step=step, backward_step=backward_step)
+
+
+class _Inputs(NamedTuple):
+    """A recurrent layer's input, taken apart.
+
+    Attributes:
+        x: (B, T, F), 0 at padding.
+        inside: (T, B, 1), False at padding; None without lengths.
+        state: the initial state.
+    """
+
+    x: Array
+    inside: Array | None
+    state: State
+
+
+def _take_apart(cell: _Cell, options: _Options, params: Params, inputs: Any) -> _Inputs:
+    """Check a layer's input and normalize it."""
+    names = ["x"]
+    if options.with_lengths:
+        names.append("lengths")
+    if options.with_state:
+        names.append("state")
+    parts = inputs if len(names) > 1 else (inputs,)
+    if not isinstance(parts, tuple | list) or len(parts) != len(names):
+        count = f"{len(parts)} parts" if isinstance(parts, tuple | list) else "one array"
+        raise ShapeError(f"{cell.kind} expects the input ({', '.join(names)}), got {count}")
+    values = dict(zip(names, parts, strict=True))
+    x, lengths = values["x"], values.get("lengths")
+    wx, wh = params["wx"], params["wh"]
+    if x.ndim != 3 or x.shape[-1] != wx.shape[0]:
+        raise ShapeError(
+            f"{cell.kind} expects sequences of shape (B, T, {wx.shape[0]}), got {x.shape}"
+        )
+    zeros = jnp.zeros((x.shape[0], wh.shape[0]), jnp.result_type(x, wx))
+    state = tuple(values["state"]) if options.with_state else (zeros,) * cell.states
+    if lengths is None:
+        return _Inputs(x, None, state)
+    if lengths.shape != x.shape[:1]:
+        raise ShapeError(
+            f"{cell.kind} expects a length for each example, ({x.shape[0]},), got {lengths.shape}"
+        )
+    positions = jnp.arange(x.shape[1])
+    x = jnp.where((positions < lengths[:, None])[..., None], x, 0)  # whatever padding holds
+    return _Inputs(x, (positions[:, None] < lengths)[..., None], state)
+
+
+class _Cache(NamedTuple):
+    """A recurrent layer's cache: x (T, B, F), the mask (T, B, 1) or None, and the forward scan's result."""
+
+    x: Array
+    inside: Array | None
+    scanned: _Scanned
+
+
+def _recurrent(cell: _Cell, features: int, options: _Options) -> Layer:
+    """Return the recurrent layer of a cell with the options' adapters."""
+    if features < 1:
+        raise InputError(f"{cell.kind}: features must be at least 1, got {features}")
+    if options.output not in ("sequence", "last"):
+        raise InputError(f"{cell.kind}: output must be 'sequence' or 'last', got {options.output!r}")
+    reverse, is_sequence = options.reverse, options.output == "sequence"
+    scanned_cell = _with_mask(cell) if options.with_lengths else cell
 
     def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
-        x, until, initial = unpacked(params, x)
-        along_time = x.swapaxes(0, 1)
-        z = along_time @ params["wx"]  # one GEMM over all positions; the bias joins where z is read
-        inside = (
-            None if until is None else (jnp.arange(x.shape[1])[:, None] < until)[..., None]
-        )  # (T, B, 1)
+        sequence, inside, state = _take_apart(cell, options, params, x)
+        by_time = sequence.swapaxes(0, 1)
+        z = by_time @ params["wx"]  # one GEMM over all positions; the bias is added inside the scan
+        inputs = z if inside is None else (z, inside)
+        scanned = _scan_forward(scanned_cell, params, inputs, state, reverse=reverse)
+        y = scanned.last[0]
+        if is_sequence:
+            outputs = scanned.outputs(reverse=reverse)
+            y = (outputs if inside is None else jnp.where(inside, outputs, 0)).swapaxes(0, 1)
+        return (y, scanned.last) if options.with_state else y, _Cache(by_time, inside, scanned)
 
-        def step(state: State, at: Any) -> tuple[State, Any]:
-            z_t, inside_t = at
-            new, kept = cell.step(params, z_t, state)
-            if inside_t is not None:
-                new = tuple(jnp.where(inside_t, n, s) for n, s in zip(new, state, strict=True))
-            return new, (new, kept)
-
-        last, (states, kept) = scan_over_time(
-            step, initial, (z, inside), reverse=reverse, unroll=RNN_UNROLL
+    def backward(params: Params, cache: _Cache, delta: Any) -> tuple[Any, Grads]:
+        by_time, inside, scanned = cache
+        delta, last_delta = (
+            delta if options.with_state else (delta, jax.tree.map(jnp.zeros_like, scanned.last))
         )
-        y = last[0]
-        if output == "sequence":
-            y = (states[0] if inside is None else jnp.where(inside, states[0], 0)).swapaxes(0, 1)
-        return (y, last) if carry else y, (along_time, inside, initial, states, kept)
-
-    def backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
-        along_time, inside, initial, states, kept = cache
-        delta, d_last = delta if carry else (delta, tuple(jnp.zeros_like(s) for s in initial))
-        if output == "last":
-            d_last, d_outputs = (d_last[0] + delta, *d_last[1:]), None
+        output_deltas = None
+        if is_sequence:
+            output_deltas = delta.swapaxes(0, 1)
+            if inside is not None:
+                output_deltas = jnp.where(inside, output_deltas, 0)
         else:
-            d_outputs = delta.swapaxes(0, 1)
-        before = tuple(
-            jnp.concatenate([s[1:], s0[None]] if reverse else [s0[None], s[:-1]])
-            for s, s0 in zip(states, initial, strict=True)
+            last_delta = (last_delta[0] + delta, *last_delta[1:])
+        if inside is not None:
+            scanned = scanned._replace(saved=(scanned.saved, inside))
+        dz, ds, state_delta = _scan_backward(
+            scanned_cell, params, scanned, output_deltas, last_delta, reverse=reverse
         )
+        grads = _parameter_gradients(cell, by_time, scanned.before[0], dz, ds)
+        deltas: list[Any] = [(dz @ params["wx"].T).swapaxes(0, 1)]
+        if options.with_lengths:
+            deltas.append(None)  # integers have no delta
+        if options.with_state:
+            deltas.append(state_delta)
+        return deltas[0] if len(deltas) == 1 else tuple(deltas), grads
 
-        transposed = params["wh"].T
+    is_incremental = not (reverse or options.with_lengths or options.with_state) and is_sequence
+    return Layer(
+        _initializer(cell, features, options),
+        forward,
+        backward,
+        name=f"{cell.kind}({features})",
+        stream=_incremental(cell, features) if is_incremental else None,
+    )
 
-        def step(d: State, at: Any) -> tuple[State, Any]:
-            kept_t, before_t, after_t, d_output, inside_t = at
-            if d_output is not None:
-                d = (
-                    d[0] + (d_output if inside_t is None else jnp.where(inside_t, d_output, 0)),
-                    *d[1:],
-                )
-            dz, dz_h, d_before = cell.back(kept_t, before_t, after_t, d)
-            met = dz if dz_h is None else dz_h
-            d_before = (
-                d_before[0] + met @ transposed,
-                *d_before[1:],
-            )  # equation (2), one step back in time
-            if inside_t is not None:
-                dz, dz_h = jax.tree.map(lambda a: jnp.where(inside_t, a, 0), (dz, dz_h))
-                d_before = tuple(
-                    jnp.where(inside_t, n, s) for n, s in zip(d_before, d, strict=True)
-                )
-            return d_before, (dz, dz_h)
 
-        d_initial, (dz, dz_h) = scan_over_time(
-            step, d_last, (kept, before, states, d_outputs, inside), reverse=not reverse, unroll=1
-        )
-        rows = dz.reshape(-1, dz.shape[-1])
-        rows_h = rows if dz_h is None else dz_h.reshape(-1, dz.shape[-1])
-        grads = {
-            "wx": along_time.reshape(-1, along_time.shape[-1]).T
-            @ rows,  # equation (4), all steps at once
-            "wh": before[0].reshape(-1, features).T @ rows_h,
-            "b": rows.sum(axis=0),  # equation (3)
+def _initializer(cell: _Cell, features: int, options: _Options) -> Any:
+    """Return the ``init`` of a recurrent layer."""
+    draw = options.weights or initializers.glorot_uniform()
+    draw_recurrent = options.recurrent_weights or initializers.orthogonal()
+
+    def init(key: Key, shape: Any) -> tuple[Params, Shape]:
+        if options.with_lengths and len(shape) == 2 and isinstance(shape[0], tuple):
+            shape = shape[0]  # inside fbp.graph, shape also holds the shape of `lengths`
+        if len(shape) != 2 or not all(isinstance(size, int) for size in shape):
+            raise ShapeError(f"{cell.kind} expects examples of shape (T, F), got {shape}")
+        gates = len(cell.gate_biases)
+        x_key, *h_keys = jax.random.split(key, 1 + gates)
+        dtype = jnp.result_type(float)
+        blocks = [draw_recurrent(h_key, (features, features), dtype) for h_key in h_keys]
+        params = {
+            "wx": draw(x_key, (shape[-1], gates * features), dtype),
+            "wh": jnp.concatenate(blocks, axis=1),
+            "b": jnp.repeat(jnp.asarray(cell.gate_biases, dtype), features),
+            **cell.extra_params(features, dtype),
         }
-        if cell is _GRU:
-            grads["bh"] = rows_h[:, 2 * features :].sum(axis=0)
-        parts = [(dz @ params["wx"].T).swapaxes(0, 1), *[None] * lengths, *[d_initial] * carry]
-        return parts[0] if len(parts) == 1 else tuple(parts), grads
+        return params, (shape[0], features) if options.output == "sequence" else (features,)
+
+    return init
+
+
+def _incremental(cell: _Cell, features: int) -> Stream:
+    """Return the incremental form: one step of the cell for each position."""
 
     def start(batch: int, shape: Shape) -> State:
         return (jnp.zeros((batch, features)),) * cell.states
 
-    def one(params: Params, x: Array, state: State) -> tuple[Array, State]:
+    def step(params: Params, x: Array, state: State) -> tuple[Array, State]:
         state, _ = cell.step(params, (x @ params["wx"])[:, 0], state)
         return state[0][:, None], state
 
-    incremental = (
-        None if reverse or lengths or carry or output == "last" else IncrementalForward(start, one)
-    )
-    return Layer(
-        init, forward, backward, name=f"{kind}({features})", incremental=incremental, kind=kind
-    )
+    return Stream(start, step)

@@ -83,7 +83,7 @@ def test_the_form_is_what_is_compiled(special):
 @pytest.mark.parametrize("batch", [2, 5])
 def test_lanes_of_padded_and_carried_sequences(monkeypatch, x64, make, batch):
     """Two lanes and one give the same states, deltas and gradients, whatever goes with the examples."""
-    layer = make(4, lengths=True, carry=True)
+    layer = make(4, with_lengths=True, with_state=True)
     params, _ = layer.init(jax.random.key(0), (6, 3))
     x, lengths = jax.random.normal(jax.random.key(1), (batch, 6, 3)), jnp.arange(batch) + 1
     state = jax.tree.map(lambda s: s + 0.1, recurrent.zero_state(layer, params, batch))
