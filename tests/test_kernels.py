@@ -105,7 +105,7 @@ def test_lanes_of_padded_and_carried_sequences(monkeypatch, x64, make, batch):
 def test_constants_are_read_where_they_are_used():
     """So that the tests above force what they say."""
     assert convolution.DILATED_MIN_CHANNELS == _kernels.DILATED_MIN_CHANNELS
-    assert recurrent.RNN_UNROLL == _kernels.UNROLL
+    assert recurrent.RNN_UNROLL == _kernels.RNN_UNROLL
 
 
 def test_gradients_after_the_first_are_the_same_and_weights_are_not_copied_in_the_loop():

@@ -1,13 +1,16 @@
 """Recurrent layers over sequences (B, T, F), with back-propagation through time written out.
 
-Forward, the input's share of every pre-activation is one GEMM over all positions. The scan over time holds only the work
-that depends on the previous state. It stores the state before each step; the state after a step is the next one's.
+Forward, the input's share of every pre-activation is one GEMM over all positions. The scan over
+time holds only the work that depends on the previous state. It stores the state before each step;
+the state after a step is the next one's.
 
-Backward, a scan in the opposite direction emits the delta dz at every pre-activation, equation (2) through time:
+Backward, a scan in the opposite direction emits the delta dz at every pre-activation, equation (2)
+through time:
 
     dC/dh_{t-1} = dC/dh_t dh_t/dh_{t-1} + dz_t wh^T
 
-The weight gradients, equations (3) and (4), are then one GEMM each over all positions and examples, outside the scan:
+The weight gradients, equations (3) and (4), are then one GEMM each over all positions and examples,
+outside the scan:
 
     dC/dwx = x^T dz      dC/dwh = h_before^T dz      dC/db = sum of dz
 
@@ -15,8 +18,8 @@ Autodiff instead adds a small product to each weight gradient at every step.
 
 Shape letters: B batch, T time, F input features, H state features, G gates per state feature.
 
-Sources: Werbos (1990), *Backpropagation through time*; Elman (1990); Hochreiter and Schmidhuber (1997); Gers, Schmidhuber
-and Cummins (2000); Cho et al. (2014).
+Sources: Werbos (1990), *Backpropagation through time*; Elman (1990); Hochreiter and Schmidhuber
+(1997); Gers, Schmidhuber and Cummins (2000); Cho et al. (2014).
 """
 
 from collections.abc import Callable
@@ -43,10 +46,11 @@ class _Cell(NamedTuple):
         kind: name of the layer.
         gate_biases: initial bias of each of the G gates.
         states: number of arrays in the state.
-        step: ``(params, z, state) -> (state, saved)`` with ``z = x_t wx`` and ``saved`` the values that ``backward_step``
-            needs.
-        backward_step: ``(wh^T, saved, state_before, state_after, dC/dstate_after) -> (dz, ds, dC/dstate_before)``. ``dz`` is
-            the delta at the pre-activations. ``ds`` is the delta of the part of ``h wh`` that differs from it, or None.
+        step: ``(params, z, state) -> (state, saved)`` with ``z = x_t wx`` and ``saved`` the values
+            that ``backward_step`` needs.
+        backward_step: ``(wh^T, saved, state_before, state_after, dC/dstate_after) -> (dz, ds,
+            dC/dstate_before)``. ``dz`` is the delta at the pre-activations. ``ds`` is the delta of
+            the part of ``h wh`` that differs from it, or None.
         recurrent_delta: ``(dz, ds) -> `` the delta of ``h wh``, (..., G H).
         extra_params: ``(H, dtype) -> params`` beside wx, wh and b.
         extra_grads: ``ds (B T, ...) -> grads`` of ``extra_params``.
@@ -175,19 +179,23 @@ def rnn(
 
     Args:
         features: width H of the state.
-        output: ``"sequence"`` for the state at every position (B, T, H), ``"last"`` for the last one (B, H).
-        reverse: run from the end to the beginning. :func:`fbp.bidirectional` puts two directions side by side.
-        with_lengths: the input is ``(x, lengths)``, ``lengths`` (B,) integers. Positions from an example's length on are
-            padding: they leave the state unchanged, give outputs of 0 and add nothing to any gradient.
-        with_state: the input is ``(x, state)`` and the output ``(y, state)``; with lengths too, the input is
-            ``(x, lengths, state)``. This serves truncated back-propagation through time. ``state`` is a tuple of arrays
-            (B, H), see :func:`zero_state`.
+        output: ``"sequence"`` for the state at every position (B, T, H), ``"last"`` for the last
+            one (B, H).
+        reverse: run from the end to the beginning. :func:`fbp.bidirectional` puts two directions
+            side by side.
+        with_lengths: the input is ``(x, lengths)``, ``lengths`` (B,) integers. Positions from an
+            example's length on are padding: they leave the state unchanged, give outputs of 0
+            and add nothing to any gradient.
+        with_state: the input is ``(x, state)`` and the output ``(y, state)``; with lengths too, the
+            input is ``(x, lengths, state)``. This serves truncated back-propagation through time.
+            ``state`` is a tuple of arrays (B, H), see :func:`zero_state`.
         weights: initializer of ``wx``; glorot_uniform by default.
-        recurrent_weights: initializer of each (H, H) block of ``wh``; orthogonal by default (Saxe et al., 2014).
+        recurrent_weights: initializer of each (H, H) block of ``wh``; orthogonal by default (Saxe
+            et al., 2014).
 
     Returns:
-        A layer from (B, T, F) with parameters ``{"wx": (F, H), "wh": (H, H), "b": (H,)}``. Its cache is x, the state before
-        each step and the last state.
+        A layer from (B, T, F) with parameters ``{"wx": (F, H), "wh": (H, H), "b": (H,)}``. Its
+        cache is x, the state before each step and the last state.
 
     Raises:
         InputError: if ``features`` is less than 1 or ``output`` is neither of the two.
@@ -210,8 +218,8 @@ def lstm(
 ) -> Layer:
     """Return a long short-term memory: ``c_t = f c_{t-1} + i g``, ``h_t = o tanh(c_t)``.
 
-    The gates i, f, o are the sigmoid, g is the tanh, of ``x_t wx + h_{t-1} wh + b``. Hochreiter and Schmidhuber (1997), with
-    the forget gate of Gers et al. (2000).
+    The gates i, f, o are the sigmoid, g is the tanh, of ``x_t wx + h_{t-1} wh + b``. Hochreiter and
+    Schmidhuber (1997), with the forget gate of Gers et al. (2000).
 
     Args:
         features: width H of the state.
@@ -224,17 +232,16 @@ def lstm(
         forget_bias: initial bias of the forget gate (Jozefowicz et al., 2015).
 
     Returns:
-        A layer from (B, T, F) with parameters ``{"wx": (F, 4 H), "wh": (H, 4 H), "b": (4 H,)}``, the gates in the order i, f,
-        g, o. Its cache is x, the gates, the state before each step and the last state.
+        A layer from (B, T, F) with parameters ``{"wx": (F, 4 H), "wh": (H, 4 H), "b": (4 H,)}``,
+        the gates in the order i, f, g, o. Its cache is x, the gates, the state before each step and
+        the last state.
 
     Raises:
         InputError: as :func:`rnn`.
         ShapeError: as :func:`rnn`.
     """
     options = _Options(output, reverse, with_lengths, with_state, weights, recurrent_weights)
-    return _recurrent(
-        _LSTM._replace(gate_biases=(0.0, forget_bias, 0.0, 0.0)), features, options
-    )
+    return _recurrent(_LSTM._replace(gate_biases=(0.0, forget_bias, 0.0, 0.0)), features, options)
 
 
 def gru(
@@ -247,9 +254,10 @@ def gru(
     weights: Initializer | None = None,
     recurrent_weights: Initializer | None = None,
 ) -> Layer:
-    """Return gated recurrent units: ``h_t = (1 - u) n + u h_{t-1}``, ``n = tanh(x_t wx_n + b_n + r (h_{t-1} wh_n + bh))``.
+    """Return gated recurrent units: ``h_t = (1 - u) n + u h_{t-1}``.
 
-    u and r are sigmoid gates. Cho et al. (2014), with the reset gate after the product as in cuDNN, PyTorch and Keras.
+    Here ``n = tanh(x_t wx_n + b_n + r (h_{t-1} wh_n + bh))``, u and r are sigmoid gates. Cho et al. (2014), with the reset gate after the product as in cuDNN,
+    PyTorch and Keras.
 
     Args:
         features: width H of the state.
@@ -261,8 +269,9 @@ def gru(
         recurrent_weights: as in :func:`rnn`.
 
     Returns:
-        A layer from (B, T, F) with parameters ``{"wx": (F, 3 H), "wh": (H, 3 H), "b": (3 H,), "bh": (H,)}``, the gates in the
-        order u, r, n. Its cache is x, the gates, ``h wh_n + bh``, the state before each step and the last state.
+        A layer from (B, T, F) with parameters ``{"wx": (F, 3 H), "wh": (H, 3 H), "b": (3 H,), "bh":
+        (H,)}``, the gates in the order u, r, n. Its cache is x, the gates, ``h wh_n + bh``, the
+        state before each step and the last state.
 
     Raises:
         InputError: as :func:`rnn`.
@@ -277,7 +286,8 @@ def zero_state(layer: Layer, params: Params, batch: int) -> State:
 
     Args:
         layer: the layer, under whatever name.
-        params: its parameters; the number of gates in ``wh`` (H, G H) tells an LSTM, whose state is ``(h, c)``.
+        params: its parameters; the number of gates in ``wh`` (H, G H) tells an LSTM, whose state is
+            ``(h, c)``.
         batch: number of examples B.
 
     Returns:
@@ -288,14 +298,16 @@ def zero_state(layer: Layer, params: Params, batch: int) -> State:
     """
     wh = params.get("wh") if isinstance(params, dict) else None
     if wh is None:
-        raise ShapeError(f"zero_state expects the parameters of a recurrent layer, got those of {layer}")
+        raise ShapeError(
+            f"zero_state expects the parameters of a recurrent layer, got those of {layer}"
+        )
     features, width = wh.shape
     gates = width // features
     states = next(cell.states for cell in (_RNN, _LSTM, _GRU) if len(cell.gate_biases) == gates)
     return (jnp.zeros((batch, features), wh.dtype),) * states
 
 
-# --- the two scans, on arrays (T, B, ...) -----------------------------------------------------------------------------
+# --- the two scans, on arrays (T, B, ...) ---------------------------------------------------------
 
 
 class _Scanned(NamedTuple):
@@ -380,7 +392,7 @@ def _parameter_gradients(cell: _Cell, x: Array, h_before: Array, dz: Array, ds: 
     }
 
 
-# --- lengths, state, last: adapters around the scans ------------------------------------------------------------------
+# --- lengths, state, last: adapters around the scans ----------------------------------------------
 
 
 def _where(condition: Array, ours: Any, other: Any) -> Any:
@@ -390,7 +402,8 @@ def _where(condition: Array, ours: Any, other: Any) -> Any:
 def _with_mask(cell: _Cell) -> _Cell:
     """Return the cell that leaves its state as it is at padding.
 
-    In place of ``z`` it takes ``(z, inside)``, and in place of ``saved`` ``(saved, inside)``, ``inside`` (B, 1) booleans.
+    In place of ``z`` it takes ``(z, inside)``, and in place of ``saved`` ``(saved, inside)``,
+    ``inside`` (B, 1) booleans.
     """
 
     def step(params: Params, inputs: Any, state: State) -> tuple[State, Any]:
@@ -467,7 +480,9 @@ def _recurrent(cell: _Cell, features: int, options: _Options) -> Layer:
     if features < 1:
         raise InputError(f"{cell.kind}: features must be at least 1, got {features}")
     if options.output not in ("sequence", "last"):
-        raise InputError(f"{cell.kind}: output must be 'sequence' or 'last', got {options.output!r}")
+        raise InputError(
+            f"{cell.kind}: output must be 'sequence' or 'last', got {options.output!r}"
+        )
     reverse, is_sequence = options.reverse, options.output == "sequence"
     scanned_cell = _with_mask(cell) if options.with_lengths else cell
 
