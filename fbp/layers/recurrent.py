@@ -22,7 +22,6 @@ Sources: Werbos (1990), *Backpropagation through time*; Elman (1990); Hochreiter
 (1997); Gers, Schmidhuber and Cummins (2000); Cho et al. (2014).
 """
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -31,127 +30,20 @@ import jax.numpy as jnp
 from fbp import initializers
 from fbp._kernels import RNN_UNROLL, scan_over_time
 from fbp.errors import InputError, ShapeError
-from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape, Stream
+from fbp.layer import (
+    Array,
+    Cache,
+    Grads,
+    IncrementalForward,
+    Initializer,
+    Key,
+    Layer,
+    Params,
+    Shape,
+)
+from fbp.layers._cells import GRU, LSTM, RNN, Cell, State
 
 Output = Literal["sequence", "last"]
-
-State = tuple[Array, ...]
-"""``(h,)``, for an LSTM ``(h, c)``; each (B, H)."""
-
-
-class _Cell(NamedTuple):
-    """One step of a recurrence, forward and backward, on arrays (B, ...).
-
-    Attributes:
-        kind: name of the layer.
-        gate_biases: initial bias of each of the G gates.
-        states: number of arrays in the state.
-        step: ``(params, z, state) -> (state, saved)`` with ``z = x_t wx`` and ``saved`` the values
-            that ``backward_step`` needs.
-        backward_step: ``(wh^T, saved, state_before, state_after, dC/dstate_after) -> (dz, ds,
-            dC/dstate_before)``. ``dz`` is the delta at the pre-activations. ``ds`` is the delta of
-            the part of ``h wh`` that differs from it, or None.
-        recurrent_delta: ``(dz, ds) -> `` the delta of ``h wh``, (..., G H).
-        extra_params: ``(H, dtype) -> params`` beside wx, wh and b.
-        extra_grads: ``ds (B T, ...) -> grads`` of ``extra_params``.
-    """
-
-    kind: str
-    gate_biases: tuple[float | Array, ...]
-    states: int
-    step: Callable[[Params, Any, State], tuple[State, Any]]
-    backward_step: Callable[[Array, Any, State, State, State], tuple[Array, Array | None, State]]
-    recurrent_delta: Callable[[Array, Any], Array] = lambda dz, ds: dz
-    extra_params: Callable[[int, Any], dict[str, Array]] = lambda features, dtype: {}
-    extra_grads: Callable[[Any], dict[str, Array]] = lambda ds: {}
-
-
-def _sigmoid(z: Array) -> Array:
-    """Return ``(1 + tanh(z/2)) / 2``, the same function as ``1 / (1 + exp(-z))`` at half the time on a CPU."""
-    return 0.5 * jnp.tanh(0.5 * z) + 0.5
-
-
-def _rnn_step(params: Params, z: Array, state: State) -> tuple[State, Any]:
-    h = jnp.tanh(z + state[0] @ params["wh"] + params["b"])
-    return (h,), ()
-
-
-def _rnn_backward_step(
-    wh_t: Array, saved: Any, before: State, after: State, delta: State
-) -> tuple[Array, None, State]:
-    dz = delta[0] * (1 - after[0] * after[0])
-    return dz, None, (dz @ wh_t,)
-
-
-def _lstm_step(params: Params, z: Array, state: State) -> tuple[State, Any]:
-    h, c = state
-    # One tanh serves all gates, because sigmoid is half of one.
-    half = jnp.repeat(jnp.array([0.5, 0.5, 1.0, 0.5], z.dtype), h.shape[-1])
-    gates = jnp.tanh(half * (z + h @ params["wh"] + params["b"])) * half + (1 - half)
-    i, f, g, o = jnp.split(gates, 4, axis=-1)
-    c = f * c + i * g
-    return (o * jnp.tanh(c), c), gates
-
-
-def _lstm_backward_step(
-    wh_t: Array, saved: Any, before: State, after: State, delta: State
-) -> tuple[Array, None, State]:
-    i, f, g, o = jnp.split(saved, 4, axis=-1)
-    (dh, dc), (h, c) = delta, after
-    dc = dc + dh * (o - h * jnp.tanh(c))  # dh/dc = o (1 - tanh(c)^2)
-    dz = jnp.concatenate(
-        [
-            dc * g * i * (1 - i),
-            dc * before[1] * f * (1 - f),
-            dc * i * (1 - g * g),
-            dh * h * (1 - o),
-        ],
-        axis=-1,
-    )
-    return dz, None, (dz @ wh_t, dc * f)
-
-
-def _gru_step(params: Params, z: Array, state: State) -> tuple[State, Any]:
-    (h,) = state
-    z, from_state, two = z + params["b"], h @ params["wh"], 2 * h.shape[-1]
-    gates = _sigmoid(z[:, :two] + from_state[:, :two])
-    u, r = jnp.split(gates, 2, axis=-1)
-    s_n = from_state[:, two:] + params["bh"]
-    n = jnp.tanh(z[:, two:] + r * s_n)
-    return (n + u * (h - n),), (gates, n, s_n)
-
-
-def _gru_backward_step(
-    wh_t: Array, saved: Any, before: State, after: State, delta: State
-) -> tuple[Array, Array, State]:
-    gates, n, s_n = saved
-    u, r = jnp.split(gates, 2, axis=-1)
-    (dh,) = delta
-    dz_n = dh * (1 - u) * (1 - n * n)
-    dz_u = dh * (before[0] - n) * u * (1 - u)
-    dz_r = dz_n * s_n * r * (1 - r)
-    ds_n = dz_n * r
-    before_delta = dh * u + jnp.concatenate([dz_u, dz_r, ds_n], axis=-1) @ wh_t
-    return jnp.concatenate([dz_u, dz_r, dz_n], axis=-1), ds_n, (before_delta,)
-
-
-def _gru_recurrent_delta(dz: Array, ds_n: Array) -> Array:
-    """Return the delta of ``h wh``: that of z but for the block of n, which r multiplies."""
-    return jnp.concatenate([dz[..., : 2 * ds_n.shape[-1]], ds_n], axis=-1)
-
-
-_RNN = _Cell("rnn", (0.0,), 1, _rnn_step, _rnn_backward_step)
-_LSTM = _Cell("lstm", (0.0, 1.0, 0.0, 0.0), 2, _lstm_step, _lstm_backward_step)
-_GRU = _Cell(
-    "gru",
-    (0.0, 0.0, 0.0),
-    1,
-    _gru_step,
-    _gru_backward_step,
-    recurrent_delta=_gru_recurrent_delta,
-    extra_params=lambda features, dtype: {"bh": jnp.zeros((features,), dtype)},
-    extra_grads=lambda ds_n: {"bh": ds_n.sum(axis=0)},
-)
 
 
 class _Options(NamedTuple):
@@ -202,7 +94,7 @@ def rnn(
         ShapeError: if the input does not fit.
     """
     options = _Options(output, reverse, with_lengths, with_state, weights, recurrent_weights)
-    return _recurrent(_RNN, features, options)
+    return _recurrent(RNN, features, options)
 
 
 def lstm(
@@ -241,7 +133,7 @@ def lstm(
         ShapeError: as :func:`rnn`.
     """
     options = _Options(output, reverse, with_lengths, with_state, weights, recurrent_weights)
-    return _recurrent(_LSTM._replace(gate_biases=(0.0, forget_bias, 0.0, 0.0)), features, options)
+    return _recurrent(LSTM._replace(gate_biases=(0.0, forget_bias, 0.0, 0.0)), features, options)
 
 
 def gru(
@@ -256,8 +148,9 @@ def gru(
 ) -> Layer:
     """Return gated recurrent units: ``h_t = (1 - u) n + u h_{t-1}``.
 
-    Here ``n = tanh(x_t wx_n + b_n + r (h_{t-1} wh_n + bh))``, u and r are sigmoid gates. Cho et al. (2014), with the reset gate after the product as in cuDNN,
-    PyTorch and Keras.
+    Here ``n = tanh(x_t wx_n + b_n + r (h_{t-1} wh_n + bh))``, u and r are
+    sigmoid gates. Cho et al. (2014), with the reset gate after the product as in cuDNN, PyTorch and
+    Keras.
 
     Args:
         features: width H of the state.
@@ -278,7 +171,7 @@ def gru(
         ShapeError: as :func:`rnn`.
     """
     options = _Options(output, reverse, with_lengths, with_state, weights, recurrent_weights)
-    return _recurrent(_GRU, features, options)
+    return _recurrent(GRU, features, options)
 
 
 def zero_state(layer: Layer, params: Params, batch: int) -> State:
@@ -303,7 +196,7 @@ def zero_state(layer: Layer, params: Params, batch: int) -> State:
         )
     features, width = wh.shape
     gates = width // features
-    states = next(cell.states for cell in (_RNN, _LSTM, _GRU) if len(cell.gate_biases) == gates)
+    states = next(cell.states for cell in (RNN, LSTM, GRU) if len(cell.gate_biases) == gates)
     return (jnp.zeros((batch, features), wh.dtype),) * states
 
 
@@ -330,7 +223,7 @@ class _Scanned(NamedTuple):
 
 
 def _scan_forward(
-    cell: _Cell, params: Params, inputs: Any, initial: State, *, reverse: bool
+    cell: Cell, params: Params, inputs: Any, initial: State, *, reverse: bool
 ) -> _Scanned:
     """Run the cell over ``inputs`` (T, B, ...), ``z`` of each step."""
 
@@ -345,7 +238,7 @@ def _scan_forward(
 
 
 def _scan_backward(
-    cell: _Cell,
+    cell: Cell,
     params: Params,
     scanned: _Scanned,
     output_deltas: Array | None,
@@ -377,7 +270,7 @@ def _scan_backward(
     return dz, ds, initial_delta
 
 
-def _parameter_gradients(cell: _Cell, x: Array, h_before: Array, dz: Array, ds: Any) -> Grads:
+def _parameter_gradients(cell: Cell, x: Array, h_before: Array, dz: Array, ds: Any) -> Grads:
     """Return equations (3) and (4), all steps at once."""
 
     def rows(steps: Array) -> Array:
@@ -399,7 +292,7 @@ def _where(condition: Array, ours: Any, other: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), ours, other)
 
 
-def _with_mask(cell: _Cell) -> _Cell:
+def _with_mask(cell: Cell) -> Cell:
     """Return the cell that leaves its state as it is at padding.
 
     In place of ``z`` it takes ``(z, inside)``, and in place of ``saved`` ``(saved, inside)``,
@@ -436,7 +329,7 @@ class _Inputs(NamedTuple):
     state: State
 
 
-def _take_apart(cell: _Cell, options: _Options, params: Params, inputs: Any) -> _Inputs:
+def _take_apart(cell: Cell, options: _Options, params: Params, inputs: Any) -> _Inputs:
     """Check a layer's input and normalize it."""
     names = ["x"]
     if options.with_lengths:
@@ -475,7 +368,7 @@ class _Cache(NamedTuple):
     scanned: _Scanned
 
 
-def _recurrent(cell: _Cell, features: int, options: _Options) -> Layer:
+def _recurrent(cell: Cell, features: int, options: _Options) -> Layer:
     """Return the recurrent layer of a cell with the options' adapters."""
     if features < 1:
         raise InputError(f"{cell.kind}: features must be at least 1, got {features}")
@@ -528,12 +421,13 @@ def _recurrent(cell: _Cell, features: int, options: _Options) -> Layer:
         _initializer(cell, features, options),
         forward,
         backward,
+        kind=cell.kind,
         name=f"{cell.kind}({features})",
-        stream=_incremental(cell, features) if is_incremental else None,
+        incremental=_incremental(cell, features) if is_incremental else None,
     )
 
 
-def _initializer(cell: _Cell, features: int, options: _Options) -> Any:
+def _initializer(cell: Cell, features: int, options: _Options) -> Any:
     """Return the ``init`` of a recurrent layer."""
     draw = options.weights or initializers.glorot_uniform()
     draw_recurrent = options.recurrent_weights or initializers.orthogonal()
@@ -558,7 +452,7 @@ def _initializer(cell: _Cell, features: int, options: _Options) -> Any:
     return init
 
 
-def _incremental(cell: _Cell, features: int) -> Stream:
+def _incremental(cell: Cell, features: int) -> IncrementalForward:
     """Return the incremental form: one step of the cell for each position."""
 
     def start(batch: int, shape: Shape) -> State:
@@ -568,4 +462,4 @@ def _incremental(cell: _Cell, features: int) -> Stream:
         state, _ = cell.step(params, (x @ params["wx"])[:, 0], state)
         return state[0][:, None], state
 
-    return Stream(start, step)
+    return IncrementalForward(start, step)
