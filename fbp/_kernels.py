@@ -27,6 +27,11 @@ MAX_BLOCK = 512  # queries, and keys, in a block at most
 DILATED_MIN_CHANNELS = 32  # what a convolution sums over (channels, or examples): from here on all cores are worth their price
 
 
+def at_least_float32(x: Array) -> Any:
+    """Return the dtype for sums over ``x``: its own, or float32 if that is wider."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
 def by_platform(cpu: Callable[..., Any], other: Callable[..., Any], *arguments: Any) -> Any:
     """``cpu(*arguments)`` where the program is lowered for a CPU, ``other(*arguments)`` elsewhere."""
     return lax.platform_dependent(*arguments, cpu=cpu, default=other)

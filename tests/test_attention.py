@@ -10,6 +10,7 @@ import pytest
 import fbp
 from fbp import layers
 from fbp.errors import InputError, ShapeError
+from fbp.layers import _attention_core
 from tests.tables import draw, numbers
 from tests.test_core import compiled_cost
 
@@ -20,8 +21,8 @@ LENGTHS = jnp.array([5, 9, 1])
 @pytest.fixture
 def small_blocks(monkeypatch):
     """The blockwise form for any length, in blocks of 4."""
-    monkeypatch.setattr(attention, "BLOCKWISE_MIN_KEYS", 1)
-    monkeypatch.setattr(attention, "BLOCK", 4)
+    monkeypatch.setattr(_attention_core, "BLOCKWISE_MIN_KEYS", 1)
+    monkeypatch.setattr(_attention_core, "MAX_BLOCK", 4)
 
 
 def parts(positions=9, keys=9, dtype=jnp.float32):
@@ -35,7 +36,7 @@ def parts(positions=9, keys=9, dtype=jnp.float32):
 @pytest.mark.parametrize("causal", [False, True], ids=["both ways", "causal"])
 class TestBlockwise:
     def test_is_the_whole_form_and_jax_nns(self, causal, lengths, x64, monkeypatch):
-        layer = layers.dot_product_attention(causal=causal, lengths=lengths is not None)
+        layer = layers.dot_product_attention(causal=causal, with_lengths=lengths is not None)
         x = parts(dtype=jnp.float64) if lengths is None else (*parts(dtype=jnp.float64), lengths)
         delta = jnp.asarray(numbers(3, 9, 2, 4, seed=7), jnp.float64)
 
@@ -45,8 +46,8 @@ class TestBlockwise:
             return y, layer.backward((), cache, delta)[0][:3]
 
         whole = jax.jit(run)(*x[:3])
-        monkeypatch.setattr(attention, "BLOCKWISE_MIN_KEYS", 1)
-        monkeypatch.setattr(attention, "BLOCK", 4)
+        monkeypatch.setattr(_attention_core, "BLOCKWISE_MIN_KEYS", 1)
+        monkeypatch.setattr(_attention_core, "MAX_BLOCK", 4)
         blocks = jax.jit(lambda *a: run(*a))(*x[:3])
 
         def reference(q, k, v):
@@ -65,7 +66,7 @@ class TestBlockwise:
             assert jnp.linalg.norm(a - b) <= 1e-13 * jnp.linalg.norm(a)
 
     def test_passes_the_check(self, causal, lengths, small_blocks):
-        layer = layers.dot_product_attention(causal=causal, lengths=lengths is not None)
+        layer = layers.dot_product_attention(causal=causal, with_lengths=lengths is not None)
         x = parts() if lengths is None else (*parts(), lengths)
         report = fbp.check_gradients(
             layer, fbp.losses.quadratic, (), x, numbers(3, 9, 2, 4, seed=8)
@@ -82,7 +83,7 @@ def test_more_keys_than_queries_in_blocks_that_do_not_fit(small_blocks):
 
 
 def test_an_example_without_keys_gives_zeros_and_no_delta(small_blocks):
-    layer = layers.dot_product_attention(lengths=True)
+    layer = layers.dot_product_attention(with_lengths=True)
     y, cache = layer.forward((), (*parts(), jnp.array([0, 9, 9])))
     deltas, _ = layer.backward((), cache, jnp.ones_like(y))
     assert not y[0].any()
@@ -90,7 +91,7 @@ def test_an_example_without_keys_gives_zeros_and_no_delta(small_blocks):
 
 
 def test_padding_contributes_nothing():
-    layer = layers.attention(2, lengths=True)
+    layer = layers.attention(2, with_lengths=True)
     params, _ = draw(layer, (9, 4))
     x = numbers(3, 9, 4)
     garbage = x.copy()

@@ -207,7 +207,7 @@ def test_sequences_with_lengths_in_a_graph():
     model = fbp.graph(
         {
             "h": (layers.lstm(4, with_lengths=True), "x", "n"),
-            "a": (layers.attention(2, lengths=True), "h", "n"),
+            "a": (layers.attention(2, with_lengths=True), "h", "n"),
         },
         inputs=("x", "n"),
     )

@@ -361,7 +361,7 @@ def _take_apart(cell: Cell, options: _Options, params: Params, inputs: Any) -> _
 
 
 class _Cache(NamedTuple):
-    """A recurrent layer's cache: x (T, B, F), the mask (T, B, 1) or None, and the forward scan's result."""
+    """A recurrent layer's cache: x (T, B, F), the mask (T, B, 1) or None, the forward scan."""
 
     x: Array
     inside: Array | None
