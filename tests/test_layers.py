@@ -63,13 +63,13 @@ def test_both_forms_of_the_weight_gradient_agree(examples, options, monkeypatch)
     """What a CPU uses for few examples, or many, and the convolution that accelerators use."""
     layer = layers.conv2d(8, (3, 2), **options)
     params, shape = draw(layer, (9, 8, 4))
-    window = convolution.window_of(
+    window = convolution.make_window(
         "c",
         2,
         (3, 2),
-        options.get("stride", 1),
-        options.get("dilation", 1),
-        options.get("padding", "SAME"),
+        stride=options.get("stride", 1),
+        padding=options.get("padding", "SAME"),
+        dilation=options.get("dilation", 1),
     )
     x, delta = (
         jnp.asarray(numbers(examples, 9, 8, 4)),

@@ -24,9 +24,9 @@ class Cell(NamedTuple):
         states: number of arrays in the state.
         step: ``(params, z, state) -> (state, saved)`` with ``z = x_t wx`` and ``saved`` the values
             that ``backward_step`` needs.
-        backward_step: ``(wh^T, saved, state_before, state_after, dC/dstate_after) -> (dz, ds,
-            dC/dstate_before)``. ``dz`` is the delta at the pre-activations. ``ds`` is the delta of
-            the part of ``h wh`` that differs from it, or None.
+        backward_step: ``(wh^T, saved, previous, current, dC/dcurrent) -> (dz, ds, dC/dprevious)``,
+            from the states before and after the step. ``dz`` is the delta at the pre-activations.
+            ``ds`` is the delta of the part of ``h wh`` that differs from it, or None.
         recurrent_delta: ``(dz, ds) -> `` the delta of ``h wh``, (..., G H).
         extra_params: ``(H, dtype) -> params`` beside wx, wh and b.
         extra_grads: ``ds (B T, ...) -> grads`` of ``extra_params``.
@@ -53,9 +53,9 @@ def _rnn_step(params: Params, z: Array, state: State) -> tuple[State, Any]:
 
 
 def _rnn_backward_step(
-    wh_t: Array, saved: Any, before: State, after: State, delta: State
+    wh_t: Array, saved: Any, previous: State, current: State, delta: State
 ) -> tuple[Array, None, State]:
-    dz = delta[0] * (1 - after[0] * after[0])
+    dz = delta[0] * (1 - current[0] * current[0])
     return dz, None, (dz @ wh_t,)
 
 
@@ -70,15 +70,15 @@ def _lstm_step(params: Params, z: Array, state: State) -> tuple[State, Any]:
 
 
 def _lstm_backward_step(
-    wh_t: Array, saved: Any, before: State, after: State, delta: State
+    wh_t: Array, saved: Any, previous: State, current: State, delta: State
 ) -> tuple[Array, None, State]:
     i, f, g, o = jnp.split(saved, 4, axis=-1)
-    (dh, dc), (h, c) = delta, after
+    (dh, dc), (h, c) = delta, current
     dc = dc + dh * (o - h * jnp.tanh(c))  # dh/dc = o (1 - tanh(c)^2)
     dz = jnp.concatenate(
         [
             dc * g * i * (1 - i),
-            dc * before[1] * f * (1 - f),
+            dc * previous[1] * f * (1 - f),
             dc * i * (1 - g * g),
             dh * h * (1 - o),
         ],
@@ -98,17 +98,17 @@ def _gru_step(params: Params, z: Array, state: State) -> tuple[State, Any]:
 
 
 def _gru_backward_step(
-    wh_t: Array, saved: Any, before: State, after: State, delta: State
+    wh_t: Array, saved: Any, previous: State, current: State, delta: State
 ) -> tuple[Array, Array, State]:
     gates, n, s_n = saved
     u, r = jnp.split(gates, 2, axis=-1)
     (dh,) = delta
     dz_n = dh * (1 - u) * (1 - n * n)
-    dz_u = dh * (before[0] - n) * u * (1 - u)
+    dz_u = dh * (previous[0] - n) * u * (1 - u)
     dz_r = dz_n * s_n * r * (1 - r)
     ds_n = dz_n * r
-    before_delta = dh * u + jnp.concatenate([dz_u, dz_r, ds_n], axis=-1) @ wh_t
-    return jnp.concatenate([dz_u, dz_r, dz_n], axis=-1), ds_n, (before_delta,)
+    previous_delta = dh * u + jnp.concatenate([dz_u, dz_r, ds_n], axis=-1) @ wh_t
+    return jnp.concatenate([dz_u, dz_r, dz_n], axis=-1), ds_n, (previous_delta,)
 
 
 def _gru_recurrent_delta(dz: Array, ds_n: Array) -> Array:

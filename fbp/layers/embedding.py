@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 
 from fbp import initializers
+from fbp._kernels import at_least_float32
 from fbp.errors import InputError, ShapeError
 from fbp.layer import (
     Array,
@@ -20,22 +21,29 @@ from fbp.layer import (
 
 
 def embedding(vocabulary: int, features: int, *, weights: Initializer | None = None) -> Layer:
-    """A row of a table for each token: ``(B, ...)`` integers to ``(B, ..., features)``.
+    """Return a row of a table for each token: ``(B, ...)`` integers to ``(B, ..., features)``.
 
-    The backward pass adds each delta to its token's row (a scatter-add); tokens have no delta, so the input delta is None.
-    Tokens must lie in ``[0, vocabulary)``: they are checked where the data is read; one that does not gives a row of NaN.
+    The backward pass adds each delta to its token's row (a scatter-add). Tokens have no delta, so
+    the input delta is None. Tokens must lie in ``[0, vocabulary)``: they are checked when the data
+    is read, and another token gives a row of NaN.
 
     Args:
-        vocabulary: how many tokens there are.
-        features: the width of a row.
-        weights: initializer of the table; normal with deviation 0.02 by default (Radford et al., 2019).
+        vocabulary: number of tokens.
+        features: width of a row.
+        weights: initializer of the table; normal with deviation 0.02 by default (Radford et al.,
+            2019).
 
     Returns:
         A layer with parameters ``{"w": (vocabulary, features)}``. Its cache is its input.
+
+    Raises:
+        InputError: if ``vocabulary`` or ``features`` is less than 1.
+        ShapeError: if the input is not integers.
     """
     if vocabulary < 1 or features < 1:
         raise InputError(
-            f"embedding: vocabulary and features must be at least 1, got {vocabulary} and {features}"
+            "embedding: vocabulary and features must be at least 1, "
+            f"got {vocabulary} and {features}"
         )
     draw = weights or initializers.small_normal(0.02)
 
@@ -48,22 +56,33 @@ def embedding(vocabulary: int, features: int, *, weights: Initializer | None = N
         return jnp.asarray(params["w"]).at[x].get(mode="fill", wrap_negative_indices=False), x
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[None, Grads]:
-        wide = jnp.promote_types(delta.dtype, jnp.float32)  # a sum over many tokens
+        wide = at_least_float32(delta)  # a sum over many tokens
         rows = delta.reshape(-1, features).astype(wide)
         table = jnp.zeros((vocabulary, features), wide)
         table = table.at[cache.reshape(-1)].add(rows, mode="drop", wrap_negative_indices=False)
         return None, {"w": table.astype(delta.dtype)}
 
-    return Layer(init, forward, backward, name=f"embedding({vocabulary}, {features})")
+    return Layer(
+        init, forward, backward, kind="embedding", name=f"embedding({vocabulary}, {features})"
+    )
 
 
 def unembedding(vocabulary: int, *, weights: Initializer | None = None) -> Layer:
-    """An embedding's table read the other way: ``(B, ..., F) -> (B, ..., vocabulary)`` logits ``x w^T``.
+    """Return the logits ``x w^T``: an embedding's table read the other way.
 
-    Made to share its table with an :func:`embedding` (Press and Wolf, 2017), by :func:`fbp.tie`.
+    It can share its table with an :func:`embedding` by :func:`fbp.tie` (Press and Wolf, 2017).
+
+    Args:
+        vocabulary: number of tokens.
+        weights: initializer of the table; normal with deviation 0.02 by default.
 
     Returns:
-        A layer with parameters ``{"w": (vocabulary, F)}``. Its cache is its input.
+        A layer from ``(B, ..., F)`` to ``(B, ..., vocabulary)`` with parameters
+        ``{"w": (vocabulary, F)}``. Its cache is its input.
+
+    Raises:
+        InputError: if ``vocabulary`` is less than 1.
+        ShapeError: if the input does not fit.
     """
     if vocabulary < 1:
         raise InputError(f"unembedding: vocabulary must be at least 1, got {vocabulary}")
@@ -72,7 +91,8 @@ def unembedding(vocabulary: int, *, weights: Initializer | None = None) -> Layer
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         if not shape:
             raise ShapeError(
-                "unembedding expects an input with at least one axis besides the batch, got shape ()"
+                "unembedding expects an input with at least one axis besides the batch, "
+                "got shape ()"
             )
         return {"w": draw(key, (vocabulary, shape[-1]), jnp.result_type(float))}, (
             *shape[:-1],
@@ -82,7 +102,8 @@ def unembedding(vocabulary: int, *, weights: Initializer | None = None) -> Layer
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
         if x.shape[-1] != params["w"].shape[1]:
             raise ShapeError(
-                f"unembedding expects {params['w'].shape[1]} features, got an input of shape {x.shape}"
+                f"unembedding expects {params['w'].shape[1]} features, "
+                f"got an input of shape {x.shape}"
             )
         return x @ params["w"].T, x
 
@@ -90,21 +111,22 @@ def unembedding(vocabulary: int, *, weights: Initializer | None = None) -> Layer
         rows = delta.reshape(-1, vocabulary)
         return delta @ params["w"], {"w": rows.T @ cache.reshape(-1, cache.shape[-1])}
 
-    return Layer(init, forward, backward, name=f"unembedding({vocabulary})")
+    return Layer(init, forward, backward, kind="unembedding", name=f"unembedding({vocabulary})")
 
 
 def learned_positions(context: int | None = None, *, weights: Initializer | None = None) -> Layer:
-    """Adds a learned vector for each position: ``(B, T, F) -> (B, T, F)`` for T up to ``context``.
+    """Return the layer that adds a learned vector to each position, ``(B, T, F) -> (B, T, F)``.
 
     Args:
-        context: the most positions; by default as many as the examples have that the parameters are drawn for.
+        context: largest T; that of the shape that ``init`` is called with by default.
         weights: initializer of the vectors; normal with deviation 0.02 by default.
 
     Returns:
-        A layer with parameters ``{"w": (context, F)}``. Caches nothing.
+        A layer with parameters ``{"w": (context, F)}``. It caches nothing.
 
     Raises:
-        ShapeError: for a sequence that is longer.
+        InputError: if ``context`` is less than 1.
+        ShapeError: if a sequence is longer than ``context``, or does not fit.
     """
     if context is not None and context < 1:
         raise InputError(f"learned_positions: context must be at least 1, got {context}")
@@ -112,47 +134,55 @@ def learned_positions(context: int | None = None, *, weights: Initializer | None
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         _check_sequence("learned_positions", shape)
-        most = context or shape[0]
-        _check_context(shape, most)
-        return {"w": draw(key, (most, shape[-1]), jnp.result_type(float))}, shape
+        positions = context or shape[0]
+        _check_context(shape, positions)
+        return {"w": draw(key, (positions, shape[-1]), jnp.result_type(float))}, shape
 
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
         _check_sequence("learned_positions", x.shape[1:])
         _check_context(x.shape[1:], params["w"].shape[0])
         if x.shape[-1] != params["w"].shape[1]:
             raise ShapeError(
-                f"learned_positions expects {params['w'].shape[1]} features, got an input of shape {x.shape}"
+                f"learned_positions expects {params['w'].shape[1]} features, "
+                f"got an input of shape {x.shape}"
             )
         return x + params["w"][: x.shape[1]], ()
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
-        used = delta.sum(axis=0)
-        return delta, {
-            "w": jnp.zeros_like(params["w"], dtype=delta.dtype).at[: used.shape[0]].set(used)
-        }
+        rows = delta.sum(axis=0)
+        zeros = jnp.zeros_like(params["w"], dtype=delta.dtype)
+        return delta, {"w": zeros.at[: rows.shape[0]].set(rows)}
 
-    def step(params: Params, x: Array, at: Array) -> tuple[Array, Array]:
-        return x + params["w"][at], at + 1
+    def step(params: Params, x: Array, position: Array) -> tuple[Array, Array]:
+        return x + params["w"][position], position + 1
 
     name = f"learned_positions({context})" if context else "learned_positions"
     return Layer(
         init,
         forward,
         backward,
+        kind="learned_positions",
         name=name,
-        incremental=IncrementalForward(_first, step, limited=True),
+        incremental=IncrementalForward(_first_position, step, limited=True),
     )
 
 
 def sinusoidal_positions() -> Layer:
-    """Adds ``sin`` and ``cos`` of the position at wavelengths from 2 pi to 20,000 pi. Vaswani et al. (2017). No parameters."""
+    """Return the layer that adds ``sin`` and ``cos`` of the position, ``(B, T, F) -> (B, T, F)``.
+
+    The wavelengths go from 2 pi to 20,000 pi. Vaswani et al. (2017). It has no parameters and
+    caches nothing.
+
+    Raises:
+        ShapeError: if an example is not (T, F).
+    """
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         _check_sequence("sinusoidal_positions", shape)
         return (), shape
 
-    def waves(x: Array, first: Array | int) -> Array:
-        turn = angles(x.shape[1], -(-x.shape[-1] // 2), first)
+    def waves(x: Array, start: Array | int) -> Array:
+        turn = angles(x.shape[1], -(-x.shape[-1] // 2), start)
         both = jnp.stack([jnp.sin(turn), jnp.cos(turn)], axis=-1)
         return both.reshape(x.shape[1], -1)[:, : x.shape[-1]].astype(x.dtype)
 
@@ -163,26 +193,26 @@ def sinusoidal_positions() -> Layer:
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:
         return delta, ()
 
-    def step(params: Params, x: Array, at: Array) -> tuple[Array, Array]:
-        return x + waves(x, at), at + 1
+    def step(params: Params, x: Array, position: Array) -> tuple[Array, Array]:
+        return x + waves(x, position), position + 1
 
     return Layer(
         init,
         forward,
         backward,
-        name="sinusoidal_positions",
-        incremental=IncrementalForward(_first, step),
+        kind="sinusoidal_positions",
+        incremental=IncrementalForward(_first_position, step),
     )
 
 
-def _first(batch: int, shape: Shape) -> Array:
+def _first_position(batch: int, shape: Shape) -> Array:
     return jnp.zeros((), jnp.int32)
 
 
-def angles(positions: int, pairs: int, first: Array | int = 0) -> Array:
-    """``position / 10000^(i / pairs)``, ``(positions, pairs)``, positions counted from ``first``."""
+def angles(positions: int, pairs: int, start: Array | int = 0) -> Array:
+    """Return ``position / 10000^(i / pairs)``, (positions, pairs), for positions from ``start``."""
     rates = jnp.exp(-math.log(10000.0) * jnp.arange(pairs) / pairs)
-    return (first + jnp.arange(positions))[:, None] * rates
+    return (start + jnp.arange(positions))[:, None] * rates
 
 
 def _check_sequence(kind: str, shape: Shape) -> None:
@@ -193,5 +223,6 @@ def _check_sequence(kind: str, shape: Shape) -> None:
 def _check_context(shape: Shape, context: int) -> None:
     if shape[0] > context:
         raise ShapeError(
-            f"learned_positions expects at most {context} positions (the context), got a sequence of {shape[0]}"
+            f"learned_positions expects at most {context} positions (the context), "
+            f"got a sequence of {shape[0]}"
         )

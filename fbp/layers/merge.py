@@ -1,4 +1,4 @@
-"""Where branches meet: layers with several inputs, for :func:`fbp.graph`. The input is a tuple, and so is the input delta."""
+"""Layers with several inputs, for :func:`fbp.graph`: the input is a tuple, and so is its delta."""
 
 import functools
 import itertools
@@ -8,91 +8,88 @@ from typing import Any
 import jax.numpy as jnp
 
 from fbp.errors import ShapeError
-from fbp.layer import Array, Cache, Grads, Key, Layer, Params, Shape, array_to_shape, shape_to_array
+from fbp.layer import Array, Cache, Layer, Shape, array_to_shape, shape_to_array
+from fbp.layers._parameterless import parameterless
 
 Arrays = tuple[Array, ...]
 
 
-def _merge(
-    name: str,
-    shape_of: Callable[[Sequence[Shape]], Shape],
-    there: Callable[[Arrays], tuple[Array, Cache]],
-    back: Callable[[Cache, Array], Arrays],
-) -> Layer:
-    def init(key: Key, shape: Any) -> tuple[Params, Shape]:
-        return (), shape_of(_several(name, shape))
-
-    def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Array, Cache]:
-        shape_of([part.shape[1:] for part in _several(name, x)])  # raises where they do not fit
-        if len({part.shape[0] for part in x}) != 1:
-            raise ShapeError(
-                f"{name} expects inputs of one batch, got {', '.join(str(part.shape) for part in x)}"
-            )
-        return there(tuple(x))
-
-    def backward(params: Params, cache: Cache, delta: Array) -> tuple[Any, Grads]:
-        return back(cache, delta), ()
-
-    return Layer(init, forward, backward, name=name)
-
-
-def _several(name: str, parts: Any) -> Any:
-    if not isinstance(parts, tuple | list) or not parts or isinstance(parts[0], int):
-        raise ShapeError(f"{name} expects several inputs, got one")
-    return parts
-
-
-def _alike(name: str, shapes: Sequence[Shape]) -> Shape:
-    if len(set(map(tuple, shapes))) != 1:
-        raise ShapeError(f"{name} expects inputs of one shape, got {', '.join(map(str, shapes))}")
-    return tuple(shapes[0])
-
-
 def add() -> Layer:
-    """The sum of its inputs, all of one shape; each gets the delta as it is."""
+    """Return the sum of the inputs, all of one shape; each gets the delta as it is."""
     return _merge(
         "add",
-        lambda shapes: _alike("add", shapes),
+        lambda shapes: _require_one_shape("add", shapes),
         lambda x: (functools.reduce(jnp.add, x), tuple(shape_to_array(()) for _ in x)),
         lambda cache, delta: (delta,) * len(cache),
     )
 
 
 def multiply() -> Layer:
-    """The product of its inputs, all of one shape: a gate. The cache is the inputs."""
+    """Return the product of the inputs, all of one shape: a gate. The cache is the inputs."""
 
-    def back(cache: Cache, delta: Array) -> Arrays:
+    def backward(cache: Cache, delta: Array) -> Arrays:
         others = [cache[:i] + cache[i + 1 :] for i in range(len(cache))]
         return tuple(functools.reduce(jnp.multiply, other, delta) for other in others)
 
     return _merge(
         "multiply",
-        lambda shapes: _alike("multiply", shapes),
+        lambda shapes: _require_one_shape("multiply", shapes),
         lambda x: (functools.reduce(jnp.multiply, x), x),
-        back,
+        backward,
     )
 
 
 def concatenate() -> Layer:
-    """Its inputs side by side along the last axis; each gets its part of the delta."""
+    """Return the inputs side by side along the last axis; each gets its part of the delta."""
 
-    def shape_of(shapes: Sequence[Shape]) -> Shape:
+    def out_shape(shapes: Sequence[Shape]) -> Shape:
         if not all(shapes) or len({tuple(shape[:-1]) for shape in shapes}) != 1:
             raise ShapeError(
-                f"concatenate expects inputs that differ in the last axis only, got {', '.join(map(str, shapes))}"
+                "concatenate expects inputs that differ in the last axis only, "
+                f"got {', '.join(map(str, shapes))}"
             )
         return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
 
-    def back(cache: Cache, delta: Array) -> Arrays:
-        widths = [array_to_shape(token)[0] for token in cache]
+    def forward(x: Arrays) -> tuple[Array, Cache]:
+        widths = tuple(shape_to_array(part.shape[-1:]) for part in x)
+        return jnp.concatenate(x, axis=-1), widths
+
+    def backward(cache: Cache, delta: Array) -> Arrays:
+        widths = [array_to_shape(width)[0] for width in cache]
         return tuple(jnp.split(delta, list(itertools.accumulate(widths))[:-1], axis=-1))
 
-    return _merge(
-        "concatenate",
-        shape_of,
-        lambda x: (
-            jnp.concatenate(x, axis=-1),
-            tuple(shape_to_array(part.shape[-1:]) for part in x),
-        ),
-        back,
+    return _merge("concatenate", out_shape, forward, backward)
+
+
+def _merge(
+    kind: str,
+    out_shape: Callable[[Sequence[Shape]], Shape],
+    forward: Callable[[Arrays], tuple[Array, Cache]],
+    backward: Callable[[Cache, Array], Arrays],
+) -> Layer:
+    """Return a layer of several inputs that ``out_shape`` checks."""
+
+    def checked_forward(x: Any) -> tuple[Array, Cache]:
+        out_shape([part.shape[1:] for part in _require_several(kind, x)])
+        if len({part.shape[0] for part in x}) != 1:
+            raise ShapeError(
+                f"{kind} expects inputs of one batch, "
+                f"got {', '.join(str(part.shape) for part in x)}"
+            )
+        return forward(tuple(x))
+
+    return parameterless(
+        kind, checked_forward, backward, lambda shapes: out_shape(_require_several(kind, shapes))
     )
+
+
+def _require_several(kind: str, parts: Any) -> Any:
+    if not isinstance(parts, tuple | list) or not parts or isinstance(parts[0], int):
+        raise ShapeError(f"{kind} expects several inputs, got one")
+    return parts
+
+
+def _require_one_shape(kind: str, shapes: Sequence[Shape]) -> Shape:
+    if len(set(map(tuple, shapes))) != 1:
+        raise ShapeError(f"{kind} expects inputs of one shape, got {', '.join(map(str, shapes))}")
+    return tuple(shapes[0])

@@ -12,7 +12,7 @@ through time:
 The weight gradients, equations (3) and (4), are then one GEMM each over all positions and examples,
 outside the scan:
 
-    dC/dwx = x^T dz      dC/dwh = h_before^T dz      dC/db = sum of dz
+    dC/dwx = x^T dz      dC/dwh = h_previous^T dz      dC/db = sum of dz
 
 Autodiff instead adds a small product to each weight gradient at every step.
 
@@ -207,19 +207,19 @@ class _Scanned(NamedTuple):
     """Result of the forward scan.
 
     Attributes:
-        before: the state before each step, (T, B, H) each.
+        previous: the state before each step, (T, B, H) each.
         last: the state after the last step, (B, H) each.
         saved: what the cell saved at each step, (T, B, ...).
     """
 
-    before: State
+    previous: State
     last: State
     saved: Any
 
     def outputs(self, *, reverse: bool) -> Array:
         """Return h after each step (T, B, H): that before the next step."""
-        before, last = self.before[0], self.last[0][None]
-        return jnp.concatenate([last, before[:-1]] if reverse else [before[1:], last])
+        previous, last = self.previous[0], self.last[0][None]
+        return jnp.concatenate([last, previous[:-1]] if reverse else [previous[1:], last])
 
 
 def _scan_forward(
@@ -228,13 +228,13 @@ def _scan_forward(
     """Run the cell over ``inputs`` (T, B, ...), ``z`` of each step."""
 
     def step(state: State, inputs: Any) -> tuple[State, Any]:
-        after, saved = cell.step(params, inputs, state)
-        return after, (state, saved)
+        current, saved = cell.step(params, inputs, state)
+        return current, (state, saved)
 
-    last, (before, saved) = scan_over_time(
+    last, (previous, saved) = scan_over_time(
         step, initial, inputs, reverse=reverse, unroll=RNN_UNROLL
     )
-    return _Scanned(before, last, saved)
+    return _Scanned(previous, last, saved)
 
 
 def _scan_backward(
@@ -253,24 +253,24 @@ def _scan_backward(
     wh_t = params["wh"].T
 
     def step(carry: tuple[State, State], inputs: Any) -> tuple[tuple[State, State], Any]:
-        delta, after = carry
-        saved, before, output_delta = inputs
+        delta, current = carry
+        saved, previous, output_delta = inputs
         if output_delta is not None:
             delta = (delta[0] + output_delta, *delta[1:])
-        dz, ds, before_delta = cell.backward_step(wh_t, saved, before, after, delta)
-        return (before_delta, before), (dz, ds)
+        dz, ds, previous_delta = cell.backward_step(wh_t, saved, previous, current, delta)
+        return (previous_delta, previous), (dz, ds)
 
     (initial_delta, _), (dz, ds) = scan_over_time(
         step,
         (last_delta, scanned.last),
-        (scanned.saved, scanned.before, output_deltas),
+        (scanned.saved, scanned.previous, output_deltas),
         reverse=not reverse,
         unroll=1,
     )
     return dz, ds, initial_delta
 
 
-def _parameter_gradients(cell: Cell, x: Array, h_before: Array, dz: Array, ds: Any) -> Grads:
+def _parameter_gradients(cell: Cell, x: Array, h_previous: Array, dz: Array, ds: Any) -> Grads:
     """Return equations (3) and (4), all steps at once."""
 
     def rows(steps: Array) -> Array:
@@ -279,7 +279,7 @@ def _parameter_gradients(cell: Cell, x: Array, h_before: Array, dz: Array, ds: A
     dz, ds = jax.tree.map(rows, (dz, ds))
     return {
         "wx": rows(x).T @ dz,  # equation (4)
-        "wh": rows(h_before).T @ cell.recurrent_delta(dz, ds),  # equation (4)
+        "wh": rows(h_previous).T @ cell.recurrent_delta(dz, ds),  # equation (4)
         "b": dz.sum(axis=0),  # equation (3)
         **cell.extra_grads(ds),
     }
@@ -301,16 +301,16 @@ def _with_mask(cell: Cell) -> Cell:
 
     def step(params: Params, inputs: Any, state: State) -> tuple[State, Any]:
         z, inside = inputs
-        after, saved = cell.step(params, z, state)
-        return _where(inside, after, state), saved
+        current, saved = cell.step(params, z, state)
+        return _where(inside, current, state), saved
 
     def backward_step(
-        wh_t: Array, saved: Any, before: State, after: State, delta: State
+        wh_t: Array, saved: Any, previous: State, current: State, delta: State
     ) -> tuple[Array, Array | None, State]:
         saved, inside = saved
-        dz, ds, before_delta = cell.backward_step(wh_t, saved, before, after, delta)
+        dz, ds, previous_delta = cell.backward_step(wh_t, saved, previous, current, delta)
         dz, ds = jax.tree.map(lambda d: jnp.where(inside, d, 0), (dz, ds))
-        return dz, ds, _where(inside, before_delta, delta)
+        return dz, ds, _where(inside, previous_delta, delta)
 
     return cell._replace(step=step, backward_step=backward_step)
 
@@ -408,7 +408,7 @@ def _recurrent(cell: Cell, features: int, options: _Options) -> Layer:
         dz, ds, state_delta = _scan_backward(
             scanned_cell, params, scanned, output_deltas, last_delta, reverse=reverse
         )
-        grads = _parameter_gradients(cell, by_time, scanned.before[0], dz, ds)
+        grads = _parameter_gradients(cell, by_time, scanned.previous[0], dz, ds)
         deltas: list[Any] = [(dz @ params["wx"].T).swapaxes(0, 1)]
         if options.with_lengths:
             deltas.append(None)  # integers have no delta
