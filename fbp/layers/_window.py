@@ -61,9 +61,9 @@ class Window(NamedTuple):
             (n - e) // s + 1 for n, e, s in zip(padded, self.extent, self.stride, strict=True)
         )
 
-    def offsets(self) -> itertools.product[tuple[int, ...]]:
-        """Iterate over the offsets in the window, in row-major order."""
-        return itertools.product(*map(range, self.size))
+    def offsets(self) -> list[tuple[int, ...]]:
+        """Return the offsets in the window, in row-major order."""
+        return list(itertools.product(*map(range, self.size)))
 
     def patches(self, x: Array, fill: float = 0.0) -> list[Array]:
         """Return, for each offset, the values that the windows have there.
