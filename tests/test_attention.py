@@ -1,6 +1,4 @@
-"""Attention: both of its forms, against other formulas."""
-
-import sys
+"""Attention: the whole and the blockwise form against other formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +8,10 @@ import pytest
 import fbp
 from fbp import layers
 from fbp.errors import InputError, ShapeError
-from fbp.layers import _attention_core
+from fbp.layers import _attention, _attention_core
 from tests.tables import draw, numbers
 from tests.test_core import compiled_cost
 
-attention = sys.modules["fbp.layers.attention"]
 LENGTHS = jnp.array([5, 9, 1])
 
 
@@ -108,7 +105,7 @@ def test_padding_contributes_nothing():
 
 
 def test_long_sequences_take_the_blockwise_form_and_little_memory():
-    """At most 0.3 of the scratch memory of jax.grad through jax.nn.dot_product_attention, at T = 2048."""
+    """At most 0.3 of the scratch memory of jax.grad through jax.nn's attention, at T = 2048."""
     q, k, v = (numbers(1, 2048, 4, 32, seed=i) for i in range(3))
     layer = layers.dot_product_attention(causal=True)
 
@@ -137,7 +134,7 @@ def test_causal_attention_does_not_look_ahead():
 
 def test_rotary_scores_depend_on_the_distance_alone():
     q, k = (np.broadcast_to(numbers(1, 1, 1, 8, seed=i), (1, 1, 6, 8)) for i in range(2))
-    scores = jnp.einsum("bntd,bnsd->ts", attention.rotate(q), attention.rotate(k))
+    scores = jnp.einsum("bntd,bnsd->ts", _attention.rotate(q), _attention.rotate(k))
     for distance in range(-4, 5):
         diagonal = np.diagonal(scores, distance)
         np.testing.assert_allclose(diagonal, diagonal[0], rtol=1e-4)

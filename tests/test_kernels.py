@@ -1,4 +1,4 @@
-"""Whatever form computes a product, the deltas are the same: each form forced, against vjp and finite differences."""
+"""Each implementation of an operation, forced, against vjp and finite differences."""
 
 import re
 
@@ -9,15 +9,15 @@ import pytest
 
 import fbp
 from fbp import _kernels, layers, losses
-from fbp.layers import convolution, recurrent
+from fbp.layers import _convolution, _recurrent
 
 
 @pytest.fixture(params=["always", "never"])
-def special(request, monkeypatch):
-    """The forms for large sizes, at any size and at none."""
+def threshold(request, monkeypatch):
+    """Use the implementations for large sizes at any size, or at none."""
     limit = 1 if request.param == "always" else 10**9
     monkeypatch.setattr(_kernels, "DILATED_MIN_CHANNELS", limit)
-    monkeypatch.setattr(convolution, "DILATED_MIN_CHANNELS", limit)
+    monkeypatch.setattr(_convolution, "DILATED_MIN_CHANNELS", limit)
     monkeypatch.setattr(_kernels, "MIN_FEATURES_TO_SPLIT", limit)
     monkeypatch.setattr(_kernels, "MIN_BATCH_TO_SPLIT", 2)
     return request.param
@@ -47,7 +47,7 @@ RECURRENT = {
 
 
 @pytest.mark.parametrize("name", [*CONVOLUTIONS, *RECURRENT])
-def test_forms_give_the_same_deltas(special, x64, name):
+def test_all_implementations_give_the_same_deltas(threshold, x64, name):
     layer, shape = (CONVOLUTIONS | RECURRENT)[name]
     params, out = layer.init(jax.random.key(0), shape)
     x, y = (
@@ -58,12 +58,12 @@ def test_forms_give_the_same_deltas(special, x64, name):
     assert report.ok, str(report)
 
 
-def test_the_form_is_what_is_compiled(special):
-    """Distances are doubled where that is asked for, and a recurrence's examples go in two lanes."""
+def test_the_chosen_implementation_is_compiled(threshold):
+    """Distances are doubled, and a recurrence's batch is split in two."""
     layer = layers.conv2d(8, 3)
     params, _ = layer.init(jax.random.key(0), (6, 6, 4))
     program = jax.jit(layer.forward).lower(params, jnp.ones((2, 6, 6, 4))).as_text()
-    assert ("rhs_dilate = [2, 2]" in program) == (special == "always")
+    assert ("rhs_dilate = [2, 2]" in program) == (threshold == "always")
     cell = layers.lstm(10)
     params, _ = cell.init(jax.random.key(0), (4, 3))
     x, delta = jnp.ones((6, 4, 3)), jnp.ones((6, 4, 10))
@@ -76,52 +76,54 @@ def test_the_form_is_what_is_compiled(special):
         "(tensor<3x10xf32>, tensor<10x40xf32>)",
         "(tensor<3x40xf32>, tensor<40x10xf32>)",
     ):
-        assert (product in program) == (special == "always")
+        assert (product in program) == (threshold == "always")
 
 
 @pytest.mark.parametrize("make", [layers.lstm, layers.gru, layers.rnn])
 @pytest.mark.parametrize("batch", [2, 5])
-def test_lanes_of_padded_and_carried_sequences(monkeypatch, x64, make, batch):
-    """Two lanes and one give the same states, deltas and gradients, whatever goes with the examples."""
+def test_a_split_batch_with_lengths_and_state(monkeypatch, x64, make, batch):
+    """A batch split in two gives the same states, deltas and gradients as one that is not."""
     layer = make(4, with_lengths=True, with_state=True)
     params, _ = layer.init(jax.random.key(0), (6, 3))
     x, lengths = jax.random.normal(jax.random.key(1), (batch, 6, 3)), jnp.arange(batch) + 1
-    state = jax.tree.map(lambda s: s + 0.1, recurrent.zero_state(layer, params, batch))
+    state = jax.tree.map(lambda s: s + 0.1, _recurrent.zero_state(layer, params, batch))
 
-    def both_ways():
+    def forward_and_backward():
         output, cache = layer.forward(params, (x, lengths, state))
         return output, layer.backward(params, cache, jax.tree.map(jnp.cos, output))
 
-    alone = both_ways()
+    whole = forward_and_backward()
     monkeypatch.setattr(_kernels, "MIN_FEATURES_TO_SPLIT", 1)
     monkeypatch.setattr(_kernels, "MIN_BATCH_TO_SPLIT", 2)
     lowered = jax.jit(lambda x: layer.forward(params, (x, lengths, state))[0]).lower(x).as_text()
-    assert f"tensor<{batch - batch // 2}x4xf64>" in lowered  # they do go in lanes
+    assert f"tensor<{batch - batch // 2}x4xf64>" in lowered  # the batch is split
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), both_ways(), alone
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12),
+        forward_and_backward(),
+        whole,
     )
 
 
-def test_constants_are_read_where_they_are_used():
-    """So that the tests above force what they say."""
-    assert convolution.DILATED_MIN_CHANNELS == _kernels.DILATED_MIN_CHANNELS
-    assert recurrent.RNN_UNROLL == _kernels.RNN_UNROLL
+def test_constants_are_those_of_the_kernels():
+    """Otherwise the tests above would not force an implementation."""
+    assert _convolution.DILATED_MIN_CHANNELS == _kernels.DILATED_MIN_CHANNELS
+    assert _recurrent.RNN_UNROLL == _kernels.RNN_UNROLL
 
 
-def test_gradients_after_the_first_are_the_same_and_weights_are_not_copied_in_the_loop():
-    odd = {
+def test_delayed_gradients_keep_their_bits_and_weights_are_not_copied_in_the_loop():
+    special = {
         "a": jnp.array([1.5, -0.0, jnp.nan, jnp.inf]),
         "b": jnp.zeros((0, 2)),
         "c": jnp.bfloat16(2),
     }
-    for given in (odd, {}, {"a": jnp.array([jnp.nan, 1.0])}):
-        for one, other in zip(
-            jax.tree.leaves(given),
-            jax.tree.leaves(jax.jit(_kernels.delay_until_backward_done)(given)),
+    for grads in (special, {}, {"a": jnp.array([jnp.nan, 1.0])}):
+        for delayed, grad in zip(
+            jax.tree.leaves(grads),
+            jax.tree.leaves(jax.jit(_kernels.delay_until_backward_done)(grads)),
             strict=True,
         ):
-            assert one.dtype == other.dtype
-            assert one.tobytes() == other.tobytes()
+            assert delayed.dtype == grad.dtype
+            assert delayed.tobytes() == grad.tobytes()
     model = fbp.models.mlp(4, (64, 96))
     params, _ = model.init(jax.random.key(0), (8,))
     optimizer = fbp.optimizers.sgd(0.1)

@@ -1,4 +1,4 @@
-"""What the table does not say: against other formulas, options that need several inputs, and bad input."""
+"""Layers beyond the table: other formulas, options with several inputs, and bad input."""
 
 import itertools
 
@@ -10,7 +10,7 @@ import pytest
 import fbp
 from fbp import layers, losses
 from fbp.errors import InputError, ShapeError
-from fbp.layers import convolution
+from fbp.layers import _convolution
 from tests.tables import draw, numbers, quick_jit
 
 
@@ -63,7 +63,7 @@ def test_both_forms_of_the_weight_gradient_agree(examples, options, monkeypatch)
     """What a CPU uses for few examples, or many, and the convolution that accelerators use."""
     layer = layers.conv2d(8, (3, 2), **options)
     params, shape = draw(layer, (9, 8, 4))
-    window = convolution.make_window(
+    window = _convolution.make_window(
         "c",
         2,
         (3, 2),
@@ -77,13 +77,13 @@ def test_both_forms_of_the_weight_gradient_agree(examples, options, monkeypatch)
     )
 
     def gradient():
-        return convolution.weight_gradient(
+        return _convolution.weight_gradient(
             x, delta, params["w"].shape, window, options.get("groups", 1)
         )
 
     on_cpu = gradient()
     monkeypatch.setattr(
-        convolution, "by_platform", lambda cpu, other, *arguments: other(*arguments)
+        _convolution, "by_platform", lambda cpu, other, *arguments: other(*arguments)
     )
     np.testing.assert_allclose(on_cpu, gradient(), rtol=1e-4, atol=1e-4)
 
@@ -273,7 +273,7 @@ class TestRepeat:
         assert found["1/body"].shape == (3, 2, 5)
 
     def test_bytes_and_scratch_against_autodiff_and_a_program_that_does_not_grow(self):
-        """Bytes at most 0.8x; with recompute, scratch memory at most 0.4x. Compile time: benchmarks, repeat."""
+        """Bytes at most 0.8x; with recompute, scratch memory at most 0.4x."""
         block = fbp.residual(
             layers.layer_norm(), layers.dense(128), layers.gelu(), layers.dense(64)
         )
@@ -339,23 +339,29 @@ def test_loss_scaling_keeps_small_deltas_of_float16():
 @pytest.mark.parametrize(
     ("make", "shape", "problem"),
     [
-        (lambda: layers.conv2d(4, 3), (8, 8), r"conv2d expects examples of shape \(H, W, C\), got \(8, 8\)"),
+        (
+            lambda: layers.conv2d(4, 3), (8, 8),
+            r"conv2d expects examples of shape \(H, W, C\), got \(8, 8\)"),
         (lambda: layers.conv1d(4, 3), (8, 8, 1), r"conv1d expects examples of shape \(T, C\)"),
         (lambda: layers.conv2d(4, 3, groups=2), (8, 8, 3), "multiple of 2, got 3"),
-        (lambda: layers.conv2d(4, 9, padding="VALID"), (8, 8, 3), "a window of 9 x 9 does not fit an input of 8 x 8"),
+        (lambda: layers.conv2d(4, 9, padding="VALID"), (8, 8, 3),
+         "a window of 9 x 9 does not fit an input of 8 x 8"),
         (lambda: layers.max_pool(9), (8, 8, 3), "a window of 9 x 9 does not fit"),
-        (lambda: layers.conv2d(4, 19), (8, 8, 3), "a window of 19 x 19 is more than twice as large as the input of 8 x 8"),
+        (lambda: layers.conv2d(4, 19), (8, 8, 3),
+         "a window of 19 x 19 is more than twice as large as the input of 8 x 8"),
         (lambda: layers.max_pool(2), (8,), "expects examples of shape"),
         (lambda: layers.global_avg_pool(), (8,), "expects examples with positions and channels"),
         (lambda: layers.group_norm(4), (8, 6), "multiple of 4"),
-        (lambda: layers.reshape((3, -1)), (4,), r"reshape to \(3, -1\) does not fit an input of shape \(4,\)"),
+        (lambda: layers.reshape((3, -1)), (4,),
+         r"reshape to \(3, -1\) does not fit an input of shape \(4,\)"),
         (lambda: layers.transpose((1, 0)), (4,), "does not fit"),
         (lambda: layers.crop([(2, 2)]), (4, 1), "leaves nothing"),
         (lambda: layers.lstm(3), (4,), r"lstm expects examples of shape \(T, F\), got \(4,\)"),
         (lambda: layers.learned_positions(5), (6, 2), "at most 5 positions"),
         (lambda: layers.glu(), (5,), "an even last axis"),
         (lambda: layers.maxout(2), (5,), "multiple of 2"),
-        (lambda: fbp.repeat(layers.dense(3), 2), (4,), r"keeps the shape \(4,\), but dense\(3\) gives \(3,\)"),
+        (lambda: fbp.repeat(layers.dense(3), 2), (4,),
+         r"keeps the shape \(4,\), but dense\(3\) gives \(3,\)"),
     ],
 )  # fmt: skip
 def test_a_shape_that_does_not_fit_is_named_with_its_place(make, shape, problem):

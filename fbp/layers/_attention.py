@@ -28,7 +28,7 @@ from fbp.layer import (
     Shape,
 )
 from fbp.layers._attention_core import Mask, attend, attend_backward, scale, weighted_values
-from fbp.layers.embedding import angles
+from fbp.layers._embedding import angles
 
 
 def dot_product_attention(*, causal: bool = False, with_lengths: bool = False) -> Layer:
