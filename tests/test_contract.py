@@ -250,7 +250,7 @@ class TestIncremental:
         layer = cell(4, with_state=True)
         params, _ = draw(layer, (5, 3))
         for other in (layer, renamed(layer), fbp.Layer(*layer, name="mine")):
-            state = layers.recurrent.zero_state(other, params, 2)
+            state = layers.zero_state(other, params, 2)
             _y, last = other.forward(params, (numbers(2, 5, 3), state))[0]
             assert jax.tree.map(jnp.shape, last) == jax.tree.map(jnp.shape, state)
 
@@ -370,6 +370,6 @@ def test_summaries_show_every_layer_inside_wrappers():
 def test_dead_units_of_a_layer_with_several_outputs():
     layer = layers.lstm(3, with_state=True)
     params, _ = draw(layer, (4, 2))
-    x = numbers(2, 4, 2), layers.recurrent.zero_state(layer, params, 2)
+    x = numbers(2, 4, 2), layers.zero_state(layer, params, 2)
     shares = jax.jit(fbp.diagnostics.dead_units(layer))(params, x)
     assert jax.tree.structure(shares["model"]) == jax.tree.structure((0.0, (0.0, 0.0)))

@@ -235,6 +235,40 @@ def test_two_halves_with_a_carried_state_are_the_whole_sequence():
     )
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_zero_state_does_not_depend_on_the_layers_name(cell):
+    layer = CELLS[cell](4, with_state=True)
+    params, _ = draw(layer, (6, 3))
+    for renamed in (fbp.Layer(*layer), layer._replace(name="lstm of mine")):
+        state = layers.zero_state(renamed, params, 2)
+        assert [part.shape for part in state] == [(2, 4)] * (2 if cell == "lstm" else 1)
+        renamed.forward(params, (numbers(2, 6, 3), state))
+    with pytest.raises(ShapeError, match="zero_state expects the parameters of a recurrent layer"):
+        layers.zero_state(layers.dense(3), draw(layers.dense(3), (4,))[0], 2)
+
+
+def test_how_layers_run_one_position_at_a_time():
+    """Positionwise, by an incremental form, or not at all."""
+    positionwise = [layers.dense(3), layers.relu(), layers.layer_norm(), layers.dropout(0.1)]
+    positionwise += [layers.embedding(3, 2), layers.add(), layers.batch_norm(), layers.softmax()]
+    assert {layer.incremental for layer in positionwise} == {"positionwise"}
+    mixing = [layers.conv1d(3, 3), layers.max_pool(2), layers.flatten(), layers.transpose((1, 0))]
+    mixing += [layers.group_norm(1), layers.attention(2), layers.lstm(3, reverse=True)]
+    mixing += [layers.gru(3, output="last"), layers.rnn(3, with_lengths=True)]
+    mixing += [layers.dot_product_attention(causal=True), layers.attention(2, cross=True)]
+    assert {layer.incremental for layer in mixing} == {None}
+    unlimited = [layers.lstm(3), layers.sinusoidal_positions()]
+    limited = [layers.attention(2, causal=True), layers.learned_positions()]
+    assert [layer.incremental.limited for layer in (*unlimited, *limited)] == [False] * 2 + [
+        True
+    ] * 2
+
+
+def test_weight_norm_takes_a_layer_and_not_its_factory():
+    with pytest.raises(InputError, match="weight_norm: expected a Layer, got 'dense'; call it"):
+        layers.weight_norm(layers.dense)
+
+
 def test_recurrent_defaults():
     params, _ = layers.lstm(8).init(jax.random.key(0), (5, 3))
     assert params["b"].reshape(4, 8).sum(axis=1).tolist() == [
