@@ -8,7 +8,7 @@ from fbp.layer import Initializer, Layer
 
 def weights_before(activation: Activation) -> Initializer:
     """Return the initializer that suits the weights before an activation."""
-    return initializers.for_activation(activation().name.split("(")[0])
+    return initializers.for_activation(activation().kind)
 
 
 def transformer_blocks(
