@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 
 from fbp.layer import Array, Params
 
@@ -29,7 +30,7 @@ class Cell(NamedTuple):
             ``ds`` is the delta of the part of ``h wh`` that differs from it, or None.
         recurrent_delta: ``(dz, ds) -> `` the delta of ``h wh``, (..., G H).
         extra_params: ``(H, dtype) -> params`` beside wx, wh and b.
-        extra_grads: ``ds (B T, ...) -> grads`` of ``extra_params``.
+        extra_grads: ``recurrent_delta (B T, G H) -> grads`` of ``extra_params``.
     """
 
     kind: str
@@ -39,7 +40,7 @@ class Cell(NamedTuple):
     backward_step: Callable[[Array, Any, State, State, State], tuple[Array, Array | None, State]]
     recurrent_delta: Callable[[Array, Any], Array] = lambda dz, ds: dz
     extra_params: Callable[[int, Any], dict[str, Array]] = lambda features, dtype: {}
-    extra_grads: Callable[[Any], dict[str, Array]] = lambda ds: {}
+    extra_grads: Callable[[Array], dict[str, Array]] = lambda recurrent_delta: {}
 
 
 def _sigmoid(z: Array) -> Array:
@@ -112,8 +113,17 @@ def _gru_backward_step(
 
 
 def _gru_recurrent_delta(dz: Array, ds_n: Array) -> Array:
-    """Return the delta of ``h wh``: that of z but for the block of n, which r multiplies."""
-    return jnp.concatenate([dz[..., : 2 * ds_n.shape[-1]], ds_n], axis=-1)
+    """Return the delta of ``h wh``: that of z but for the block of n, which r multiplies.
+
+    The barrier makes XLA store it once for both its readers, the gradients of wh and bh. The order
+    in which these are summed, and so their last bits, then do not depend on how it is put together.
+    """
+    return lax.optimization_barrier(jnp.concatenate([dz[..., : 2 * ds_n.shape[-1]], ds_n], axis=-1))
+
+
+def _gru_extra_grads(recurrent_delta: Array) -> dict[str, Array]:
+    features = recurrent_delta.shape[-1] // 3
+    return {"bh": recurrent_delta[:, 2 * features :].sum(axis=0)}
 
 
 RNN = Cell("rnn", (0.0,), 1, _rnn_step, _rnn_backward_step)
@@ -126,5 +136,5 @@ GRU = Cell(
     _gru_backward_step,
     recurrent_delta=_gru_recurrent_delta,
     extra_params=lambda features, dtype: {"bh": jnp.zeros((features,), dtype)},
-    extra_grads=lambda ds_n: {"bh": ds_n.sum(axis=0)},
+    extra_grads=_gru_extra_grads,
 )

@@ -277,11 +277,12 @@ def _parameter_gradients(cell: Cell, x: Array, h_previous: Array, dz: Array, ds:
         return steps.reshape(-1, steps.shape[-1])
 
     dz, ds = jax.tree.map(rows, (dz, ds))
+    recurrent_delta = cell.recurrent_delta(dz, ds)
     return {
         "wx": rows(x).T @ dz,  # equation (4)
-        "wh": rows(h_previous).T @ cell.recurrent_delta(dz, ds),  # equation (4)
+        "wh": rows(h_previous).T @ recurrent_delta,  # equation (4)
         "b": dz.sum(axis=0),  # equation (3)
-        **cell.extra_grads(ds),
+        **cell.extra_grads(recurrent_delta),
     }
 
 
