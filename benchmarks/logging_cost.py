@@ -27,7 +27,10 @@ from fbp.experiment.rundir.series import read_series
 from fbp.experiment.runner import run as run_module
 from fbp.experiment.runner import run_start
 from fbp.experiment.runner.run_start import RunIdentity
-from fbp.experiment.tracking import shipper, store
+from fbp.experiment.runner.trained_model import PYFUNC_CODE
+from fbp.experiment.tracking import shipper
+from fbp.experiment.tracking.mlflow_format import POINTS
+from fbp.experiment.tracking.uri import default_uri, destination
 from tests.servers import Server
 
 EPOCHS, ROUNDS = 30, 6
@@ -91,14 +94,15 @@ def _train(project: Path, folder: str, how: str, server: Server) -> float:
         with mock.patch.object(run_start, "Journal", _Forgetful):
             run_module.run(experiment, origin, run_folder, watch)
         return watch.last - watch.start
-    uri = store.default_uri(project / "mlruns")
+    target = destination(project / "mlruns", "mlflow")
     if how == "killed":
         if server.process is None:
             server.start()
-        watch, uri = _Watch(server.kill), server.uri
-        layout.destination(run_folder).write_text(uri)
+        watch = _Watch(server.kill)
+        target = destination(project / "mlruns", "mlflow", server.uri)
+        layout.destination(run_folder).write_text(target.place)
     with locks.try_hold_training_lock(run_folder):
-        process = shipper.launch(run_folder, uri)
+        process = shipper.launch(run_folder, target, PYFUNC_CODE)
         with mock.patch.object(run_start, "Journal", _Timed):
             run_module.run(experiment, origin, run_folder, watch)
     if how == "killed":  # the rest is sent in the end
@@ -112,8 +116,9 @@ def _records(project: Path, server: Server) -> tuple[int, int]:
     server.start()
     expected = 0
     for folder in (project / "mlruns" / "runs").glob("killed-*"):
-        assert shipper.launch(folder, server.uri).wait() == 0
-        stride = shipper.shipped(folder)["stride"]
+        target = destination(project / "mlruns", "mlflow", server.uri)
+        assert shipper.launch(folder, target, PYFUNC_CODE).wait() == 0
+        stride = max(1, -(-journal.require_start(folder).steps // POINTS))
         every = read_series(folder, [journal.MetricsLine])
         steps = read_series(folder, [journal.StepsLine])
         expected += sum(len(points.steps) for points in every.values())
@@ -147,7 +152,7 @@ def _data_folder(project: Path) -> str:
 def _log_metric_seconds(project: Path) -> float:
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(store.default_uri(project / "mlruns"))
+    client = MlflowClient(default_uri(project / "mlruns"))
     run_id = client.create_run("0").info.run_id
     times = []
     for step in range(100):

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 import fbp
 from fbp.experiment.config import reading, writing
-from fbp.experiment.rundir import checkpoints, environment, journal, layout
+from fbp.experiment.rundir import checkpoints, environment, history, journal, layout
 from fbp.experiment.rundir.checkpoints import Checkpoint
 from fbp.experiment.rundir.series import read_series
 from fbp.experiment.runner.trained_model import read
-from fbp.experiment.tracking import mlflow_runs, shipper
+from fbp.experiment.tracking.shipment import SentState, read_sent
 
 GOOD = {
     "name": "fuzz",
@@ -206,9 +206,9 @@ def test_journals_with_changed_bytes(tmp_path_factory, places, bytes_):
     assert journal.read_end(folder) is None or journal.read_end(folder).status == "FINISHED"
     assert journal.read_checkpoints(folder).keys() <= {5}
     layout.sent(folder).write_bytes(
-        changed(b'{"uri": "embedded", "run_id": "a", "sent": {}}', places, bytes_)
+        changed(b'{"sink": "mlflow", "place": "embedded", "run_id": "a", "checksums": {}}', places, bytes_)
     )
-    assert shipper.shipped(folder) == {} or "uri" in shipper.shipped(folder)
+    assert read_sent(folder) == SentState() or read_sent(folder).place == "embedded"
     shutil.rmtree(folder)
 
 
@@ -226,12 +226,11 @@ def test_saved_models_with_changed_bytes(finished, tmp_path_factory, name, place
 )
 def test_records_with_changed_bytes(finished, tmp_path_factory, name, places, bytes_):
     folder = tmp_path_factory.getbasetemp() / "record"
-    (history,) = finished[0].glob("mlruns/runs/*/artifacts/history")
-    shutil.copytree(history, folder / "history", dirs_exist_ok=True)
-    (folder / "history" / name).write_bytes(changed((history / name).read_bytes(), places, bytes_))
-    for use in (mlflow_runs.from_artifacts, mlflow_runs.checkpoints):
-        used_or_refused(lambda use=use: use(folder, "a run"))
-    used_or_refused(lambda: mlflow_runs.layers(folder))
+    (written,) = finished[0].glob("mlruns/runs/*/artifacts/history")
+    shutil.copytree(written, folder / "history", dirs_exist_ok=True)
+    (folder / "history" / name).write_bytes(changed((written / name).read_bytes(), places, bytes_))
+    for use in (history.read, history.read_checkpoints, history.read_layer_names):
+        used_or_refused(lambda use=use: use(folder))
     (folder / layout.ENVIRONMENT).write_bytes(
         changed(b'{"threads": 2, "jax": {}, "variables": {}}', places, bytes_)
     )

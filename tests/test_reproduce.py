@@ -18,14 +18,15 @@ from fbp.experiment.commands import run_record
 from fbp.experiment.commands.verdict import compare_runs
 from fbp.experiment.config import reading
 from fbp.experiment.config.references import reading_record
-from fbp.experiment.rundir import environment, journal, layout
+from fbp.experiment.rundir import environment, history, journal, layout
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.journal import CheckpointLine, Journal
 from fbp.experiment.rundir.npz import read_arrays, write_arrays
 from fbp.experiment.rundir.series import Series, read_series
-from fbp.experiment.tracking import mlflow_format, mlflow_runs, shipper
+from fbp.experiment.tracking import mlflow_runs
 from fbp.experiment.tracking.mlflow_runs import MlflowRuns
 from fbp.experiment.tracking.run_reader import RecordedRun
+from fbp.experiment.tracking.shipment import is_sent
 from tests.projects import client, command, fbp_run, one, runs_of, said, the_run, write_config
 
 
@@ -127,8 +128,8 @@ def test_names_with_commas_and_quotes_come_back_from_the_history(tmp_path):
     (tmp_path / "artifacts").mkdir()
     values = {'delta_norm/a,b "c"': 1.5, "loss": float("nan")}
     Journal(tmp_path).metrics(3, values)
-    mlflow_format.write_history(tmp_path)
-    found = mlflow_runs.from_artifacts(tmp_path / "artifacts", "a run")
+    history.write(tmp_path)
+    found = history.read(tmp_path / "artifacts")
     assert {key: points.steps.tolist() for key, points in found.items()} == {
         key: [3] for key in values
     }
@@ -331,7 +332,7 @@ def test_reproduce_a_killed_run_as_far_as_it_came(project, warm):
         folder = next(iter(layout.run_folders(project / "mlruns")), None)
     process.kill()
     process.wait()
-    while time.monotonic() < deadline and not shipper.is_sent(folder):
+    while time.monotonic() < deadline and not is_sent(folder):
         time.sleep(0.1)
     output = reproduced(project, folder.name, 0)
     steps = len(read_series(folder)["loss"].steps)

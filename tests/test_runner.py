@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 import fbp
 from fbp.cli import main
+from fbp.experiment.rundir import layout
 from fbp.experiment.rundir.npz import params_digest
 from fbp.experiment.rundir.series import metrics_digest, read_series
 from fbp.experiment.runner.trained_model import read
@@ -238,7 +239,7 @@ def test_a_training_process_that_dies_leaves_no_run_open(project, warm):
     folder = one(project / "mlruns" / "runs")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        state = folder / "shipped.json"
+        state = layout.sent(folder)
         if state.exists() and json.loads(state.read_text())["done"]:
             break
         time.sleep(0.2)
@@ -315,7 +316,7 @@ def test_ctrl_c_before_training_leaves_nothing_behind(project):
 def test_damaged_records_do_not_stop_other_runs(project, warm):
     fbp_run(write_config(project))
     folder = one(project / "mlruns" / "runs")
-    (folder / "shipped.json").write_text("{")
+    layout.sent(folder).write_text("{")
     with open(folder / "journal.jsonl", "a") as file:
         file.write("garbage\n")
     with pytest.raises(fbp.InputError):

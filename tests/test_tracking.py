@@ -24,9 +24,16 @@ from fbp.experiment.rundir.journal import Journal
 from fbp.experiment.rundir.recorder import Recorder
 from fbp.experiment.rundir.redact import redact, redact_secrets_of
 from fbp.experiment.rundir.series import read_series
+from fbp.experiment.runner.trained_model import PYFUNC_CODE
 from fbp.experiment.tracking import shipper, store
+from fbp.experiment.tracking.shipment import is_sent, read_sent
+from fbp.experiment.tracking.uri import destination
 from tests.projects import client, command, one, the_run, write_config
 from tests.servers import Server, postgresql
+
+
+def to_mlflow(project):
+    return destination(project / "mlruns", "mlflow")
 
 
 class Sent:
@@ -264,7 +271,7 @@ def test_only_a_database_at_a_port_that_is_certain_is_tried_first(monkeypatch, u
     monkeypatch.setattr(
         "socket.create_connection", lambda at, timeout: asked.append(at) or io.BytesIO()
     )
-    shipper._knock(uri)
+    store._check_server_listens(uri)
     assert asked == knocks
 
 
@@ -352,7 +359,7 @@ def test_names_that_mlflow_refuses_do_not_keep_a_run_from_it(project, warm):
     writer.metrics(1, {"delta_norm/w#": 1.0, "../x": 2.0, "a//b": 3.0, "good": float("inf")})
     writer.end("FINISHED")
     writer.close()
-    assert shipper.launch(folder, store.default_uri(project / "mlruns")).wait(timeout=120) == 0
+    assert shipper.launch(folder, to_mlflow(project), PYFUNC_CODE).wait(timeout=120) == 0
     run = the_run(project)
     assert run.info.status == "FINISHED"
     assert {"delta_norm/w_", "_/x", "a/_/b", "good"} <= set(run.data.metrics)
@@ -391,7 +398,7 @@ def test_a_journal_that_was_damaged_after_it_was_sent_is_filled_and_nothing_doub
     with contextlib.closing(sqlite3.connect(project / "mlruns" / "mlflow.db")) as database:
         assert counted(database) == [(32, 32)]
         assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
-    assert shipper.is_sent(run.folder)
+    assert is_sent(run.folder)
 
 
 def test_a_run_that_never_began_keeps_no_shipper(project, warm):
@@ -402,7 +409,7 @@ def test_a_run_that_never_began_keeps_no_shipper(project, warm):
     writer.start(label="group", experiment="e", params={}, tags={})
     writer.child(folder.name, "a")
     for top in (folder, group):
-        assert shipper.launch(top, store.default_uri(project / "mlruns")).wait(timeout=60) == 0
+        assert shipper.launch(top, to_mlflow(project), PYFUNC_CODE).wait(timeout=60) == 0
     assert journal.read_end(group).status == "KILLED"
 
 
@@ -464,8 +471,7 @@ def test_a_server_that_is_killed_for_half_of_a_run_has_every_record_in_the_end(p
             folder = folder or next(iter(layout.run_folders(project / "mlruns")), None)
             if (
                 folder
-                and shipper.shipped(folder)
-                and shipper.shipped(folder)["sent"][layout.JOURNAL].length > 20_000
+                and read_sent(folder).checksums[layout.JOURNAL].length > 20_000
             ):
                 break
             time.sleep(0.1)

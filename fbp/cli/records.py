@@ -109,10 +109,11 @@ def ui(port: int, tracking_uri: str | None) -> None:
     from fbp.experiment.rundir import layout
     from fbp.experiment.rundir.redact import redact
     from fbp.experiment.tracking import store
+    from fbp.experiment.tracking import uri as uris
 
     require("fbp ui", "mlflow")
     root = layout.root()
-    uri = tracking_uri or store.default_uri(root)
+    uri = tracking_uri or uris.default_uri(root)
     if uri.startswith("http"):
         raise InputError(
             f"--tracking-uri: {redact(uri)} is a server that has its own dashboard; "
@@ -126,7 +127,7 @@ def ui(port: int, tracking_uri: str | None) -> None:
     click.echo(
         f"dashboard: http://127.0.0.1:{port}  (it answers after some seconds; Ctrl-C stops it)"
     )
-    if uri == store.default_uri(root):
+    if uri == uris.default_uri(root):
         store.check_not_moved(root)
     words = [sys.executable, "-m", "mlflow", "ui", "--workers", "1"]
     words += ["--default-artifact-root", store.artifact_root(root)]

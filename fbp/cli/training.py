@@ -120,16 +120,19 @@ def _report(launched: "Launched") -> None:
 
 def _report_tracking(launched: "Launched") -> None:
     from fbp.experiment.rundir import layout
-    from fbp.experiment.rundir.redact import redact
+    from fbp.experiment.tracking import uri
+    from fbp.experiment.tracking.store import is_embedded
 
     if launched.sent:
-        is_embedded = launched.uri.startswith("sqlite:")
-        place = "fbp ui, then http://127.0.0.1:5000" if is_embedded else redact(launched.uri)
-        click.echo(f"dashboard:  {place}")
+        target = launched.destination
+        if target.sink == "mlflow" and is_embedded(target.uri):
+            click.echo("dashboard:  fbp ui, then http://127.0.0.1:5000")
+        else:
+            click.echo(f"tracked in: {uri.shown(target)}")
     else:
         log = shown(layout.shipper_log(launched.folder))
         click.echo(
-            f"fbp: not all of the run has reached {redact(launched.uri)} (see {log}); "
+            f"fbp: not all of the run has reached {uri.shown(launched.destination)} (see {log}); "
             "nothing is lost: 'fbp sync' sends the rest",
             err=True,
         )

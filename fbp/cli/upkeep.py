@@ -1,7 +1,6 @@
 """Commands for the store: ``fbp sync``, ``close-dead``, ``repair-store``, ``register``."""
 
 import math
-import os
 import sys
 
 import click
@@ -18,23 +17,23 @@ def sync(tracking_uri: str | None) -> None:
     Each run goes to the store that it was started with, or to --tracking-uri.
     """
     from fbp.experiment.rundir import journal, layout, locks
-    from fbp.experiment.rundir.redact import redact
-    from fbp.experiment.tracking import shipper, store
+    from fbp.experiment.runner.trained_model import PYFUNC_CODE
+    from fbp.experiment.tracking import shipper, uri
+    from fbp.experiment.tracking.shipment import is_sent
 
     root = layout.root()
-    chosen = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     unsent = []
     for folder, start in journal.started_runs(root):
-        if not start.parent and not shipper.is_sent(folder):
+        if not start.parent and not is_sent(folder):
             if locks.is_training(folder):
                 click.echo(f"{start.name} is still training; its own process sends it")
             else:
                 unsent.append(folder)
     failed = 0
     for folder in unsent:
-        uri = store.tracking_uri(root, chosen or shipper.destination(folder))
-        click.echo(f"sending {folder.name} to {redact(uri)} ...")
-        failed += shipper.launch(folder, uri).wait() != 0
+        destination = uri.recorded_destination(folder, tracking_uri, override=True)
+        click.echo(f"sending {folder.name} to {uri.shown(destination)} ...")
+        failed += shipper.launch(folder, destination, PYFUNC_CODE).wait() != 0
     click.echo(
         f"{len(unsent) - failed} of {len(unsent)} runs sent" if unsent else "nothing to send"
     )
@@ -52,12 +51,13 @@ def sync(tracking_uri: str | None) -> None:
 @uri_option
 def close_dead(minutes: float, tracking_uri: str | None) -> None:
     """Mark runs KILLED that MLflow shows as RUNNING although their process has died."""
+    from fbp.experiment.runner.trained_model import PYFUNC_CODE
     from fbp.experiment.tracking import mlflow_runs, orphans
 
     if math.isnan(minutes):
         raise InputError("--minutes: expected a number, got nan")
     with mlflow_runs.opened(tracking_uri) as runs:
-        closed = orphans.close_dead(runs, minutes, click.echo)
+        closed = orphans.close_dead(runs, minutes, click.echo, model_code=PYFUNC_CODE)
     click.echo(f"{closed} runs closed")
 
 

@@ -16,9 +16,12 @@ from fbp.experiment.runner.jax_setup import configure_jax
 from fbp.experiment.runner.loop import Reporter
 from fbp.experiment.runner.run import Outcome, run
 from fbp.experiment.runner.run_start import RunIdentity
+from fbp.experiment.runner.trained_model import PYFUNC_CODE
 from fbp.experiment.runner.variants import run_group
 from fbp.experiment.tracking import shipper, store
 from fbp.experiment.tracking.folder_runs import find_folder
+from fbp.experiment.tracking.sink import Destination
+from fbp.experiment.tracking.uri import destination, recorded_destination
 
 _MAX_LABEL = 80  # characters
 
@@ -32,7 +35,8 @@ class RunRequest(NamedTuple):
 
     Attributes:
         make_reporter: from a run's label to what shows its progress.
-        tracking_uri: the store to log to; None for MLFLOW_TRACKING_URI or the embedded store.
+        tracking_uri: the address of the tracker; None for the usual one, which for MLflow is that of
+            MLFLOW_TRACKING_URI or the embedded store.
         on_wait_for_mlflow: called once, when training is over and only MLflow is waited for.
         signals: signals that came already; a run with one in it stops at its first chunk.
         checkpoint_steps: the steps of the checkpoints; None leaves them to the configuration.
@@ -53,13 +57,13 @@ class Launched(NamedTuple):
     Attributes:
         outcomes: how each run ended, by name.
         folder: the folder of the run, or of the group.
-        uri: the store that it is logged to.
-        sent: whether the store has all of it.
+        destination: the tracker that it is sent to.
+        sent: whether the tracker has all of it.
     """
 
     outcomes: dict[str, Outcome]
     folder: Path
-    uri: str
+    destination: Destination
     sent: bool
 
 
@@ -103,13 +107,13 @@ def launch_config(config: Config, identity: RunIdentity, request: RunRequest) ->
         InputError: if the configuration or the data cannot be used; no run exists then.
     """
     root = layout.root()
-    uri = store.tracking_uri(root, request.tracking_uri)
+    target = destination(root, config.tracking.sink, request.tracking_uri)
     store.check_not_moved(root)
     folder = layout.new_run_folder(root, config.name)
-    layout.destination(folder).write_text(store.portable(uri, root), encoding="utf-8")
+    layout.destination(folder).write_text(target.place, encoding="utf-8")
     try:
         with prefixed_by(identity.source):
-            return _run_with_shipper(config, identity, folder, uri, request)
+            return _run_with_shipper(config, identity, folder, target, request)
     except BaseException:
         if journal.read_start(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -159,13 +163,13 @@ def continue_run(folder: Path, request: RunRequest) -> Launched:
             f"track(..., resume={start.name!r})"
         )
     root = layout.root_of(folder)
-    uri = store.tracking_uri(root, request.tracking_uri or shipper.destination(folder))
+    target = recorded_destination(folder, request.tracking_uri)
     store.check_not_moved(root)
     source = Path(start.tags.get(tags.SOURCE_NAME, layout.CONFIG))
     with reading_own_run():
         config = reading.read(layout.config(folder))
         configure_jax(config.training, environment.read(layout.artifacts(folder)))
-        return _run_with_shipper(config, RunIdentity(source, start.label), folder, uri, request)
+        return _run_with_shipper(config, RunIdentity(source, start.label), folder, target, request)
 
 
 def _label(name: str, overrides: Sequence[str]) -> str:
@@ -195,9 +199,9 @@ def _unfinished_run(root: Path, config: Config) -> Path | None:
 
 
 def _run_with_shipper(
-    config: Config, identity: RunIdentity, folder: Path, uri: str, request: RunRequest
+    config: Config, identity: RunIdentity, folder: Path, target: Destination, request: RunRequest
 ) -> Launched:
-    """Train in a folder, start the process that sends the run to MLflow, and wait for it."""
+    """Train in a folder, start the process that sends the run to its tracker, and wait for it."""
     variants = reading.variants(config, str(identity.source))
     backend = configure_jax(config.training)
     if backend.note:
@@ -207,7 +211,7 @@ def _run_with_shipper(
         with locks.try_hold_training_lock(folder) as is_locked:
             if not is_locked:
                 raise InputError(f"{folder.name}: another process is training this run")
-            process = shipper.launch(folder, uri)
+            process = shipper.launch(folder, target, PYFUNC_CODE)
             outcomes = _train(config, variants, identity, folder, request)
     except BaseException:
         if process and journal.read_start(folder) is None:
@@ -217,7 +221,7 @@ def _run_with_shipper(
             shipper.wait(process, shipper.SEND_SECONDS)
         raise
     request.on_wait_for_mlflow()
-    return Launched(outcomes, folder, uri, shipper.wait(process, shipper.SEND_SECONDS))
+    return Launched(outcomes, folder, target, shipper.wait(process, shipper.SEND_SECONDS))
 
 
 def _train(

@@ -11,10 +11,12 @@ from fbp.errors import InputError
 from fbp.experiment.config import reading as configuration
 from fbp.experiment.config.references import reading_own_run, reading_record
 from fbp.experiment.rundir import journal, layout
-from fbp.experiment.rundir.redact import redact, redact_secrets_of
+from fbp.experiment.rundir.redact import first_line, redact
 from fbp.experiment.runner.trained_model import Trained, read
 from fbp.experiment.tracking import mlflow_runs, model_registry, store
 from fbp.experiment.tracking.folder_runs import find_folder
+from fbp.experiment.tracking.uri import from_environment
+from fbp.experiment.tracking.uri import tracking_uri as mlflow_uri
 
 _NEWEST = 5  # local runs that a message names
 
@@ -50,7 +52,7 @@ def load(
     """
     trusted = None if code is None else Path(code)
     if str(run).startswith("models:/"):
-        uri = store.tracking_uri(layout.root(), tracking_uri)
+        uri = mlflow_uri(layout.root(), tracking_uri)
         return _load_from_mlflow(str(run), uri, trusted)
     run = re.sub(r"^runs:/([0-9a-f]{32})/model$", r"\1", str(run))
     path = Path(run)
@@ -63,9 +65,9 @@ def load(
     if path.is_dir():
         with reading_record(trusted) if trusted else contextlib.nullcontext():
             return read(path if (path / layout.PARAMS).exists() else layout.model(path))
-    configured_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    configured_uri = tracking_uri or from_environment()
     if configured_uri or layout.database(root).exists():
-        return _load_from_mlflow(run, store.tracking_uri(root, configured_uri), trusted)
+        return _load_from_mlflow(run, mlflow_uri(root, configured_uri), trusted)
     raise InputError(
         f"run {run!r}: there is no such folder, and no run of that name or id in {root}; "
         f"{local_runs(root)}"
@@ -94,7 +96,7 @@ def _load_from_mlflow(run: str, uri: str, code: Path | None) -> Trained:
             with store.global_tracking_uri(uri):
                 downloaded = Path(runs.client.download_artifacts(run_id, "model", folder))
         except (MlflowException, OSError) as error:
-            reason = redact_secrets_of(str(error).partition("\n")[0], uri)
+            reason = first_line(error, uri)
             raise InputError(
                 f"run {run!r}: no such run with a model in {redact(uri)} ({reason}); "
                 f"{local_runs(layout.root())}"

@@ -21,9 +21,11 @@ from fbp.experiment.rundir.checkpoints import Checkpoints
 from fbp.experiment.rundir.journal import Journal
 from fbp.experiment.rundir.npz import to_host, unflatten_like
 from fbp.experiment.rundir.recorder import Recorder, record_start
-from fbp.experiment.rundir.redact import redact
+from fbp.experiment.runner.trained_model import PYFUNC_CODE
 from fbp.experiment.tracking import shipper, store
 from fbp.experiment.tracking.folder_runs import find_folder
+from fbp.experiment.tracking.sink import Destination
+from fbp.experiment.tracking.uri import destination, recorded_destination, shown
 from fbp.layer import Params
 
 _KEY = re.compile(r"(?!\.)[A-Za-z0-9_.\-]([A-Za-z0-9_.\- /]*[A-Za-z0-9_.\-])?")
@@ -187,6 +189,7 @@ class _Request(NamedTuple):
     params: dict[str, str]
     tags: dict[str, str]
     keep: int
+    sink: str = "mlflow"
 
 
 @contextlib.contextmanager
@@ -196,12 +199,13 @@ def track(
     experiment: str = "tracked",
     name: str | None = None,
     tags: Mapping[str, str] | None = None,
+    sink: str = "mlflow",
     tracking_uri: str | None = None,
     resume: str | None = None,
     keep: int = 2,
     wait: float = shipper.SEND_SECONDS,
 ) -> Iterator[Tracked]:
-    """Track a training loop in MLflow; no failure of MLflow can stop it.
+    """Track a training loop in MLflow or another tracker, whose failures cannot stop it.
 
     The run is FINISHED at the end of the ``with`` block, FAILED after an exception, and KILLED
     after Ctrl-C or if the process dies. Runs go to ``mlruns/`` in this folder or one above it, or
@@ -213,7 +217,9 @@ def track(
         experiment: the experiment's name. Default: "tracked".
         name: beginning of the run's name, which gets a unique end. Default: `experiment`.
         tags: texts by name, see :meth:`Tracked.tag`.
-        tracking_uri: the store, if not the default.
+        sink: the tracker: "mlflow", "jsonl", or a class of your own as ``package.module:Class``, see
+            :mod:`fbp.experiment.tracking.sink`. A :class:`Config` names its own. Default: "mlflow".
+        tracking_uri: the address of the tracker, if not the default.
         resume: name, folder or id of a run to resume; `config` must be the same as before.
         keep: number of checkpoints that are kept. Default: 2.
         wait: seconds to wait at the end for MLflow; the other process sends the rest later.
@@ -235,19 +241,21 @@ def track(
                 if step % 100 == 0:
                     run.checkpoint(step, state)
     """
-    request = _check_request(config, experiment, name, tags, keep)
-    folder, uri = _prepare_folder(request, resume, tracking_uri)
+    request = _check_request(config, experiment, name, tags, keep)._replace(
+        sink=config.tracking.sink if isinstance(config, Config) else sink
+    )
+    folder, target = _prepare_folder(request, resume, tracking_uri)
     process = None
     try:
         with _training(folder):
             run = _begin(folder, request)
-            process = shipper.launch(folder, uri)
+            process = shipper.launch(folder, target, PYFUNC_CODE)
             with _ending(run):
                 yield run
     finally:  # after the lock is released: the shipper ends once nobody trains
         if process and not shipper.wait(process, wait):
             _warn(
-                f"not all of {folder.name} has reached {redact(uri)} yet "
+                f"not all of {folder.name} has reached {shown(target)} yet "
                 f"(see {layout.shipper_log(folder)}); nothing is lost: 'fbp sync' sends the rest"
             )
 
@@ -288,16 +296,16 @@ def _params(config: Mapping[str, Any]) -> dict[str, str]:
 
 def _prepare_folder(
     request: _Request, resume: str | None, tracking_uri: str | None
-) -> tuple[Path, str]:
-    """Make the folder of a new run, or find that of the run to resume; return it and its store."""
+) -> tuple[Path, Destination]:
+    """Make the folder of a new run, or find that of one to resume; return it and its tracker."""
     root = layout.root()
     root.mkdir(parents=True, exist_ok=True)
     store.check_not_moved(root)
     if resume is None:
-        uri = store.tracking_uri(root, tracking_uri)
+        target = destination(root, request.sink, tracking_uri)
         folder = layout.new_run_folder(root, request.experiment)
-        layout.destination(folder).write_text(store.portable(uri, root), encoding="utf-8")
-        return folder, uri
+        layout.destination(folder).write_text(target.place, encoding="utf-8")
+        return folder, target
     existing = find_folder(root, resume)
     if existing is None:
         raise InputError(f"resume: no run {resume!r} in {root}")
@@ -309,7 +317,7 @@ def _prepare_folder(
             f"resume: {key} was {recorded.get(key)!r} when the run began, and is "
             f"{params.get(key)!r} now; give it the same configuration, or start a new run"
         )
-    return existing, store.tracking_uri(root, tracking_uri or shipper.destination(existing))
+    return existing, recorded_destination(existing, tracking_uri)
 
 
 @contextlib.contextmanager
@@ -347,6 +355,7 @@ def _begin(folder: Path, request: _Request) -> Tracked:
             experiment=request.experiment,
             params=request.params,
             run_tags={tag_names.SOURCE_NAME: script.as_posix(), **request.tags},
+            sink=request.sink,
         )
     writer.close()
     return Tracked(folder, request.keep)

@@ -25,6 +25,7 @@ The three formats that other programs may read later carry a number: the journal
 manifest of a checkpoint, and ``model.json``.
 """
 
+import hashlib
 import re
 import secrets
 import time
@@ -141,6 +142,11 @@ def run_folders(root: Path) -> list[Path]:
     """Return the folders of all runs, the oldest first."""
     folders = [path.parent for path in runs(root).glob(f"*/{JOURNAL}")]
     return sorted(folders, key=lambda folder: folder.stat().st_mtime)
+
+
+def local_run_id(folder_name: str) -> str:
+    """Return an id for a run whose tracker gives none: a digest of its folder's name."""
+    return hashlib.blake2b(folder_name.encode(), digest_size=16).hexdigest()
 
 
 def safe_child(folder: Path, name: Any) -> Path | None:

@@ -185,6 +185,7 @@ def begin_journal(
         },
         label=identity.label,
         experiment=config.tracking.experiment or config.name,
+        sink=config.tracking.sink,
         params=writing.flat_params(config),
         **more,
     )

@@ -30,6 +30,9 @@ from fbp.layer import Array, Layer, Params, Shape
 PREDICTION_BATCH = 1000
 """Batch size of predictions."""
 
+PYFUNC_CODE = Path(__file__).with_name("pyfunc_model.py")
+"""The file that MLflow runs to load a model."""
+
 
 class Trained(NamedTuple):
     """A trained model, ready to use.

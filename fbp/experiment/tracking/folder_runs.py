@@ -1,6 +1,5 @@
 """The reader of runs in a project's own run folders; it needs no tracker."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from fbp.experiment.rundir.journal import Journal, StartLine
 from fbp.experiment.rundir.series import Series, last_values, read_series
 from fbp.experiment.tracking.run_filter import parse_filter, sort_runs
 from fbp.experiment.tracking.run_reader import RecordedRun, matching_runs, single_match
-from fbp.experiment.tracking.shipper import shipped
+from fbp.experiment.tracking.shipment import read_sent
 
 
 class FolderRuns:
@@ -99,8 +98,7 @@ class FolderRuns:
 
 def run_id_of(folder: Path) -> str:
     """Return the id of a run: the tracker's, or a digest of the folder's name if it has none."""
-    digest = hashlib.blake2b(folder.name.encode(), digest_size=16).hexdigest()
-    return str(shipped(folder).get("run_id") or digest)
+    return read_sent(folder).run_id or layout.local_run_id(folder.name)
 
 
 def _identity(folder: Path, start: StartLine) -> RecordedRun:

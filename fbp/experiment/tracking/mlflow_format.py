@@ -1,6 +1,6 @@
-"""What a run looks like in MLflow: names, data sets, the history among its artifacts, and the model."""
+"""How a run looks in MLflow: names, data sets, and the model."""
 
-import csv
+import importlib.metadata
 import importlib.util
 import json
 import re
@@ -9,30 +9,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fbp.experiment.rundir import journal, layout
-from fbp.experiment.rundir.journal import MetricsLine, StepsLine
-from fbp.experiment.rundir.series import read_series
+import numpy as np
+
+import fbp
+from fbp.experiment.rundir import layout
 from fbp.experiment.tracking import store
 
-POINTS = 2500  # per metric key: what the dashboard reads at once
+POINTS = 2500  # per metric: the dashboard reads no more at once
+_LONGEST_KEY = 250
+_NEEDED_BY_MODEL = ("jax", "numpy", "pydantic", "tomli-w")
 
 
 def key_of(name: str) -> str:
-    """A name as MLflow allows it: letters, digits and ``_ - . / `` and blanks, no empty or dotted part, 250 characters."""
+    """Return a name with the characters that MLflow refuses replaced by ``_``.
+
+    MLflow takes letters, digits, blanks and ``_ - . /``, no empty or dotted part, and at most 250
+    characters.
+    """
     parts = [re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/")]
-    return "/".join("_" if not part.strip(".") else part for part in parts)[:250]
+    return "/".join("_" if not part.strip(".") else part for part in parts)[:_LONGEST_KEY]
 
 
 def dataset_input(entry: Mapping[str, Any]) -> Any:
-    """An MLflow dataset from its description; the digest is over all its content, unlike MLflow's own."""
+    """Return a description of a data set as MLflow's DatasetInput.
+
+    Its digest is over the whole content; MLflow's own covers the first 10,000 numbers.
+    """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    def spec(shape: list[int], dtype: str) -> str:
-        return json.dumps(
-            [{"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": [-1, *shape[1:]]}}]
-        )
-
-    schema = {"mlflow_tensorspec": {"features": spec(*entry["x"]), "targets": spec(*entry["y"])}}
+    schema = {
+        "mlflow_tensorspec": {
+            "features": _tensor_spec(*entry["x"]),
+            "targets": _tensor_spec(*entry["y"]),
+        }
+    }
     profile = {
         "features_shape": entry["x"][0],
         "targets_shape": entry["y"][0],
@@ -49,77 +59,47 @@ def dataset_input(entry: Mapping[str, Any]) -> Any:
     return DatasetInput(dataset, [InputTag("mlflow.data.context", entry["context"])])
 
 
-def write_history(folder: Path) -> None:
-    """Every point of every metric as CSV: ``history/steps.csv`` for what is per step, ``history/metrics.csv`` for the rest; and
-    the digests of the parameters at each checkpoint, ``history/checkpoints.json``."""
-    import numpy as np
-
-    per_step, series = read_series(folder, [StepsLine]), read_series(folder, [MetricsLine])
-    target = layout.history(layout.artifacts(folder))
-    target.mkdir(exist_ok=True)
-    start = journal.read_start(folder)
-    if start and start.layers:
-        text = json.dumps(start.layers, indent=1)
-        (target / layout.LAYER_NAMES).write_text(text, encoding="utf-8")
-    saved = {
-        step: {"params": line.params_digest, "tensors": line.tensors}
-        for step, line in sorted(journal.read_checkpoints(folder).items())
-    }
-    if saved:
-        (target / layout.CHECKPOINT_DIGESTS).write_text(
-            json.dumps(saved, indent=1), encoding="utf-8"
-        )
-    if per_step:
-        first = next(iter(per_step.values()))
-        table = np.column_stack([first.steps, *(points.values for points in per_step.values())])
-        header = ",".join(["step", *per_step])
-        np.savetxt(target / layout.STEPS_CSV, table, "%.9g", ",", header=header, comments="")
-    with open(target / layout.METRICS_CSV, "w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(("key", "step", "time", "value"))
-        for key in sorted(series):
-            for step, value, when in zip(*series[key], strict=True):
-                rows.writerow((key, step, when, repr(float(value))))
+def _tensor_spec(shape: list[int], dtype: str) -> str:
+    spec = {"dtype": dtype, "shape": [-1, *shape[1:]]}
+    return json.dumps([{"type": "tensor", "tensor-spec": spec}])
 
 
-def log_model(folder: Path, run_id: str, uri: str) -> None:
-    """The trained model as an MLflow model: code and arrays, no pickle, explicit requirements and a signature."""
-    import importlib.metadata
+def log_model(folder: Path, code: Path, run_id: str, uri: str) -> None:
+    """Log a trained model to MLflow: code and arrays, no pickle, explicit requirements, a signature.
 
+    Args:
+        folder: the model's files.
+        code: the Python file that loads them; MLflow runs it.
+        run_id: the run's.
+        uri: the store's.
+    """
     import mlflow
-    import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    import fbp
-
-    saved = layout.model(folder)
-    facts = json.loads((saved / layout.MODEL_FACTS).read_text())
+    facts = json.loads((folder / layout.MODEL_FACTS).read_text(encoding="utf-8"))
     positions = facts["shape"][:1] if facts["sequence"] else []
+    dtype = np.dtype("int32" if facts["tokens"] else "float32")
     signature = ModelSignature(
-        inputs=Schema(
-            [TensorSpec(np.dtype("int32" if facts["tokens"] else "float32"), (-1, *facts["shape"]))]
-        ),
+        inputs=Schema([TensorSpec(dtype, (-1, *facts["shape"]))]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, *positions, facts["outputs"]))]),
     )
-    needed = ("jax", "numpy", "pydantic", "tomli-w")
     with store.global_tracking_uri(uri), mlflow.start_run(run_id=run_id):
         mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(
-                Path(fbp.__file__).parent / "experiment" / "runner" / "pyfunc_model.py"
-            ),
-            artifacts={"model": str(saved)},
+            name=layout.MODEL,
+            python_model=str(code),
+            artifacts={layout.MODEL: str(folder)},
             signature=signature,
-            pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in needed],
-            code_paths=[str(Path(fbp.__file__).parent), *_user_code(saved)],
+            pip_requirements=[
+                f"{name}=={importlib.metadata.version(name)}" for name in _NEEDED_BY_MODEL
+            ],
+            code_paths=[str(Path(fbp.__file__).parent), *_user_code(folder)],
         )
 
 
-def _user_code(saved: Path) -> list[str]:
-    """The file or package of a model of the user's own, named as ``package.module:function`` in the configuration."""
-    with open(saved / layout.CONFIG, "rb") as file:
-        name = tomllib.load(file)["model"]["name"]
+def _user_code(folder: Path) -> list[str]:
+    """Return the file or package of a user's own model, which the configuration names."""
+    name = tomllib.loads((folder / layout.CONFIG).read_text(encoding="utf-8"))["model"]["name"]
     if ":" not in name:
         return []
     spec = importlib.util.find_spec(name.partition(":")[0].partition(".")[0])

@@ -1,7 +1,5 @@
 """The reader of runs in an MLflow store; it trusts nothing that the store holds."""
 
-import csv
-import json
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from fbp._optional import require
-from fbp.errors import InputError
-from fbp.experiment.rundir import layout, tags
+from fbp.errors import InputError, prefixed_by
+from fbp.experiment.rundir import history, layout, tags
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
-from fbp.experiment.rundir.redact import redact, redact_secrets_of
+from fbp.experiment.rundir.metric_table import MACHINE
+from fbp.experiment.rundir.redact import first_line, redact
 from fbp.experiment.rundir.series import Series
 from fbp.experiment.tracking import store
 from fbp.experiment.tracking.run_reader import (
@@ -25,18 +24,23 @@ from fbp.experiment.tracking.run_reader import (
     matching_runs,
     single_match,
 )
-from fbp.experiment.tracking.shipper import connect, shipped
+from fbp.experiment.tracking.shipment import read_sent
+from fbp.experiment.tracking.uri import default_uri
+from fbp.experiment.tracking.uri import tracking_uri as mlflow_uri
 
 _FILES = (
     layout.CONFIG,
-    "environment.json",
-    "git.diff",
-    "history/steps.csv",
-    "history/metrics.csv",
-    "history/checkpoints.json",
-    "history/layers.json",
+    layout.ENVIRONMENT,
+    layout.GIT_DIFF,
+    f"{layout.HISTORY}/{layout.STEPS_CSV}",
+    f"{layout.HISTORY}/{layout.METRICS_CSV}",
+    f"{layout.HISTORY}/{layout.CHECKPOINT_DIGESTS}",
+    f"{layout.HISTORY}/{layout.LAYER_NAMES}",
 )
-_MODEL = ("model/params.npz", "model/config.toml", "model/model.json")
+_MODEL = tuple(
+    f"{layout.MODEL}/{name}" for name in (layout.PARAMS, layout.CONFIG, layout.MODEL_FACTS)
+)
+_LONGEST_REASON = 200  # characters
 _NEWEST = 10  # runs that are suggested for an unknown name
 
 
@@ -68,8 +72,7 @@ class MlflowRuns:
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise  # the store's fault; see opened
-            reason = redact_secrets_of(str(error).partition("\n")[0], self.uri)
-            reason = reason.removeprefix("INVALID_PARAMETER_VALUE: ")
+            reason = first_line(error, self.uri).removeprefix("INVALID_PARAMETER_VALUE: ")
             about_order = order and (
                 "order" in reason or "attribute key" in reason or not condition
             )
@@ -147,13 +150,14 @@ class MlflowRuns:
 
     def series(self, run: RecordedRun) -> dict[str, Series]:
         """Return every metric: from the artifacts or, while it runs, as MLflow shows it."""
-        return from_artifacts(self.artifacts(run), run.name) or self.indexed_series(run)
+        with prefixed_by(f"run {run.name}"):
+            return history.read(self.artifacts(run)) or self.indexed_series(run)
 
     def indexed_series(self, run: RecordedRun) -> dict[str, Series]:
         """Return every metric as MLflow shows it; of long runs, this is a part of the steps."""
         series = {}
         for key in run.metrics:
-            if not key.startswith("system/"):
+            if not key.startswith(MACHINE):
                 points = self.client.get_metric_history(run.run_id, key)
                 points.sort(key=lambda point: (point.step, point.timestamp))
                 series[key] = Series(
@@ -165,88 +169,24 @@ class MlflowRuns:
 
     def checkpoints(self, run: RecordedRun) -> dict[int, CheckpointDigests]:
         """Return the digests of the parameters at each checkpoint, by step."""
-        return checkpoints(self.artifacts(run), run.name)
+        with prefixed_by(f"run {run.name}"):
+            return history.read_checkpoints(self.artifacts(run))
 
     def layers(self, run: RecordedRun) -> dict[str, str]:
         """Return the names of the model's layers by path."""
-        return layers(self.artifacts(run))
+        return history.read_layer_names(self.artifacts(run))
 
     def tag_local_run(self, folder: Path, name: str, text: str) -> None:
         """Set a tag of a run that was sent from `folder`, see :meth:`.RunReader.tag_local_run`."""
         from mlflow.exceptions import MlflowException
 
-        run_id = shipped(folder).get("run_id")
+        run_id = read_sent(folder).run_id
         if not run_id:
             return
         try:
             self.client.set_tag(run_id, name, text)
         except MlflowException as error:
             raise OSError(f"{redact(self.uri)}: the store does not answer") from error
-
-
-def from_artifacts(folder: Path, run_name: str) -> dict[str, Series]:
-    """Return every metric from the history among a run's artifacts; none while it goes on."""
-    found: dict[str, Series] = {}
-    history = folder / "history"
-    try:
-        if (history / "steps.csv").exists():
-            names = (
-                (history / "steps.csv").read_text(encoding="utf-8").partition("\n")[0].split(",")
-            )
-            table = np.loadtxt(history / "steps.csv", delimiter=",", skiprows=1, ndmin=2)
-            steps = table[:, 0].astype(np.int64)
-            for i, name in enumerate(names[1:], 1):
-                found[name] = Series(
-                    steps, table[:, i].astype(np.float32).astype(np.float64), np.zeros_like(steps)
-                )
-        points: dict[str, list[tuple[int, float, int]]] = {}
-        if (history / "metrics.csv").exists():
-            with open(history / "metrics.csv", encoding="utf-8", newline="") as file:
-                for row in csv.DictReader(file):
-                    points.setdefault(row["key"], []).append(
-                        (int(row["step"]), float(row["value"]), int(row["time"]))
-                    )
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(
-            f"run {run_name}: the history among its artifacts is damaged ({error})"
-        ) from None
-    for key, rows in points.items():
-        at, values, times = zip(*rows, strict=True)
-        found[key] = Series(
-            np.array(at, np.int64), np.array(values, np.float64), np.array(times, np.int64)
-        )
-    return found
-
-
-def layers(folder: Path) -> dict[str, str]:
-    """Return the names of the model's layers by path, from a run's artifacts."""
-    path = folder / "history" / "layers.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError:
-        found = {}
-    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
-
-
-def checkpoints(folder: Path, run_name: str) -> dict[int, CheckpointDigests]:
-    """Return the digests of the parameters at each checkpoint, by step, from a run's artifacts."""
-    path = folder / "history" / "checkpoints.json"
-    if not path.exists():
-        return {}
-    try:
-        return {
-            int(step): _digests(int(step), entry)
-            for step, entry in json.loads(path.read_text(encoding="utf-8")).items()
-        }
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise InputError(
-            f"run {run_name}: checkpoints.json among its artifacts is damaged ({error})"
-        ) from None
-
-
-def _digests(step: int, entry: dict[str, Any]) -> CheckpointDigests:
-    tensors = {str(path): str(digest) for path, digest in entry["tensors"].items()}
-    return CheckpointDigests(step, str(entry["params"]), tensors)
 
 
 @contextmanager
@@ -260,25 +200,25 @@ def opened(tracking_uri: str | None) -> Iterator[MlflowRuns]:
     from mlflow.exceptions import MlflowException
 
     root = layout.root()
-    uri = store.tracking_uri(root, tracking_uri)
-    if uri == store.default_uri(root):
+    uri = mlflow_uri(root, tracking_uri)
+    if uri == default_uri(root):
         if not layout.database(root).exists():
             raise InputError(f"there are no runs in {root} yet; start with: fbp run digits_mlp")
         store.check_not_moved(root)
     elif (
-        uri.startswith("sqlite:///")
-        and not Path(uri.removeprefix("sqlite:///").partition("?")[0]).exists()
+        store.is_embedded(uri)
+        and not Path(uri.partition(":///")[2].partition("?")[0]).exists()
     ):
         raise InputError(f"{redact(uri)}: there is no such store")
 
     def unanswered(error: Exception) -> InputError:
-        first = redact_secrets_of(str(error).partition("\n")[0], uri)[:200]
+        reason = first_line(error, uri)[:_LONGEST_REASON]
         return InputError(
-            f"{redact(uri)}: the store does not answer ({type(error).__name__}: {first})"
+            f"{redact(uri)}: the store does not answer ({type(error).__name__}: {reason})"
         )
 
     try:
-        client = connect(uri, root)
+        client = store.connect(uri, root)
     except Exception as error:
         raise unanswered(error) from None
     with tempfile.TemporaryDirectory() as folder:

@@ -1,55 +1,77 @@
-"""Runs that MLflow shows as RUNNING though nobody trains them: found and closed. What ``fbp close-dead`` does."""
+"""Closes runs that are shown as RUNNING although their process has died: ``fbp close-dead``."""
 
 import datetime
 from collections.abc import Callable
+from pathlib import Path
 
-from fbp.experiment.rundir import journal, layout, locks
-from fbp.experiment.rundir import tags as tag_names
+from fbp.experiment.rundir import journal, layout, locks, tags
 from fbp.experiment.tracking import shipper
 from fbp.experiment.tracking.mlflow_runs import MlflowRuns
+from fbp.experiment.tracking.run_reader import RecordedRun
+from fbp.experiment.tracking.uri import recorded_destination
+
+_SEND_SECONDS = 120.0
 
 
-def close_dead(runs: MlflowRuns, minutes: float, say: Callable[[str], None]) -> int:
-    """Close the runs that are dead; returns how many.
+def close_dead(
+    runs: MlflowRuns, minutes: float, say: Callable[[str], None], *, model_code: Path
+) -> int:
+    """Mark the runs KILLED whose process has died; return how many.
 
-    A run whose folder is here is dead if no process holds its lock. Of any other run only the heartbeat is known, a tag that
-    its shipper renews every half minute: it is dead if that is older than ``minutes``.
+    A run whose folder is on this machine is dead if no process holds its lock. Of any other run only
+    the heartbeat is known, a tag that its shipper renews every half minute.
 
     Args:
         runs: the store.
-        minutes: how old a heartbeat may be.
-        say: told of each run.
+        minutes: a run is dead if its heartbeat is older.
+        say: takes a line on each run.
+        model_code: see :func:`fbp.experiment.tracking.shipper.launch`.
     """
-    root, closed = layout.root(), 0
+    closed = 0
     for run in runs.search("attributes.status = 'RUNNING'"):
-        tags = run.tags
-        folder = layout.run_folder(root, tags.get(tag_names.FOLDER, ""))
-        start = journal.read_start(folder) if folder else None
-        if folder is not None and start:
-            top = layout.run_folder(root, start.parent) if start.parent else folder
-            if top is None or locks.is_training(top):
-                continue
-            dead = shipper.close_orphans(top, [folder])
-            if not shipper.wait(shipper.launch(top, runs.uri), 120):
-                say(f"{run.name}: dead, but it could not be closed (see {top / 'shipper.log'})")
-                continue
-            ending = (
-                f"closed as KILLED (go on with: fbp resume {top.name})"
-                if dead
-                else "had ended; the rest of it was sent"
-            )
-            say(f"{run.name}: nobody trains it; {ending}")
+        folder = layout.run_folder(layout.root(), run.tags.get(tags.FOLDER, ""))
+        if folder is not None and journal.read_start(folder):
+            closed += _close_local(folder, run, runs.uri, say, model_code)
         else:
-            seen = _last_seen(tags.get(tag_names.HEARTBEAT), run.start)
-            silent = (datetime.datetime.now(datetime.UTC) - seen).total_seconds() / 60
-            if tag_names.VERSION not in tags or silent < minutes:
-                continue
-            message = f"no sign of life since {seen.isoformat(timespec='seconds')}"
-            runs.client.set_tag(run.run_id, tag_names.MESSAGE, message)
-            runs.client.set_terminated(run.run_id, "KILLED", int(seen.timestamp() * 1000))
-            say(f"{run.name}: {message}; closed as KILLED")
-        closed += 1
+            closed += _close_remote(runs, run, minutes, say)
     return closed
+
+
+def _close_local(
+    folder: Path, run: RecordedRun, uri: str, say: Callable[[str], None], model_code: Path
+) -> bool:
+    """Close a run of this machine if no process trains it; return whether it was closed."""
+    parent = journal.require_start(folder).parent
+    top = layout.safe_child(folder.parent, parent) if parent else folder
+    if top is None or locks.is_training(top):
+        return False
+    was_dead = shipper.close_orphans(top, [folder])
+    process = shipper.launch(top, recorded_destination(top, uri), model_code)
+    if not shipper.wait(process, _SEND_SECONDS):
+        say(f"{run.name}: dead, but it could not be closed (see {layout.shipper_log(top)})")
+        return False
+    ending = (
+        f"closed as KILLED (go on with: fbp resume {top.name})"
+        if was_dead
+        else "had ended; the rest of it was sent"
+    )
+    say(f"{run.name}: nobody trains it; {ending}")
+    return True
+
+
+def _close_remote(
+    runs: MlflowRuns, run: RecordedRun, minutes: float, say: Callable[[str], None]
+) -> bool:
+    """Close a run of another machine if its heartbeat is old; return whether it was closed."""
+    seen = _last_seen(run.tags.get(tags.HEARTBEAT), run.start)
+    silent = (datetime.datetime.now(datetime.UTC) - seen).total_seconds() / 60
+    if tags.VERSION not in run.tags or silent < minutes:
+        return False
+    message = f"no sign of life since {seen.isoformat(timespec='seconds')}"
+    runs.client.set_tag(run.run_id, tags.MESSAGE, message)
+    runs.client.set_terminated(run.run_id, "KILLED", int(seen.timestamp() * 1000))
+    say(f"{run.name}: {message}; closed as KILLED")
+    return True
 
 
 def _last_seen(heartbeat: str | None, start: int) -> datetime.datetime:

@@ -1,6 +1,5 @@
 """Choose and open the reader of a project's runs: MLflow's, or that of its run folders."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from fbp.experiment.rundir import journal, layout
 from fbp.experiment.tracking import mlflow_runs
 from fbp.experiment.tracking.folder_runs import FolderRuns, find_folder
 from fbp.experiment.tracking.run_reader import RunReader
+from fbp.experiment.tracking.uri import from_environment
 
 _MLFLOW = "mlflow"  # the sink
 FOLDERS = "folders"
@@ -33,7 +33,7 @@ def open_runs(tracking_uri: str | None, names: Sequence[str] = ()) -> Iterator[R
         InputError: if there is no store, or if it does not answer, now or later.
     """
     root = layout.root()
-    chosen = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    chosen = tracking_uri or from_environment()
     if chosen == FOLDERS or (
         not chosen and (not _has_mlflow_store(root) or _in_other_tracker(root, names))
     ):

@@ -1,0 +1,114 @@
+"""MLflow as a tracker; see sink.py for what each method does."""
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fbp.experiment.rundir import tags
+from fbp.experiment.tracking import mlflow_format, store
+from fbp.experiment.tracking.sink import Point, RunInfo
+
+_connect = functools.cache(store.connect)  # one client for all runs of a process
+_BATCH = 1000  # metrics per request: MLflow's limit
+
+
+class MlflowSink:
+    """A run in the MLflow store at `uri`."""
+
+    max_points = mlflow_format.POINTS
+
+    def __init__(self, uri: str, root: Path) -> None:
+        self.uri, self.root = uri, root
+        self._client = _connect(uri, root)
+        self._run_id = ""
+        self._present: set[tuple[str, int]] = set()
+
+    def open(self, run: RunInfo) -> str:
+        self._run_id = run.run_id or self._found_or_created(run)
+        if run.run_id:
+            self._client.update_run(self._run_id, status="RUNNING")
+            if tags.MESSAGE in self._client.get_run(self._run_id).data.tags:
+                self._client.delete_tag(self._run_id, tags.MESSAGE)
+        if run.is_sent_again:
+            self._present = self._points_in_store()
+        return self._run_id
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        from mlflow.entities import Param
+
+        entries = [Param(mlflow_format.key_of(key), value) for key, value in params.items()]
+        self._client.log_batch(self._run_id, params=entries)
+
+    def log_inputs(self, inputs: Sequence[Mapping[str, Any]]) -> None:
+        datasets = [mlflow_format.dataset_input(entry) for entry in inputs]
+        self._client.log_inputs(self._run_id, datasets)
+
+    def log_metrics(self, points: Sequence[Point]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = []
+        for point in points:
+            key = mlflow_format.key_of(point.key)
+            if (key, point.step) not in self._present:
+                # MLflow would turn infinity into 1.8e308
+                value = point.value if abs(point.value) != float("inf") else float("nan")
+                metrics.append(Metric(key, value, point.time, point.step))
+        for i in range(0, len(metrics), _BATCH):
+            self._client.log_batch(self._run_id, metrics=metrics[i : i + _BATCH])
+
+    def set_tags(self, values: Mapping[str, str]) -> None:
+        for key, value in values.items():
+            self._client.set_tag(self._run_id, mlflow_format.key_of(key), value)
+
+    def log_artifacts(self, folder: Path) -> None:
+        self._client.log_artifacts(self._run_id, str(folder))
+
+    def log_model(self, folder: Path, code: Path) -> None:
+        experiment = self._client.get_run(self._run_id).info.experiment_id
+        of_this_run = f"source_run_id = '{self._run_id}'"
+        if not self._client.search_logged_models([experiment], of_this_run, max_results=1):
+            mlflow_format.log_model(folder, code, self._run_id, self.uri)
+
+    def finish(self, status: str, time: int) -> None:
+        self._client.set_terminated(self._run_id, status, time)
+
+    def _found_or_created(self, run: RunInfo) -> str:
+        """Return the id of the run, which an interrupted attempt may have created already."""
+        experiment = self._experiment(run.experiment)
+        of_this_folder = f"tags.`{tags.FOLDER}` = '{run.folder}'"
+        runs = self._client.search_runs([experiment], of_this_folder, max_results=1)
+        if runs:
+            return str(runs[0].info.run_id)
+        parent = {tags.PARENT_ID: run.parent_id} if run.parent_id else {}
+        created = self._client.create_run(
+            experiment,
+            start_time=run.start_time,
+            tags={**run.tags, **parent},
+            run_name=run.name,
+        )
+        return str(created.info.run_id)
+
+    def _experiment(self, name: str) -> str:
+        with store.creation_lock(self.uri, self.root):
+            experiment = self._client.get_experiment_by_name(name)
+            if experiment:
+                return str(experiment.experiment_id)
+            folder = re.sub(r"[^\w.\- ]|^\.+", "_", name)
+            location = f"{store.artifact_root(self.root)}/{folder}"
+            return str(
+                self._client.create_experiment(
+                    name,
+                    artifact_location=location if store.is_embedded(self.uri) else None,
+                    # the dashboard then opens on its side for training runs
+                    tags={tags.EXPERIMENT_KIND: "custom_model_development"},
+                )
+            )
+
+    def _points_in_store(self) -> set[tuple[str, int]]:
+        return {
+            (key, point.step)
+            for key in self._client.get_run(self._run_id).data.metrics
+            for point in self._client.get_metric_history(self._run_id, key)
+        }

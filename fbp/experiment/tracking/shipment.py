@@ -1,0 +1,259 @@
+"""One run on its way from its journal to a tracker.
+
+How much was sent is remembered in a file of the run's folder. Before that, the journal is synced to the
+disk: otherwise a loss of power could make a resumed run send a metric again with another time. If a
+journal no longer begins with what was sent (a damaged disk, somebody's editor), all of it is sent again.
+"""
+
+import datetime
+import json
+import operator
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fbp.experiment.rundir import history, journal, layout, tags
+from fbp.experiment.rundir.journal import (
+    ChildLine,
+    EndLine,
+    Line,
+    MetricsLine,
+    PrefixChecksum,
+    ResumeLine,
+    StartLine,
+    StepsLine,
+    TagsLine,
+)
+from fbp.experiment.rundir.layout import JOURNAL, SYSTEM_JOURNAL
+from fbp.experiment.tracking.sink import Destination, Point, RunInfo, Sink
+
+_BATCH = 1000  # points in one call of the sink
+_HEARTBEAT_SECONDS = 30.0
+_NOTHING = PrefixChecksum()
+
+
+class SentState(NamedTuple):
+    """How much of a run a tracker has.
+
+    Attributes:
+        sink: the tracker.
+        place: its address, see :class:`Destination`.
+        run_id: the run's id; empty if it is not known.
+        checksums: of the part of each journal that was sent.
+        done: whether the run is closed in the tracker.
+    """
+
+    sink: str = ""
+    place: str = ""
+    run_id: str = ""
+    checksums: dict[str, PrefixChecksum] = {JOURNAL: _NOTHING, SYSTEM_JOURNAL: _NOTHING}  # noqa: RUF012
+    done: bool = False
+
+
+def read_sent(folder: Path) -> SentState:
+    """Return how much of a run was sent; nothing if the file is absent or damaged."""
+    try:
+        state = json.loads(layout.sent(folder).read_text(encoding="utf-8"))
+        checksums = {
+            name: PrefixChecksum(*map(operator.index, state["checksums"][name]))
+            for name in (JOURNAL, SYSTEM_JOURNAL)
+        }
+        texts = [state[key] for key in ("sink", "place", "run_id")]
+    except (OSError, ValueError, KeyError, TypeError):
+        return SentState()
+    if not all(isinstance(text, str) for text in texts):
+        return SentState()
+    sink, place, run_id = texts
+    return SentState(sink, place, run_id, checksums, state.get("done") is True)
+
+
+def is_sent(folder: Path) -> bool:
+    """Return whether the tracker has everything in the run's journal, and the run is closed."""
+    state = read_sent(folder)
+    return state.done and journal.length(folder) <= state.checksums[JOURNAL].length
+
+
+class Shipment:
+    """Sends one run.
+
+    Args:
+        folder: the run's.
+        sink: the tracker, made for this run.
+        destination: where that is.
+        model_code: the Python file that loads a trained model.
+        draw: draws a run's pictures from its folder and those of its children, and returns what
+            could not be drawn.
+
+    Attributes:
+        children: the folders of runs that are shown under this one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        sink: Sink,
+        destination: Destination,
+        model_code: Path,
+        draw: Callable[[Path, Sequence[Path]], list[str]],
+    ):
+        self.folder, self.children = folder, list[Path]()
+        self._sink, self._destination = sink, destination
+        self._model_code, self._draw = model_code, draw
+        self._checksums = dict(SentState().checksums)
+        self._run_id, self._is_open, self._is_sent_again = "", False, False
+        self._end: EndLine | None = None
+        self._finished = False
+        self._points: list[Point] = []
+        self._stride = 1
+        self._last_heartbeat = 0.0
+        self._recall()
+
+    @property
+    def done(self) -> bool:
+        """Whether the tracker has everything, and the run is closed there."""
+        return self._finished and journal.length(self.folder) <= self._checksums[JOURNAL].length
+
+    def advance(self, *, is_training: bool) -> None:
+        """Send what the journals have beyond what was sent; close the run if its journal ends."""
+        for name in (JOURNAL, SYSTEM_JOURNAL):
+            if name == JOURNAL or self._is_open:
+                self._send_new_lines(name)
+        if self._end and not self._finished:
+            self._finish(self._end)
+        elif is_training and self._is_open:
+            self._show_heartbeat()
+
+    def _recall(self) -> None:
+        """Go on where an earlier shipper stopped."""
+        state = read_sent(self.folder)
+        if (state.sink, state.place) != (self._destination.sink, self._destination.place):
+            return
+        self._run_id = state.run_id
+        for name, checksum in state.checksums.items():
+            if journal.has_prefix(self.folder, checksum, name):
+                self._checksums[name] = checksum
+            else:
+                self._is_sent_again = True
+        if self._checksums[JOURNAL].length:
+            self._finished, self._end = state.done, journal.read_end(self.folder)
+        for offset, line in journal.lines(self.folder, kinds=[ChildLine]):
+            if offset <= self._checksums[JOURNAL].length:
+                self._add_child(line)
+
+    def _remember(self) -> None:
+        destination = self._destination
+        state = SentState(
+            destination.sink, destination.place, self._run_id, self._checksums, self._finished
+        )
+        path = layout.sent(self.folder)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(state._asdict()), encoding="utf-8")
+        partial.replace(path)
+
+    def _send_new_lines(self, name: str) -> None:
+        length, checksum = journal.length(self.folder, name), self._checksums[name]
+        if length <= checksum.length:
+            return
+        with open(layout.journal(self.folder, name), "rb") as file:
+            os.fsync(file.fileno())  # what was sent must not be lost
+        self._points.clear()  # of an attempt that failed
+        offset = checksum.length
+        for offset, line in journal.lines(self.folder, checksum.length, name):  # noqa: B007
+            self._apply(line)
+        self._send_points()
+        # damaged lines at the end are skipped, too
+        end = max(offset, length)
+        self._checksums[name] = journal.checksum_prefix(self.folder, end, name, checksum)
+        self._remember()
+
+    def _apply(self, line: Line) -> None:
+        if not self._is_open:
+            self._open()
+        match line:
+            case StartLine():
+                self._sink.log_params(line.params)
+                if line.inputs:
+                    self._sink.log_inputs(line.inputs)
+            case StepsLine() | MetricsLine():
+                for point in self._points_of(line):
+                    self._points.append(point)
+                    if len(self._points) >= _BATCH:
+                        self._send_points()
+            case TagsLine():
+                self._sink.set_tags(line.values)
+            case ChildLine():
+                self._add_child(line)
+            case EndLine():
+                self._end = line
+            case ResumeLine():
+                self._end = None
+                self._open()
+
+    def _open(self) -> None:
+        """Create the run in the tracker, or mark it as running again."""
+        start = journal.require_start(self.folder)
+        parent = layout.safe_child(self.folder.parent, start.parent) if start.parent else None
+        info = RunInfo(
+            folder=self.folder.name,
+            name=start.name,
+            experiment=start.experiment,
+            start_time=start.time,
+            tags=start.tags,
+            parent_id=read_sent(parent).run_id if parent else "",
+            run_id=self._run_id,
+            is_sent_again=self._is_sent_again,
+        )
+        self._run_id = self._sink.open(info)
+        self._is_open, self._finished = True, False
+        max_points = getattr(self._sink, "max_points", 0)
+        self._stride = max(1, -(-start.steps // max_points)) if max_points else 1
+        self._remember()
+
+    def _points_of(self, line: StepsLine | MetricsLine) -> Iterator[Point]:
+        if isinstance(line, MetricsLine):
+            for key, value in line.values.items():
+                yield Point(key, float(value), line.time, line.step)
+            return
+        times = line.times
+        for i in range(len(line)):
+            step = line.first_step + i
+            if step % self._stride == 0 or step == 1:
+                for key, column in line.columns.items():
+                    yield Point(key, float(column[i]), int(times[i]), step)
+
+    def _send_points(self) -> None:
+        if self._points:
+            self._sink.log_metrics(self._points)
+            self._points.clear()
+
+    def _add_child(self, line: Line) -> None:
+        name = line.folder if isinstance(line, ChildLine) else None
+        child = layout.safe_child(self.folder.parent, name)
+        if child is not None and child not in self.children:
+            self.children.append(child)
+
+    def _show_heartbeat(self) -> None:
+        if time.monotonic() - self._last_heartbeat > _HEARTBEAT_SECONDS:
+            self._last_heartbeat = time.monotonic()
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            self._sink.set_tags({tags.HEARTBEAT: now})
+
+    def _finish(self, end: EndLine) -> None:
+        """Send artifacts and the model, then close the run."""
+        if not self._is_open:
+            self._open()
+        children = [child for child in self.children if child.exists()]
+        for problem in self._draw(self.folder, children):
+            print(f"plot not drawn: {problem}", file=sys.stderr, flush=True)
+        history.write(self.folder)
+        self._sink.log_artifacts(layout.artifacts(self.folder))
+        if end.status == "FINISHED" and layout.model_facts(self.folder).exists():
+            self._sink.log_model(layout.model(self.folder), self._model_code)
+        if end.message:
+            self._sink.set_tags({tags.MESSAGE: end.message})
+        self._sink.finish(end.status, end.time)
+        self._finished = True
+        self._remember()

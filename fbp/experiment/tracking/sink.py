@@ -1,0 +1,151 @@
+"""What a tracker must offer to receive runs: a class with eight methods that only write.
+
+`[tracking] sink` of a configuration names the class: ``mlflow``, ``jsonl``, or one of your own as
+``package.module:Class``. The shipper, a process beside the training, makes an object of it for each
+run as ``Class(uri, root)`` and calls its methods in the order of the journal. An exception in one of
+them costs no result: the shipper tries again, and the journal stays. So every call may come twice;
+a metric is the same if its name, step, value and time are.
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from fbp.errors import InputError
+from fbp.experiment.config.references import reading_own_run
+
+
+class Destination(NamedTuple):
+    """Where a run is sent.
+
+    Attributes:
+        sink: the name of the tracker.
+        uri: the tracker's address; it may have a password in it.
+        place: the address as it may be stored and shown.
+    """
+
+    sink: str
+    uri: str
+    place: str
+
+
+class Point(NamedTuple):
+    """A value of a metric.
+
+    Attributes:
+        key: the metric's name.
+        value: the value; it may be NaN or infinite.
+        time: in milliseconds since 1970.
+        step: the step.
+    """
+
+    key: str
+    value: float
+    time: int
+    step: int
+
+
+class RunInfo(NamedTuple):
+    """A run that is sent.
+
+    Attributes:
+        folder: the name of its folder, which no other run has.
+        name: its name in lists.
+        experiment: the experiment it belongs to.
+        start_time: in milliseconds since 1970.
+        tags: texts by name.
+        parent_id: the id of the run under which it is shown; empty if none.
+        run_id: the id that an earlier :meth:`Sink.open` returned; empty if there was none.
+        is_sent_again: whether metrics follow that the tracker may have already, because the journal
+            was changed after it was sent.
+    """
+
+    folder: str
+    name: str
+    experiment: str
+    start_time: int
+    tags: Mapping[str, str]
+    parent_id: str = ""
+    run_id: str = ""
+    is_sent_again: bool = False
+
+
+class Sink(Protocol):
+    """A tracker, as far as one run is concerned.
+
+    An attribute `max_points` may say how many steps of a metric the tracker can show; the shipper
+    then thins per-step metrics. Without it, or if it is 0, every step is sent.
+    """
+
+    def __init__(self, uri: str, root: Path) -> None:
+        """Connect to the tracker at `uri`; `root` is the folder ``mlruns`` that the run is in."""
+
+    def open(self, run: RunInfo) -> str:
+        """Create the run, or mark an earlier one as running again; return its id."""
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        """Store the configuration: texts by name."""
+
+    def log_inputs(self, inputs: Sequence[Mapping[str, Any]]) -> None:
+        """Store which data are used: name, digest, context, shape and dtype of x and y of each."""
+
+    def log_metrics(self, points: Sequence[Point]) -> None:
+        """Store values of metrics, at most a thousand at once."""
+
+    def set_tags(self, values: Mapping[str, str]) -> None:
+        """Store texts by name; a new value replaces the old one."""
+
+    def log_artifacts(self, folder: Path) -> None:
+        """Store all files of a folder."""
+
+    def log_model(self, folder: Path, code: Path) -> None:
+        """Store a trained model: a folder of files, and the Python file that loads it."""
+
+    def finish(self, status: str, time: int) -> None:
+        """Mark the run as FINISHED, FAILED or KILLED at a time in milliseconds since 1970."""
+
+
+METHODS = (
+    "open",
+    "log_params",
+    "log_inputs",
+    "log_metrics",
+    "set_tags",
+    "log_artifacts",
+    "log_model",
+    "finish",
+)
+
+
+def reference(name: str) -> str:
+    """Return where the class of a tracker is, as ``package.module:Class`` or ``PATH/file.py:Class``."""
+    from fbp.experiment.config.catalogue import TRACKERS
+
+    return TRACKERS.get(name, name)
+
+
+def load(reference: str) -> type[Sink]:
+    """Return the class of a sink; import its module.
+
+    Args:
+        reference: where the class is, see :func:`reference`.
+
+    Raises:
+        InputError: if there is no such class, or if a method is missing in it.
+    """
+    module, _, name = reference.partition(":")
+    if module.startswith("fbp.experiment.tracking."):
+        sink = getattr(importlib.import_module(module), name)
+    else:
+        from fbp.experiment.config.catalogue import lookup
+
+        with reading_own_run():
+            sink = lookup("tracker", reference)
+    missing = [method for method in METHODS if not callable(getattr(sink, method, None))]
+    if missing:
+        raise InputError(
+            f"tracking.sink: {reference!r} is no tracker; it has no method {', '.join(missing)}; "
+            "see fbp.experiment.tracking.sink"
+        )
+    return sink

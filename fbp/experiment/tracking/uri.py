@@ -1,0 +1,111 @@
+"""Tracking URIs: which one a run is sent to, and how it is remembered without its password."""
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fbp._optional import require
+from fbp.errors import InputError
+from fbp.experiment.rundir import journal, layout
+from fbp.experiment.rundir.redact import move_login_to_environment, redact
+from fbp.experiment.tracking import sink as sinks
+from fbp.experiment.tracking.sink import Destination
+
+_VARIABLE = "MLFLOW_TRACKING_URI"
+_EMBEDDED = "embedded"  # stands for the store beside a run's folder, which may be moved
+
+
+def default_uri(root: Path) -> str:
+    """Return the tracking URI of the embedded MLflow store."""
+    return f"sqlite:///{layout.database(root.resolve())}"
+
+
+def from_environment() -> str | None:
+    """Return the tracking URI of ``MLFLOW_TRACKING_URI``; None if it is not set."""
+    return os.environ.get(_VARIABLE) or None
+
+
+def tracking_uri(root: Path, chosen: str | None) -> str:
+    """Return the URI of the MLflow store to use.
+
+    Moves user and password of an http(s) URI into environment variables.
+
+    Args:
+        root: the folder ``mlruns``.
+        chosen: the URI of the command line; by default that of ``MLFLOW_TRACKING_URI``, or the
+            embedded store's.
+
+    Raises:
+        InputError: if MLflow cannot use the URI.
+        MissingDependency: if MLflow is not installed.
+    """
+    require("MLflow tracking", "mlflow")
+    uri = chosen or from_environment()
+    if not uri and re.search("[?%]", str(root.resolve())):
+        raise InputError(
+            f"{root.resolve()}: MLflow cannot keep a store in a folder with ? or % in its path; "
+            "give the folder another name, or name a store with --tracking-uri"
+        )
+    uri = uri or default_uri(root)
+    if not re.match(r"^(sqlite|postgresql|mysql|mssql)(\+\w+)?://|^https?://", uri):
+        raise InputError(
+            f"tracking URI: expected sqlite:///PATH, a database or http(s)://HOST, "
+            f"got {redact(uri)!r}; MLflow no longer keeps runs in plain folders"
+        )
+    try:
+        host, _ = urlsplit(redact(uri)).hostname, urlsplit(redact(uri)).port
+    except ValueError:
+        host = None
+    if uri.startswith("http") and not host:
+        raise InputError(f"tracking URI: expected http(s)://HOST[:PORT], got {redact(uri)!r}")
+    # a remembered URI has no login, but the variable may
+    move_login_to_environment(os.environ.get(_VARIABLE, ""))
+    return move_login_to_environment(uri)
+
+
+def destination(root: Path, sink: str, chosen: str | None = None) -> Destination:
+    """Return where a run is sent.
+
+    Args:
+        root: the folder ``mlruns``.
+        sink: the tracker, see :mod:`fbp.experiment.tracking.sink`.
+        chosen: its address, if not the usual one: for MLflow as in :func:`tracking_uri`, for
+            ``jsonl`` the file ``tracked.jsonl`` of ``mlruns``, for any other an empty text.
+
+    Raises:
+        InputError: if the tracker cannot be used.
+    """
+    if sink == "mlflow":
+        uri = tracking_uri(root, chosen)
+        return Destination(sink, uri, _EMBEDDED if uri == default_uri(root) else redact(uri))
+    sinks.load(sinks.reference(sink))
+    uri = chosen or (str(layout.tracked_lines(root.resolve())) if sink == "jsonl" else "")
+    return Destination(sink, uri, _EMBEDDED if not chosen else redact(uri))
+
+
+def recorded_destination(
+    folder: Path, chosen: str | None = None, *, override: bool = False
+) -> Destination:
+    """Return where the run of a folder is sent: where it was meant for, or another address.
+
+    Args:
+        folder: the run's.
+        chosen: the other address.
+        override: whether ``MLFLOW_TRACKING_URI`` is such an address, for a run that MLflow gets.
+    """
+    root, path = layout.root_of(folder), layout.destination(folder)
+    place = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    sink = journal.require_start(folder).sink
+    if override and sink == "mlflow":
+        chosen = chosen or from_environment()
+    if not chosen and place == _EMBEDDED:
+        chosen = default_uri(root) if sink == "mlflow" else None
+    elif not chosen:
+        chosen = place or None
+    return destination(root, sink, chosen)
+
+
+def shown(place: Destination) -> str:
+    """Return the address of a tracker for a message, without a password."""
+    return redact(place.uri) or place.sink
