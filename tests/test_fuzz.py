@@ -206,7 +206,11 @@ def test_journals_with_changed_bytes(tmp_path_factory, places, bytes_):
     assert journal.read_end(folder) is None or journal.read_end(folder).status == "FINISHED"
     assert journal.read_checkpoints(folder).keys() <= {5}
     layout.sent(folder).write_bytes(
-        changed(b'{"sink": "mlflow", "place": "embedded", "run_id": "a", "checksums": {}}', places, bytes_)
+        changed(
+            b'{"sink": "mlflow", "place": "embedded", "run_id": "a", "checksums": {}}',
+            places,
+            bytes_,
+        )
     )
     assert read_sent(folder) == SentState() or read_sent(folder).place == "embedded"
     shutil.rmtree(folder)

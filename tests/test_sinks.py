@@ -17,7 +17,7 @@ from fbp.experiment.tracking.shipment import is_sent
 from fbp.experiment.tracking.sink import Point, RunInfo
 from tests.projects import command, one, said, write_config
 
-OWN = '''
+OWN = """
 import json
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class Own:
         self.write("model", sorted(path.name for path in folder.iterdir()), code.name)
     def finish(self, status, time):
         self.write("finish", status)
-'''
+"""
 
 
 def entries_of(path):
@@ -68,7 +68,11 @@ def test_a_file_of_json_lines(tmp_path):
         *("run", "params", "metric", "metric", "metric", "tags", "inputs", "artifacts", "model"),
         "end",
     ]
-    assert [event["value"] for event in events if event["event"] == "metric"] == [0.5, "nan", "-inf"]
+    assert [event["value"] for event in events if event["event"] == "metric"] == [
+        0.5,
+        "nan",
+        "-inf",
+    ]
     again = JsonlSink(str(tmp_path / "a" / "lines.jsonl"), tmp_path)
     assert again.open(RunInfo("folder", "name", "experiment", 5, {})) == run_id
 
@@ -77,9 +81,7 @@ def test_a_file_of_json_lines(tmp_path):
 def untracked(project):
     """A project with a run that went to a file of JSON lines."""
     write_config(project, data="digits", more='[tracking]\nsink = "jsonl"\n')
-    done = subprocess.run(
-        command("run", "small.toml"), capture_output=True, text=True, timeout=240
-    )
+    done = subprocess.run(command("run", "small.toml"), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "tracked.jsonl" in done.stdout
     return project
@@ -99,7 +101,9 @@ def test_commands_without_a_store(untracked):
     assert "1 runs" in said("runs", "metrics.validation_loss > 0 and params.data_name = 'digits'")
     assert "0 runs" in said("runs", "params.data_name = 'iris'")
     assert start.name in said("runs", "--sort", "-metrics.validation_loss")
-    assert "no run has metrics.validation_los" in said("runs", "metrics.validation_los > 0", status=2)
+    assert "no run has metrics.validation_los" in said(
+        "runs", "metrics.validation_los > 0", status=2
+    )
     assert "metrics.x >>: Invalid clause" in said("runs", "metrics.x >>", status=2)
     shown = said("show", start.name)
     for text in ("FINISHED", "digits/train", "validation_loss", "optimizer_name"):
@@ -135,7 +139,9 @@ def test_a_sink_of_the_users_own(project, monkeypatch):
 def test_a_sink_that_fails_costs_no_result(project, monkeypatch, capfd):
     monkeypatch.setenv("FBP_RETRY_SECONDS", "0")
     monkeypatch.syspath_prepend(project)
-    failing = OWN.replace('self.write("metrics"', 'raise RuntimeError("no space")\n        self.write("m"')
+    failing = OWN.replace(
+        'self.write("metrics"', 'raise RuntimeError("no space")\n        self.write("m"'
+    )
     (project / "failing_tracker.py").write_text(failing)
     with track({"a": 1}, sink="failing_tracker:Own") as run:
         run.log(1, {"loss": 1.0})
@@ -157,7 +163,9 @@ def test_a_sink_that_fails_costs_no_result(project, monkeypatch, capfd):
     ],
 )
 def test_a_sink_that_cannot_be_used_is_one_line(project, monkeypatch, name, problem):
-    (project / "own_trackers.py").write_text("class Poor:\n    def open(self, run):\n        pass\n")
+    (project / "own_trackers.py").write_text(
+        "class Poor:\n    def open(self, run):\n        pass\n"
+    )
     monkeypatch.syspath_prepend(project)
     with pytest.raises(fbp.InputError) as caught:
         sink.load(sink.reference(name))

@@ -469,10 +469,7 @@ def test_a_server_that_is_killed_for_half_of_a_run_has_every_record_in_the_end(p
         deadline, folder = time.monotonic() + 120, None
         while time.monotonic() < deadline:  # until the first records have arrived
             folder = folder or next(iter(layout.run_folders(project / "mlruns")), None)
-            if (
-                folder
-                and read_sent(folder).checksums[layout.JOURNAL].length > 20_000
-            ):
+            if folder and read_sent(folder).checksums[layout.JOURNAL].length > 20_000:
                 break
             time.sleep(0.1)
         server.kill()

@@ -205,10 +205,7 @@ def opened(tracking_uri: str | None) -> Iterator[MlflowRuns]:
         if not layout.database(root).exists():
             raise InputError(f"there are no runs in {root} yet; start with: fbp run digits_mlp")
         store.check_not_moved(root)
-    elif (
-        store.is_embedded(uri)
-        and not Path(uri.partition(":///")[2].partition("?")[0]).exists()
-    ):
+    elif store.is_embedded(uri) and not Path(uri.partition(":///")[2].partition("?")[0]).exists():
         raise InputError(f"{redact(uri)}: there is no such store")
 
     def unanswered(error: Exception) -> InputError:

@@ -58,9 +58,7 @@ def register(runs: MlflowRuns, run: str, name: str, alias: str | None) -> str:
         if alias:
             runs.client.set_registered_model_alias(name, alias, version)
     except MlflowException as error:
-        raise InputError(
-            f"register: {first_line(error, runs.uri)}"
-        ) from None
+        raise InputError(f"register: {first_line(error, runs.uri)}") from None
     return f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
 
 

@@ -148,7 +148,10 @@ def repair(root: Path) -> int:
         ("model_versions", "storage_location"),
     )
     new, changed = artifact_root(root), 0
-    with contextlib.closing(sqlite3.connect(layout.database(root), timeout=20)) as database, database:
+    with (
+        contextlib.closing(sqlite3.connect(layout.database(root), timeout=20)) as database,
+        database,
+    ):
         for old in stale_artifact_roots(root):
             for table, column in columns:
                 done = database.execute(
