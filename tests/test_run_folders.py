@@ -1,6 +1,9 @@
 """Runs read from their folders, where no tracker has them, and without mlflow."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -12,7 +15,7 @@ from fbp.experiment.tracking.folder_runs import FolderRuns, find_folder
 from fbp.experiment.tracking.readers import open_runs
 from fbp.experiment.tracking.run_filter import parse_filter, sort_runs
 from fbp.experiment.tracking.run_reader import RecordedRun
-from tests.projects import runs_of, said, without_mlflow
+from tests.projects import command, runs_of, said, without_mlflow, write_config
 
 
 def a_run(name, **values):
@@ -167,3 +170,26 @@ def test_runs_of_other_trackers_are_found_beside_an_mlflow_store(project, warm):
     assert "1 more in other trackers: fbp runs --tracking-uri folders" in output
     assert folder.name[-4:] in said("runs", "--tracking-uri", "folders")
     assert "FINISHED" in said("show", f"elsewhere-{folder.name[-4:]}")
+
+
+@pytest.mark.slow
+def test_a_run_is_made_read_and_reproduced_where_mlflow_cannot_be_imported(project):
+    """In every process: sitecustomize blocks mlflow in those that the commands start, too."""
+    (project / "block").mkdir()
+    (project / "block" / "sitecustomize.py").write_text("import sys; sys.modules['mlflow'] = None")
+    paths = [str(project / "block"), *sys.path]
+    settings = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+    def output(*words):
+        done = subprocess.run(
+            command(*words), env=settings, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    path = write_config(project, data="digits", more='[tracking]\nsink = "jsonl"\n')
+    output("run", path)
+    (folder,) = (project / "mlruns" / "runs").iterdir()
+    assert "identical to the bit" in output("reproduce", folder.name)
+    assert "1 runs" in output("runs", "tags.`fbp.reproduction` = 'identical'")
+    assert not (project / "mlruns" / "mlflow.db").exists()
