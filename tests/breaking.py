@@ -2,9 +2,10 @@
 
     python -m tests.breaking --count 50
 
-Each trial starts a run, kills it (``kill -9``) after a random time, perhaps its shipper too, resumes it, perhaps kills that,
-and so on until it is finished. Then the digests of parameters and metrics, and the number of records of each metric in
-MLflow's store, must be those of the unbroken run.
+Each trial starts a run, kills it (``kill -9``) after a random time, perhaps its shipper too,
+resumes it, perhaps kills that, and so on until it is finished. Then the digests of parameters and
+metrics, and the number of records of each metric in MLflow's store, must be those of the unbroken
+run.
 """
 
 import argparse
@@ -72,12 +73,14 @@ def facts(project: Path, folder: Path) -> dict[str, object]:
         sqlite3.connect(project / "mlruns" / "mlflow.db", timeout=20)
     ) as database:
         ((run, status),) = database.execute(
-            "select runs.run_uuid, status from runs join tags using (run_uuid) where key = 'fbp.folder' and value = ?",
+            "select runs.run_uuid, status from runs join tags using (run_uuid) "
+            "where key = 'fbp.folder' and value = ?",
             (folder.name,),
         ).fetchall()
         tags = dict(database.execute("select key, value from tags where run_uuid = ?", (run,)))
         rows = database.execute(
-            "select key, step, count(*) from metrics where run_uuid = ? and key not like 'system/%' group by key, step",
+            "select key, step, count(*) from metrics "
+            "where run_uuid = ? and key not like 'system/%' group by key, step",
             (run,),
         ).fetchall()
         models = database.execute(
@@ -107,7 +110,7 @@ def unbroken(project: Path) -> tuple[dict[str, object], float]:
 def trial(
     project: Path, seconds: float, chance: random.Random
 ) -> tuple[dict[str, object], list[float]]:
-    """Break a run off once or twice; returns what it gives in the end, and after how many seconds it was killed."""
+    """Break a run off once or twice; return its end, and the seconds until each kill."""
     (project / "broken.toml").write_text(CONFIG)
     before, kills = newest(project), []
     for _ in range(chance.choice([1, 1, 2])):

@@ -23,7 +23,7 @@ def free_port() -> int:
 
 
 class Server:
-    """``mlflow server`` on 127.0.0.1; it can be killed and started again on the same store and port."""
+    """``mlflow server`` on 127.0.0.1, which can be killed and started again."""
 
     def __init__(self, folder: Path, store: str):
         self.folder, self.store, self.port = folder, store, free_port()
@@ -45,8 +45,12 @@ class Server:
             words += ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "mlflow", "server", *words],
-                stdout=log, stderr=log, start_new_session=True, env=os.environ | settings, cwd=self.folder,
-            )  # fmt: skip
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=os.environ | settings,
+                cwd=self.folder,
+            )
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError, urllib.error.URLError):
@@ -66,7 +70,7 @@ class Server:
 
 @contextlib.contextmanager
 def postgresql(folder: Path) -> Iterator[str | None]:
-    """A PostgreSQL server on a store of its own, as a URI; None where PostgreSQL is not installed."""
+    """A PostgreSQL server on a store of its own, as a URI; None if it is not installed."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     there = shutil.which("initdb") or (str(found[-1]) if found else None)
     if there is None:

@@ -1,4 +1,4 @@
-"""Files with anything in them: either they are used, or one line says what is wrong; never a traceback, never half of a file.
+"""Files with anything in them are used, or refused in one line; never a traceback, never half.
 
 ``make fuzz`` runs many more cases.
 """

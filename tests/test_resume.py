@@ -1,4 +1,4 @@
-"""Checkpoints, and runs that go on from them: what a death leaves is enough, and nothing is taken for more than it is."""
+"""Checkpoints, and runs that are resumed from them, whatever a death left."""
 
 import errno
 import os
@@ -225,7 +225,7 @@ def test_a_record_fills_the_gaps_of_a_damaged_journal_and_repeats_nothing(tmp_pa
 
 
 class Snapshots(Silent):
-    """Keeps copies of a run's folder: each is just what a ``kill -9`` at that moment would leave."""
+    """Keeps copies of a run's folder, each as a ``kill -9`` would leave it."""
 
     def __init__(self, project, at):
         self.project, self.at, self.copies = project, at, []
@@ -271,7 +271,7 @@ def origin(project):
 
 
 def test_a_death_at_any_moment_changes_nothing(project):
-    """Random layers, pictures changed at random, averages, accumulated gradients, statistics: all of it is in a checkpoint."""
+    """Random layers, augmentation, averages, accumulated gradients and statistics are kept."""
     (project / "one.toml").write_text(HARD.replace("epochs = 6", "epochs = 4"))
     wanted = reading.read(project / "one.toml")
     reporter = Snapshots(project, [6, 16])
@@ -437,7 +437,8 @@ def test_early_stopping_keeps_the_best_and_survives_a_death(project):
     data = fbp.datasets.prepare(fbp.datasets.iris(), seed=0)
     kept = (trained.predict(data.validation.x).argmax(1) == data.validation.y).mean()
     assert kept == pytest.approx(accuracy.values.max())
-    # the process dies after training, before the run's end: the decision to stop is in the checkpoint
+    # the process dies after training, before the run's end: the decision to stop is in the
+    # checkpoint
     expected = result(outcome.folder)
     content = (outcome.folder / layout.JOURNAL).read_text().splitlines(keepends=True)
     kinds = [line.split('"')[3] for line in content]

@@ -1,4 +1,4 @@
-"""Whole runs, as a user starts them: what MLflow has afterwards, and what happens when something goes wrong."""
+"""Whole runs, as a user starts them: the record in MLflow, and failures."""
 
 import itertools
 import json
@@ -125,9 +125,15 @@ class TestFinishedRun:
             "model",
         } <= names()
         assert names("plots") == {
-            "learning_curves.png", "learning_rate.png", "delta_norms.png", "confusion_matrix.png", "misclassified.png",
-            "first_layer_weights.png", "model.png", "model.svg",
-        }  # fmt: skip
+            "learning_curves.png",
+            "learning_rate.png",
+            "delta_norms.png",
+            "confusion_matrix.png",
+            "misclassified.png",
+            "first_layer_weights.png",
+            "model.png",
+            "model.svg",
+        }
         assert names("history") == {"steps.csv", "metrics.csv", "checkpoints.json", "layers.json"}
 
     def test_the_model_loads_back_three_ways_and_predicts_the_same(self, finished, monkeypatch):
@@ -206,8 +212,11 @@ def test_divergence_fails_the_run_with_step_and_cause_and_keeps_finite_parameter
 def test_an_interrupted_run_is_killed_in_good_order(project, warm, number):
     path = write_config(project, data="digits")
     with subprocess.Popen(
-        command("run", path, "--set", "training.epochs=1000000"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    ) as process:  # fmt: skip
+        command("run", path, "--set", "training.epochs=1000000"),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as process:
         for line in process.stderr:
             if "step" in line:
                 break
@@ -230,8 +239,11 @@ def test_an_interrupted_run_is_killed_in_good_order(project, warm, number):
 def test_a_training_process_that_dies_leaves_no_run_open(project, warm):
     path = write_config(project, data="digits")
     with subprocess.Popen(
-        command("run", path, "--set", "training.epochs=1000000"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    ) as process:  # fmt: skip
+        command("run", path, "--set", "training.epochs=1000000"),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as process:
         for line in process.stderr:
             if "step" in line:
                 break
@@ -273,14 +285,17 @@ set = { "model.hidden" = [16] }
 
 @pytest.mark.slow
 def test_a_journal_that_could_not_be_sent_is_sent_later(project):
-    """No store can be made below a file; the run trains all the same, and sync sends it elsewhere."""
+    """No store can be made below a file; the run trains, and sync sends it elsewhere."""
     path = write_config(project)
     (project / "blocked").write_text("")
     environment = os.environ | {"FBP_RETRY_SECONDS": "1"}
     done = subprocess.run(
         command("run", path, "--tracking-uri", f"sqlite:///{project}/blocked/mlflow.db"),
-        capture_output=True, text=True, timeout=240, env=environment,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr
     assert "nothing is lost" in done.stderr
     elsewhere = ["--tracking-uri", f"sqlite:///{project}/mlruns/mlflow.db"]
@@ -444,7 +459,8 @@ class TestOtherCommands:
             "import fbp\n"
             "def model(outputs: int):\n"
             "    good = fbp.layers.tanh()\n"
-            "    bad = good._replace(backward=lambda p, c, d: (2 * good.backward(p, c, d)[0], ()))\n"
+            "    back = lambda p, c, d: (2 * good.backward(p, c, d)[0], ())\n"
+            "    bad = good._replace(backward=back)\n"
             "    return fbp.chain(fbp.layers.dense(5), bad, fbp.layers.dense(outputs))\n"
         )
         monkeypatch.syspath_prepend(project)
@@ -487,7 +503,10 @@ class TestOtherCommands:
 
 def test_compiled_programs_are_kept_by_processor_and_threads(tmp_path):
     """JAX's own key does not know the number of threads, by which the compiler cuts loops."""
-    words = "import jax; from fbp.experiment.runner.jax_setup import _enable_compilation_cache as on; on(); "
+    words = (
+        "import jax; "
+        "from fbp.experiment.runner.jax_setup import _enable_compilation_cache as on; on(); "
+    )
     words += "print(jax.config.jax_compilation_cache_dir)"
 
     def folder(**variables):

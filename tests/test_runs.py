@@ -37,7 +37,8 @@ def test_a_model_with_repeated_layers_is_diagnosed_copy_by_copy(project, monkeyp
         "import fbp\n"
         "def model(outputs: int):\n"
         "    block = fbp.residual(fbp.layers.dense(4), fbp.layers.tanh())\n"
-        "    return fbp.chain(fbp.layers.dense(4), fbp.repeat(block, 3), fbp.layers.dense(outputs))\n"
+        "    body = fbp.repeat(block, 3)\n"
+        "    return fbp.chain(fbp.layers.dense(4), body, fbp.layers.dense(outputs))\n"
     )
     monkeypatch.syspath_prepend(project)
     outcome = run_here(project, "training.epochs=2", "model={name='deep:model'}")

@@ -1,4 +1,4 @@
-"""Tracking that cannot hurt: loops of one's own, servers that die, many processes on one store, runs that nobody ends."""
+"""Tracking that cannot hurt: own loops, dead servers, many processes, runs without an end."""
 
 import contextlib
 import io
@@ -368,7 +368,8 @@ def test_names_that_mlflow_refuses_do_not_keep_a_run_from_it(project, warm):
 def counted(database, experiment="tracked"):
     """Metric records, and different ones, of an experiment by run; but not the machine's."""
     return database.execute(
-        "select count(*), count(distinct metrics.key || '/' || step) from metrics join runs using (run_uuid) "
+        "select count(*), count(distinct metrics.key || '/' || step) "
+        "from metrics join runs using (run_uuid) "
         "where metrics.key not like 'system/%' group by run_uuid"
     ).fetchall()
 
@@ -441,7 +442,8 @@ def postgresql_counted(uri):
 
     with contextlib.closing(psycopg.connect(uri)) as database, database.cursor() as cursor:
         cursor.execute(
-            "select count(*), count(distinct metrics.key || '/' || step), min(runs.status) from metrics "
+            "select count(*), count(distinct metrics.key || '/' || step), min(runs.status) "
+            "from metrics "
             "join runs using (run_uuid) where metrics.key not like 'system/%' group by run_uuid"
         )
         return cursor.fetchall()

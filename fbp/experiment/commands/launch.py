@@ -35,8 +35,8 @@ class RunRequest(NamedTuple):
 
     Attributes:
         make_reporter: from a run's label to what shows its progress.
-        tracking_uri: the address of the tracker; None for the usual one, which for MLflow is that of
-            MLFLOW_TRACKING_URI or the embedded store.
+        tracking_uri: the address of the tracker; None for the usual one, which for MLflow is that
+            of MLFLOW_TRACKING_URI or the embedded store.
         on_wait_for_mlflow: called once, when training is over and only MLflow is waited for.
         signals: signals that came already; a run with one in it stops at its first chunk.
         checkpoint_steps: the steps of the checkpoints; None leaves them to the configuration.

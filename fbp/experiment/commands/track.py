@@ -209,37 +209,35 @@ def track(
 
     The run is FINISHED at the end of the ``with`` block, FAILED after an exception, and KILLED
     after Ctrl-C or if the process dies. Runs go to ``mlruns/`` in this folder or one above it, or
-    to the server of ``MLFLOW_TRACKING_URI``. Another process, which this starts, sends them.
+    to the server of ``MLFLOW_TRACKING_URI``. This starts another process, which sends them.
 
     Args:
         config: the parameters that MLflow shows: numbers, texts and lists by name; nested mappings
-            give names such as ``optimizer_learning_rate``. Or a :class:`Config`.
-        experiment: the experiment's name. Default: "tracked".
+            give names such as ``optimizer_learning_rate``; or a :class:`Config`.
+        experiment: the experiment's name.
         name: beginning of the run's name, which gets a unique end. Default: `experiment`.
         tags: texts by name, see :meth:`Tracked.tag`.
-        sink: the tracker: "mlflow", "jsonl", or a class of your own as ``package.module:Class``, see
-            :mod:`fbp.experiment.tracking.sink`. A :class:`Config` names its own. Default: "mlflow".
+        sink: the tracker: "mlflow", "jsonl", or a class of your own as ``package.module:Class``,
+            see :mod:`fbp.experiment.tracking.sink`. A :class:`Config` names its own.
         tracking_uri: the address of the tracker, if not the default.
-        resume: name, folder or id of a run to resume; `config` must be the same as before.
+        resume: name, folder or id of a run to resume, with the same `config`.
         keep: number of checkpoints that are kept. Default: 2.
         wait: seconds to wait at the end for MLflow; the other process sends the rest later.
 
     Yields:
-        A :class:`Tracked` with ``log``, ``tag``, ``artifact``, ``checkpoint`` and ``restore``.
+        A :class:`Tracked`.
 
     Raises:
-        InputError: if an argument is not valid, or no run of this configuration is `resume`.
+        InputError: if an argument is not valid, or `resume` is no run of this configuration.
 
     Example::
 
-        state, step = (params, opt_state, key), 0
         with fbp.experiment.track({"learning_rate": 0.1}, resume=run_name) as run:
-            step, state = run.restore(like=state) or (step, state)
+            step, state = run.restore(like=state) or (0, state)
             for step in range(step + 1, 1001):
                 state, loss = train_step(state)
                 run.log(step, {"loss": loss})
-                if step % 100 == 0:
-                    run.checkpoint(step, state)
+            run.checkpoint(step, state)
     """
     request = _check_request(config, experiment, name, tags, keep)._replace(
         sink=config.tracking.sink if isinstance(config, Config) else sink

@@ -1,8 +1,8 @@
 """Checkpoints: all that a run needs to be resumed, each in a file that is whole or not used.
 
-A checkpoint is an ``.npz`` file without pickle: the arrays by path, a manifest (JSON), and one SHA-256
-over all of it. A thread writes it: JAX's arrays never change, so training goes on while they are
-copied, hashed and written.
+A checkpoint is an ``.npz`` file without pickle: the arrays by path, a manifest (JSON), and one
+SHA-256 over all of it. A thread writes it: JAX's arrays never change, so training goes on while
+they are copied, hashed and written.
 """
 
 import json

@@ -51,7 +51,7 @@ def cache_folder() -> Path:
 
 
 def read(artifacts: Path) -> dict[str, Any]:
-    """Return the environment that a run recorded among its artifacts; empty if absent or damaged."""
+    """Return the environment that a run recorded; empty if absent or damaged."""
     try:
         record = json.loads((artifacts / layout.ENVIRONMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError):

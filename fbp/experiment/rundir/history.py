@@ -1,7 +1,7 @@
 """The history among a run's artifacts: every point of every metric, and digests of checkpoints.
 
-``steps.csv`` has the per-step metrics, ``metrics.csv`` all others, ``checkpoints.json`` the digests of
-the parameters, ``layers.json`` the names of the model's layers. The shipper writes them from the
+``steps.csv`` has the per-step metrics, ``metrics.csv`` all others, ``checkpoints.json`` the digests
+of the parameters, ``layers.json`` the names of the model's layers. The shipper writes them from the
 journal; `fbp reproduce` and `fbp compare` read them back, from wherever they were copied.
 """
 

@@ -1,8 +1,8 @@
 """The journal: a file of JSON lines to which training appends, and which everything else reads.
 
-Each line is an object with `kind`, `time` (milliseconds since 1970), the fields of one of the classes
-below, and a checksum. A damaged line is skipped, and so is a line of an unknown kind. Per-step
-numbers are stored as the bytes of a float32 array: exact, and faster to write than digits.
+Each line is an object with `kind`, `time` (milliseconds since 1970), the fields of one of the
+classes below, and a checksum. A damaged line is skipped, and so is a line of an unknown kind.
+Per-step numbers are stored as the bytes of a float32 array: exact, and faster to write than digits.
 
 A line that was written is never changed: a resumed run does not repeat the metrics that the journal
 has (see recorder.py).
@@ -248,8 +248,8 @@ _EMPTY = PrefixChecksum()
 class Journal:
     """Appends to a journal; each line is passed to the operating system before the call returns.
 
-    A line that was cut off by a death or a full disk is removed: by the next `Journal` of that file,
-    or at once. Every method raises OSError if the disk is full; the line is then not written.
+    A line that was cut off by a death or a full disk is removed: by the next `Journal` of that
+    file, or at once. Every method raises OSError if the disk is full; the line is then not written.
 
     Attributes:
         folder: the run's folder.

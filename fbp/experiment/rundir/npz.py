@@ -1,4 +1,4 @@
-"""Pytrees of arrays in ``.npz`` files: by path, without pickle, written atomically; their digests."""
+"""Pytrees of arrays in ``.npz`` files: by path, no pickle, written atomically; their digests."""
 
 import hashlib
 import os
@@ -167,7 +167,7 @@ def _write(
 
 
 def _member(key: str, array: np.ndarray) -> str:
-    """Return the name inside the archive; it includes dtypes that are not numpy's own (bfloat16)."""
+    """Return the name inside the archive; it includes dtypes that are not numpy's (bfloat16)."""
     return key.replace("/", "|") + ("" if _is_numpys(array) else f"@{array.dtype.name}")
 
 

@@ -1,8 +1,8 @@
 """Writes each metric to the journal exactly once, also across a resume; and a run's start and end.
 
-A run that died has metrics in its journal beyond the checkpoint from which it is resumed. Those steps
-are taken again; their metrics are compared with the journal's and not written a second time. So each
-resume checks itself.
+A run that died has metrics in its journal beyond the checkpoint from which it is resumed. Those
+steps are taken again; their metrics are compared with the journal's and not written a second time.
+So each resume checks itself.
 """
 
 import math

@@ -19,7 +19,8 @@ def redact_secrets_of(text: str, uri: str) -> str:
 
     Args:
         text: the text.
-        uri: the URI; the variables MLFLOW_TRACKING_PASSWORD and MLFLOW_TRACKING_TOKEN are secret, too.
+        uri: the URI; the variables MLFLOW_TRACKING_PASSWORD and MLFLOW_TRACKING_TOKEN are secret,
+            too.
     """
     login = re.match(r"\w[\w+.-]*://[^:@/]*:?(.*)@[^@]*$", uri)
     secrets = {login[1]} if login else set()

@@ -1,7 +1,8 @@
 """A tracker that is a plain file of JSON lines, which any program can read.
 
 Each line is an object with `run` (the run's id) and `event`: run, params, inputs, metric, tags,
-artifacts, model or end. Several runs may share a file. A line may come twice, after an interruption.
+artifacts, model or end. Several runs may share a file. A line may come twice, after an
+interruption.
 """
 
 import json

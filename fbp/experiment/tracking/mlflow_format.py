@@ -65,7 +65,7 @@ def _tensor_spec(shape: list[int], dtype: str) -> str:
 
 
 def log_model(folder: Path, code: Path, run_id: str, uri: str) -> None:
-    """Log a trained model to MLflow: code and arrays, no pickle, explicit requirements, a signature.
+    """Log a trained model to MLflow: code and arrays, no pickle, a signature, requirements.
 
     Args:
         folder: the model's files.

@@ -18,8 +18,8 @@ def close_dead(
 ) -> int:
     """Mark the runs KILLED whose process has died; return how many.
 
-    A run whose folder is on this machine is dead if no process holds its lock. Of any other run only
-    the heartbeat is known, a tag that its shipper renews every half minute.
+    A run whose folder is on this machine is dead if no process holds its lock. Of any other run
+    only the heartbeat is known, a tag that its shipper renews every half minute.
 
     Args:
         runs: the store.

@@ -1,8 +1,9 @@
 """One run on its way from its journal to a tracker.
 
-How much was sent is remembered in a file of the run's folder. Before that, the journal is synced to the
-disk: otherwise a loss of power could make a resumed run send a metric again with another time. If a
-journal no longer begins with what was sent (a damaged disk, somebody's editor), all of it is sent again.
+How much was sent is remembered in a file of the run's folder. Before that, the journal is synced to
+the disk: otherwise a loss of power could make a resumed run send a metric again with another time.
+If a journal no longer begins with what was sent (a damaged disk, somebody's editor), all of it is
+sent again.
 """
 
 import datetime
@@ -35,6 +36,9 @@ _HEARTBEAT_SECONDS = 30.0
 _NOTHING = PrefixChecksum()
 
 
+_NOTHING_SENT = {JOURNAL: _NOTHING, SYSTEM_JOURNAL: _NOTHING}
+
+
 class SentState(NamedTuple):
     """How much of a run a tracker has.
 
@@ -49,7 +53,7 @@ class SentState(NamedTuple):
     sink: str = ""
     place: str = ""
     run_id: str = ""
-    checksums: dict[str, PrefixChecksum] = {JOURNAL: _NOTHING, SYSTEM_JOURNAL: _NOTHING}  # noqa: RUF012
+    checksums: dict[str, PrefixChecksum] = _NOTHING_SENT
     done: bool = False
 
 

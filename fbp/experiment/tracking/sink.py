@@ -2,9 +2,9 @@
 
 `[tracking] sink` of a configuration names the class: ``mlflow``, ``jsonl``, or one of your own as
 ``package.module:Class``. The shipper, a process beside the training, makes an object of it for each
-run as ``Class(uri, root)`` and calls its methods in the order of the journal. An exception in one of
-them costs no result: the shipper tries again, and the journal stays. So every call may come twice;
-a metric is the same if its name, step, value and time are.
+run as ``Class(uri, root)`` and calls its methods in the order of the journal. An exception in one
+of them costs no result: the shipper tries again, and the journal stays. So every call may come
+twice; a metric is the same if its name, step, value and time are.
 """
 
 import importlib
@@ -119,7 +119,7 @@ METHODS = (
 
 
 def reference(name: str) -> str:
-    """Return where the class of a tracker is, as ``package.module:Class`` or ``PATH/file.py:Class``."""
+    """Return the reference of a tracker's class: ``package.module:Class`` or ``PATH:Class``."""
     from fbp.experiment.config.catalogue import TRACKERS
 
     return TRACKERS.get(name, name)

@@ -1,4 +1,4 @@
-"""The embedded MLflow store: its database, its artifacts, and clients for it and for other stores."""
+"""The embedded MLflow store: its database, its artifacts, and clients for any store."""
 
 import contextlib
 import logging
@@ -82,7 +82,7 @@ def creation_lock(uri: str, root: Path) -> contextlib.AbstractContextManager[Non
 
 @contextlib.contextmanager
 def global_tracking_uri(uri: str) -> Iterator[None]:
-    """Set MLflow's global tracking URI inside the block; some MLflow calls create their own client."""
+    """Set MLflow's global tracking URI inside the block: some calls create their own client."""
     import mlflow
 
     variable = "MLFLOW_TRACKING_URI"
@@ -139,7 +139,7 @@ def check_not_moved(root: Path) -> None:
 
 
 def repair(root: Path) -> int:
-    """Rewrite the artifact paths of a store that was moved; return the number of changed records."""
+    """Rewrite the artifact paths of a moved store; return the number of changed records."""
     columns = (
         ("experiments", "artifact_location"),
         ("runs", "artifact_uri"),

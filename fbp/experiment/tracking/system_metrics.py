@@ -16,8 +16,8 @@ _EVERY_SECONDS = 10.0
 class SystemMetrics:
     """Writes samples into a journal of its own, under the names of MLflow's system metrics.
 
-    MLflow's monitors take them. So there are none unless the tracker has imported MLflow, which takes
-    seconds.
+    MLflow's monitors take them. So there are none unless the tracker has imported MLflow, which
+    takes seconds.
     """
 
     def __init__(self, folder: Path):
