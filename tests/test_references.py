@@ -11,7 +11,7 @@ import pytest
 import fbp
 from fbp.errors import InputError
 from fbp.experiment.config import reading, references, writing
-from fbp.experiment.runner import build
+from fbp.experiment.runner import build, loop, test_evaluation
 from tests.test_config import MINIMAL
 
 OWN = """
@@ -411,3 +411,37 @@ def test_weighted_losses_are_named_with_their_weights(minimal):
     assert "unknown loss 'hing'; did you mean 'hinge'" in refusal(
         minimal, "loss={name='weighted', parts=[['hing', 1.0]]}"
     )
+
+
+class TestCoupledLoss:
+    """A loss whose cost of one example depends on the others of its batch."""
+
+    def test_the_test_part_is_evaluated_in_batches_as_in_training(self, minimal):
+        source = """
+def contrast():
+    def cost(output, target):
+        return ((output - output.mean(axis=0)) ** 2).sum(axis=1)
+    return fbp.losses.from_function(cost, targets="labels", coupled=True)
+"""
+        (minimal.parent / "mine.py").write_text(OWN + source)
+        overrides = [override("loss", "mine:contrast"), "training.batch_size=4"]
+        experiment = build.build(reading.read(minimal, overrides))
+        assert loop.evaluation_batch(experiment) == 4
+        params, _ = experiment.model.init(jax.random.key(0), experiment.shape)
+        x, y = (jnp.asarray(part) for part in experiment.data.test)
+        metrics = test_evaluation.evaluate_and_write(experiment, params, minimal.parent)
+        output, _ = experiment.model.forward(params, x)
+        batches = [output[start : start + 4] for start in range(0, len(x), 4)]
+        costs = [((batch - batch.mean(axis=0)) ** 2).sum(axis=1) for batch in batches]
+        np.testing.assert_allclose(metrics["test_loss"], np.concatenate(costs).mean(), rtol=1e-5)
+        assert fbp.check_gradients(experiment.model, experiment.loss, params, x[:5], y[:5]).ok
+
+    def test_a_loss_of_whole_sequences_has_no_costs_by_position(self):
+        whole = fbp.losses.from_function(
+            lambda output, target: output.sum(axis=(1, 2)) * 0.0 + target.sum(axis=1)
+        )
+        output, y = jnp.ones((2, 3, 5)), np.zeros((2, 3), np.int32)
+        alone = test_evaluation._takes_single_positions
+        assert alone(fbp.losses.softmax_cross_entropy, output, y)
+        assert not alone(whole, output, y)
+        assert not alone(fbp.losses.softmax_cross_entropy._replace(coupled=True), output, y)

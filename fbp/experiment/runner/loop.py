@@ -165,11 +165,16 @@ def _compile_validation(experiment: Experiment) -> Callable[[Params], dict[str, 
         training.make_evaluate(
             experiment.model,
             experiment.loss,
-            batch_size=min(EVALUATION_BATCH, len(x)),
+            batch_size=min(evaluation_batch(experiment), len(x)),
             metrics=experiment.metrics,
         )
     )
     return lambda params: evaluate(params, x, y)
+
+
+def evaluation_batch(experiment: Experiment) -> int:
+    """Return the batch size of evaluations: that of training if the loss couples examples."""
+    return experiment.batch_size if experiment.loss.coupled else EVALUATION_BATCH
 
 
 def make_evaluation_params(experiment: Experiment) -> Callable[[TrainState], Params]:

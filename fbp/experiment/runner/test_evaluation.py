@@ -12,9 +12,9 @@ from fbp.experiment.rundir import results
 from fbp.experiment.rundir.npz import flatten_by_path
 from fbp.experiment.rundir.results import Results
 from fbp.experiment.runner.build import Experiment
-from fbp.experiment.runner.loop import EVALUATION_BATCH
+from fbp.experiment.runner.loop import EVALUATION_BATCH, evaluation_batch
 from fbp.experiment.runner.trained_model import PREDICTION_BATCH
-from fbp.layer import Params
+from fbp.layer import Loss, Params
 
 _MAX_EXAMPLES = 25  # misclassified examples, reconstructions
 _MAX_POINTS = 1000  # training examples on the picture of a decision boundary
@@ -40,7 +40,7 @@ def evaluate_and_write(experiment: Experiment, params: Params, folder: Path) -> 
         training.make_predict(experiment.model, batch_size=min(EVALUATION_BATCH, len(test.x)))
     )
     output, y = forward(params, jnp.asarray(test.x)), jnp.asarray(test.y)
-    metrics = {"test_loss": float(experiment.loss.value(output, y).mean())}
+    metrics = {"test_loss": _mean_loss(experiment, output, y)}
     metrics |= {
         f"test_{name}": float(metric(output, y).mean())
         for name, metric in experiment.metrics.items()
@@ -54,9 +54,19 @@ def evaluate_and_write(experiment: Experiment, params: Params, folder: Path) -> 
     return metrics
 
 
+def _mean_loss(experiment: Experiment, output: jax.Array, y: jax.Array) -> float:
+    """Return the mean cost; of a loss that couples examples, over batches as in training."""
+    size = evaluation_batch(experiment) if experiment.loss.coupled else len(y)
+    batches = [slice(start, start + size) for start in range(0, len(y), size)]
+    costs = [experiment.loss.value(output[batch], y[batch]) for batch in batches]
+    return float((jnp.concatenate(costs) if len(costs) > 1 else costs[0]).mean())
+
+
 def _measure(experiment: Experiment, output: jax.Array) -> Results:
     """Return the results that fit the kind of the experiment."""
     if experiment.dataset.sequence:
+        if not _takes_single_positions(experiment.loss, output, experiment.data.test.y):
+            return Results()
         return Results(loss_by_position=_loss_by_position(experiment, output))
     if experiment.config.data.reconstruct:
         return _reconstructed(experiment, np.asarray(experiment.loss.inverse_link(output)))
@@ -101,6 +111,16 @@ def _classified(experiment: Experiment, probabilities: np.ndarray) -> Results:
         misclassified_predicted=predicted[wrong],
         misclassified_confidence=probabilities[wrong].max(axis=1),
     )
+
+
+def _takes_single_positions(loss: Loss, output: jax.Array, y: np.ndarray) -> bool:
+    """Return whether a loss of sequences gives a cost for each position alone, too."""
+    count = output.shape[0] * output.shape[1]
+    shapes = (jax.ShapeDtypeStruct((count, *array.shape[2:]), array.dtype) for array in (output, y))
+    try:
+        return not loss.coupled and jax.eval_shape(loss.value, *shapes).shape == (count,)
+    except Exception:  # a user's own loss may need the whole sequence
+        return False
 
 
 def _loss_by_position(experiment: Experiment, output: jax.Array) -> np.ndarray:
