@@ -104,9 +104,7 @@ def _call(stack: list[Any], package: str, path: str | None) -> Call:
     count = code.co_argcount + code.co_kwonlyargcount
     follows = any(_holds_experiment(values.get(n), path) for n in code.co_varnames[:count])
     on_the_way = [
-        i
-        for i, name in enumerate(names)
-        if _ON_THE_WAY_OF_A_BATCH.fullmatch(f"{files[i]}:{name}")
+        i for i, name in enumerate(names) if _ON_THE_WAY_OF_A_BATCH.fullmatch(f"{files[i]}:{name}")
     ]
     # what runs inside, and what leads to it
     batch = tuple(files) if 0 in on_the_way else tuple(files[:1]) if on_the_way else ()

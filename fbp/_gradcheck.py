@@ -121,10 +121,11 @@ def check_gradients(
     Args:
         model: any layer.
         loss: its loss; its delta is checked, too.
-        params, x, y: a point to check at, as ``value_and_grad`` takes them; floats are converted to
-            float64. A handful of examples is enough. Across a kink (relu at exactly 0) finite
-            differences have no meaning: directions in which the cost has different slopes on its
-            two sides are left out, and a tensor with no other directions has no such row.
+        params: the parameters to check at; floats are converted to float64.
+        x: the inputs, as ``value_and_grad`` takes them; floats are converted to float64.
+        y: the targets, likewise. A handful of examples is enough. Across a kink (relu at exactly 0)
+            finite differences have no meaning: directions in which the cost has different slopes on
+            its two sides are left out, and a tensor with no other directions has no such row.
         key: for layers that draw random numbers; the same key is used throughout.
         directions: the number of random directions of finite differences, per tensor.
 

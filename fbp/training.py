@@ -156,12 +156,16 @@ def make_steps(
     textbook's per-example descent, ``batch_size=len(x)`` full-batch descent.
 
     Args:
-        model, loss, optimizer, metrics, gradient_norm: see :func:`make_step`.
+        model: any layer.
+        loss: a pair of value and delta.
+        optimizer: turns gradients into updates.
         batch_size: examples per step.
         max_steps: the largest number of steps of one call: the length of the returned history.
         shuffle: draw a new order for each epoch; else the examples are taken in their order.
         augment: ``(key, x (B, ...)) -> x``, changes the examples of each step; see
             :mod:`fbp.augmentation`.
+        metrics: further observations by name.
+        gradient_norm: observe the gradient's norm, see :func:`make_step`.
 
     Returns:
         A pure function ``(state, x (N, ...), y (N, ...), count) -> (state, history, taken)``.

@@ -94,35 +94,74 @@ def test_overrides(minimal):
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("optimizer.learning_rat=1", "optimizer.learning_rat: unknown key; did you mean 'learning_rate'?"),
+        (
+            "optimizer.learning_rat=1",
+            "optimizer.learning_rat: unknown key; did you mean 'learning_rate'?",
+        ),
         ("optimiser.name=adam", "optimiser: unknown key; did you mean 'optimizer'?"),
         ("training.epoch=3", "training.epoch: unknown key; did you mean 'epochs'?"),
-        ("optimizer.learning_rate=-1", "optimizer.learning_rate: expected a number greater than 0, got -1"),
+        (
+            "optimizer.learning_rate=-1",
+            "optimizer.learning_rate: expected a number greater than 0, got -1",
+        ),
         ("optimizer.learning_rate='x'", "optimizer.learning_rate: expected a number, got 'x'"),
-        ("optimizer.learning_rate=nan", "optimizer.learning_rate: expected a finite number, got nan"),
+        (
+            "optimizer.learning_rate=nan",
+            "optimizer.learning_rate: expected a finite number, got nan",
+        ),
         ("optimizer.beta1=1.0", "optimizer.beta1: expected a number less than 1, got 1.0"),
-        ("optimizer.name=adamm", "optimizer.name: unknown optimizer 'adamm'; did you mean 'adam' or 'nadam' or 'adamw'?"),
-        ("data.name=mnits", "data.name: unknown data 'mnits'; did you mean 'mnist' or 'moons' or 'digits'?"),
+        (
+            "optimizer.name=adamm",
+            "optimizer.name: unknown optimizer 'adamm'; did you mean 'adam' or 'nadam' or 'adamw'?",
+        ),
+        (
+            "data.name=mnits",
+            "data.name: unknown data 'mnits'; did you mean 'mnist' or 'moons' or 'digits'?",
+        ),
         ("data.validation=1.5", "data.validation: expected a number less than 1, got 1.5"),
         ("data.standardize=1", "data.standardize: expected a boolean, got 1"),
         ("model.hidden=3", "model.hidden: expected a list, got 3"),
-        ("model.hidden=[3, 0]", "model.hidden.1: expected a number greater than or equal to 1, got 0"),
-        ("model.activation=rel", "model.activation: unknown activation 'rel'; did you mean 'relu' or 'elu' or 'selu'?"),
-        ("model.name=fbp.models:mpl", "model.name: model 'fbp.models:mpl': the module fbp.models has no 'mpl'"),
-        ("model.name=nowhere:f", "model.name: model 'nowhere:f' cannot be imported: No module named 'nowhere'"),
+        (
+            "model.hidden=[3, 0]",
+            "model.hidden.1: expected a number greater than or equal to 1, got 0",
+        ),
+        (
+            "model.activation=rel",
+            "model.activation: unknown activation 'rel'; did you mean 'relu' or 'elu' or 'selu'?",
+        ),
+        (
+            "model.name=fbp.models:mpl",
+            "model.name: model 'fbp.models:mpl': the module fbp.models has no 'mpl'",
+        ),
+        (
+            "model.name=nowhere:f",
+            "model.name: model 'nowhere:f' cannot be imported: No module named 'nowhere'",
+        ),
         ("model={}", f"model.name: expected one of {', '.join(CATALOGUE['model'])}, got nothing"),
         ("loss=3", "loss: expected a section [loss] with a name, got 3"),
         ("loss.label_smoothing=1", "loss.label_smoothing: expected a number less than 1, got 1"),
-        ("training.batch_size=0", "training.batch_size: expected a number greater than or equal to 1 or 'full', got 0"),
-        ("training.batch_size=fill", "training.batch_size: expected an integer or 'full', got 'fill'"),
+        (
+            "training.batch_size=0",
+            "training.batch_size: expected a number greater than or equal to 1 or 'full', got 0",
+        ),
+        (
+            "training.batch_size=fill",
+            "training.batch_size: expected an integer or 'full', got 'fill'",
+        ),
         ("training.epochs=1.5", "training.epochs: expected an integer, got 1.5"),
         ("training.epochs=1979-05-27", "training.epochs: expected an integer, got 1979-05-27"),
         ("seed=-1", "seed: expected a number greater than or equal to 0, got -1"),
-        ("tracking.experiment=''", "tracking.experiment: expected a text of at least 1 character, got ''"),
+        (
+            "tracking.experiment=''",
+            "tracking.experiment: expected a text of at least 1 character, got ''",
+        ),
         ("augmentation=[1]", "augmentation: expected a table of keys and values, got [1]"),
-        ("schedule.name=cosin", "schedule.name: unknown schedule 'cosin'; did you mean 'cosine' or 'cosine_restarts'?"),
+        (
+            "schedule.name=cosin",
+            "schedule.name: unknown schedule 'cosin'; did you mean 'cosine' or 'cosine_restarts'?",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_said_in_one_line(minimal, override, problem):
     assert problems(minimal, override) == [problem]
 
@@ -257,9 +296,11 @@ class TestFit:
         (tmp_path / "mine.py").write_text(
             "import fbp\n"
             "def good(outputs: int, width: int = 4):\n"
-            "    return fbp.chain(fbp.layers.dense(width), fbp.layers.relu(), fbp.layers.dense(outputs))\n"
+            "    dense, relu = fbp.layers.dense, fbp.layers.relu\n"
+            "    return fbp.chain(dense(width), relu(), dense(outputs))\n"
             "def misfit(outputs: int):\n"
-            "    return fbp.chain(fbp.layers.dense(5), fbp.residual(fbp.layers.dense(4)), fbp.layers.dense(outputs))\n"
+            "    dense = fbp.layers.dense\n"
+            "    return fbp.chain(dense(5), fbp.residual(dense(4)), dense(outputs))\n"
             "def nothing(outputs: int):\n"
             "    return None\n"
             "def two(outputs: int):\n"
@@ -332,7 +373,8 @@ def test_a_variant_may_change_what_a_section_names(minimal):
 def test_a_variants_name_must_be_one_that_mlflow_can_keep(minimal, name):
     minimal.write_text(MINIMAL + f'[[variant]]\nname = "{name}"\nset = {{ seed = 1 }}\n')
     assert problems(minimal) == [
-        f"variant.0.name: expected a letter or digit, then letters, digits, spaces and . - _ only, got {name!r}"
+        "variant.0.name: expected a letter or digit, then letters, digits, spaces and . - _ only, "
+        f"got {name!r}"
     ]
 
 

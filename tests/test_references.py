@@ -291,21 +291,76 @@ class TestMistakesOfEveryKind:
 @pytest.mark.parametrize(
     ("kind", "name", "problem"),
     [
-        ("data", "nothing", "data 'mine:nothing': expected a function that returns a Dataset, got None"),
-        ("model", "net_nothing", "model 'mine:net_nothing': expected a function that returns a Layer, got None"),
-        ("activation", "nothing", "activation 'mine:nothing': expected a function that returns a Layer, got None"),
-        ("initializer", "nothing", "initializer 'mine:nothing': expected a function (key, shape, dtype)"),
-        ("initializer", "draw_wrong", "initializer 'mine:draw_wrong': expected float32 of shape (4, 4), got float32 of shape (7,)"),
-        ("loss", "nothing", "loss 'mine:nothing': expected a Loss, or a function that returns one, got None"),
-        ("loss", "cost_wrong", "loss 'mine:cost_wrong': expected a value of shape (B,), got float32 of shape (B, 3)"),
-        ("optimizer", "rule_wrong", "optimizer 'mine:rule_wrong': expected updates of the parameters' structure"),
-        ("optimizer", "rule_state", "optimizer 'mine:rule_state': expected an update that keeps the structure"),
-        ("schedule", "nothing", "schedule 'mine:nothing': expected a function that returns a schedule"),
-        ("schedule", "rows", "schedule 'mine:rows': expected one number, of shape (), got float32 of shape (2,)"),
+        (
+            "data",
+            "nothing",
+            "data 'mine:nothing': expected a function that returns a Dataset, got None",
+        ),
+        (
+            "model",
+            "net_nothing",
+            "model 'mine:net_nothing': expected a function that returns a Layer, got None",
+        ),
+        (
+            "activation",
+            "nothing",
+            "activation 'mine:nothing': expected a function that returns a Layer, got None",
+        ),
+        (
+            "initializer",
+            "nothing",
+            "initializer 'mine:nothing': expected a function (key, shape, dtype)",
+        ),
+        (
+            "initializer",
+            "draw_wrong",
+            "initializer 'mine:draw_wrong': expected float32 of shape (4, 4), "
+            "got float32 of shape (7,)",
+        ),
+        (
+            "loss",
+            "nothing",
+            "loss 'mine:nothing': expected a Loss, or a function that returns one, got None",
+        ),
+        (
+            "loss",
+            "cost_wrong",
+            "loss 'mine:cost_wrong': expected a value of shape (B,), got float32 of shape (B, 3)",
+        ),
+        (
+            "optimizer",
+            "rule_wrong",
+            "optimizer 'mine:rule_wrong': expected updates of the parameters' structure",
+        ),
+        (
+            "optimizer",
+            "rule_state",
+            "optimizer 'mine:rule_state': expected an update that keeps the structure",
+        ),
+        (
+            "schedule",
+            "nothing",
+            "schedule 'mine:nothing': expected a function that returns a schedule",
+        ),
+        (
+            "schedule",
+            "rows",
+            "schedule 'mine:rows': expected one number, of shape (), got float32 of shape (2,)",
+        ),
         ("metric", "nothing", "metric 'mine:nothing': expected a function (output, target)"),
-        ("metric", "top_wrong", "metric 'top_wrong': expected one number per example, of shape (B,), got float32 of shape (B, 3)"),
+        (
+            "metric",
+            "top_wrong",
+            "metric 'top_wrong': expected one number per example, of shape (B,), "
+            "got float32 of shape (B, 3)",
+        ),
         ("augmentation", "nothing", "augmentation 'mine:nothing': expected a function (key, x)"),
-        ("augmentation", "noise_wrong", "augmentation 'mine:noise_wrong': expected examples as they came, float32 of shape (B, 4), got float32 of shape (B, 1)"),
+        (
+            "augmentation",
+            "noise_wrong",
+            "augmentation 'mine:noise_wrong': expected examples as they came, float32 of shape "
+            "(B, 4), got float32 of shape (B, 1)",
+        ),
         ("data", "raises", "data 'mine:raises' raised KeyError: 'oh no'"),
         ("data", "points_wrong", "data 'mine:points_wrong' raised"),
         ("model", "net_raises", "model 'mine:net_raises' raised KeyError: 'x'"),
@@ -318,9 +373,13 @@ class TestMistakesOfEveryKind:
         ("metric", "top_raises", "metric 'top_raises' raised KeyError"),
         ("augmentation", "noise_raises", "augmentation 'mine:noise_raises' raised KeyError"),
         ("model", "net_thing", "expected arguments of types that a file can hold"),
-        ("model", "net_without", "model 'mine:net_without': expected a function with an argument 'outputs'"),
+        (
+            "model",
+            "net_without",
+            "model 'mine:net_without': expected a function with an argument 'outputs'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_a_reference_stands_for_is_checked(minimal, kind, name, problem):
     assert problem in refusal(minimal, override(kind, f"mine:{name}"))
 

@@ -221,11 +221,8 @@ def track(
             see :mod:`fbp.experiment.tracking.sink`. A :class:`Config` names its own.
         tracking_uri: the address of the tracker, if not the default.
         resume: name, folder or id of a run to resume, with the same `config`.
-        keep: number of checkpoints that are kept. Default: 2.
-        wait: seconds to wait at the end for MLflow; the other process sends the rest later.
-
-    Yields:
-        A :class:`Tracked`.
+        keep: number of checkpoints that are kept.
+        wait: seconds to wait at the end for the tracker; what is left is sent later.
 
     Raises:
         InputError: if an argument is not valid, or `resume` is no run of this configuration.

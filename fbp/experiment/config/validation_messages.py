@@ -50,7 +50,7 @@ def format(
     ]
 
 
-def _location(parts: tuple[Any, ...], is_unknown: bool) -> tuple[str, ...]:
+def _location(parts: tuple[Any, ...], *, is_unknown: bool) -> tuple[str, ...]:
     """Return the path of a key without the branches of unions that pydantic names in it."""
     last = len(parts) - 1 if is_unknown else -1  # an unknown key may be called like a branch
     return tuple(

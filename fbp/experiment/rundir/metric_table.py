@@ -1,7 +1,7 @@
 """What is known of each metric by its name: which direction is better, how to show it.
 
-A name may begin with the part of the data: ``validation_accuracy`` is an ``accuracy``. A metric that
-is not in the table is one of a user's own: smaller is better, five digits.
+A name may begin with the part of the data: ``validation_accuracy`` is an ``accuracy``. A metric
+that is not in the table is one of a user's own: smaller is better, five digits.
 """
 
 from typing import Literal, NamedTuple

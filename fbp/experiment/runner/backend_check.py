@@ -103,7 +103,7 @@ def ensure_right_backend() -> BackendCheck:
     global _decision, _flags_of_decision
     started = jax_has_started()
     if _decision is None or not (started or os.environ.get("XLA_FLAGS") == _flags_of_decision):
-        _decision = _decide(started)
+        _decision = _decide(started=started)
         _flags_of_decision = os.environ.get("XLA_FLAGS")
     return _decision
 
@@ -125,7 +125,7 @@ def _without_fusions(flags: str) -> str:
     return f"{flags} {WITHOUT_FUSIONS}".strip()  # the last of two equal flags counts
 
 
-def _decide(started: bool) -> BackendCheck:
+def _decide(*, started: bool) -> BackendCheck:
     flags = os.environ.get("XLA_FLAGS", "")
     mended = WITHOUT_FUSIONS in flags.split()
     verdict = _verdict(flags)

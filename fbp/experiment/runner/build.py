@@ -78,8 +78,8 @@ def build(config: Config) -> Experiment:
     data = _with_targets(data, config, loss, len(dataset.classes))
     _check_direction(config, dataset)
     shape = data.train.x.shape[1:]
-    model = build_model(config, dataset.outputs, len(dataset.tokens), dataset.sequence)
-    observed = build_metrics(config, bool(dataset.classes))
+    model = build_model(config, dataset.outputs, len(dataset.tokens), sequence=dataset.sequence)
+    observed = build_metrics(config, has_classes=bool(dataset.classes))
     positions = shape[:1] if dataset.sequence else ()
     outputs = (*positions, dataset.outputs)
     trial = fit_checks.check_model(config, model, loss, observed, outputs, data.train)
@@ -152,7 +152,9 @@ def _counts(config: Config, examples: int) -> _Counts:
     return _Counts(batch_size, steps_per_epoch, steps, interval)
 
 
-def build_model(config: Config, outputs: int, vocabulary: int = 0, sequence: bool = False) -> Layer:
+def build_model(
+    config: Config, outputs: int, vocabulary: int = 0, *, sequence: bool = False
+) -> Layer:
     """Return the model that a configuration names.
 
     Args:
@@ -181,7 +183,7 @@ def build_loss(config: Config) -> Loss:
     return loss
 
 
-def build_metrics(config: Config, has_classes: bool) -> dict[str, Metric]:
+def build_metrics(config: Config, *, has_classes: bool) -> dict[str, Metric]:
     """Return what is observed beside the loss, by the name under which it is logged.
 
     Args:

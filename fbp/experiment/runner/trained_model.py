@@ -160,7 +160,7 @@ def read(folder: Path) -> Trained:
     except (OSError, *READ_ERRORS) as error:
         raise InputError(f"{folder}: the trained model is damaged ({error})") from None
     config = reading.read(folder / layout.CONFIG)
-    model = build_model(config, facts.outputs, len(facts.tokens), facts.sequence)
+    model = build_model(config, facts.outputs, len(facts.tokens), sequence=facts.sequence)
     template = jax.eval_shape(lambda key: model.init(key, facts.shape)[0], jax.random.key(0))
     prefix = "params/"
     saved = {key[len(prefix) :]: array for key, array in arrays.items() if key.startswith(prefix)}

@@ -1,8 +1,9 @@
 """The shipper: a process that follows the journal of a run and sends it to a tracker.
 
 Training must not wait for a tracker: importing MLflow takes seconds, one logged metric
-milliseconds, a dead server minutes. So training only appends to a journal, and this process reads it. Pictures are
-drawn in another process, so that nothing that happens to them keeps a run from its tracker.
+milliseconds, a dead server minutes. So training only appends to a journal, and this process reads
+it. Pictures are drawn in another process, so that nothing that happens to them keeps a run from its
+tracker.
 """
 
 import argparse
