@@ -270,15 +270,19 @@ def _rows(model: Layer, pairs: _Pairs, floor: float) -> list[Row]:
         if place.path in pairs.layers:
             name = f"{place.path} {place.layer.name}"
             (inputs, grads), (input_references, references) = pairs.layers[place.path]
-            rows += _compare(name, "input", "vjp", _one(inputs), _one(input_references), floor)
+            rows += _compare(
+                name, "input", "vjp", _single(inputs), _single(input_references), floor
+            )
             rows += _compare(name, "", "vjp", grads, references, floor)
     inputs, input_references = pairs.inputs
     if input_references:
-        rows += _compare("model", "input", "grad", _one(inputs), _one(input_references), floor)
+        rows += _compare(
+            "model", "input", "grad", _single(inputs), _single(input_references), floor
+        )
     return rows + _compare("model", "", "grad", *pairs.grads, floor)
 
 
-def _one(leaves: list[Array]) -> Any:
+def _single(leaves: list[Array]) -> Any:
     """Return a single input itself, so that its row has a plain name; several as a list."""
     return leaves[0] if len(leaves) == 1 else leaves
 

@@ -132,9 +132,9 @@ def console() -> Any:
 
 def wrapped_entry(name: str, text: str) -> str:
     """Return a list entry: a name and its description, wrapped to the width of the terminal."""
-    first = f"  {name:{_NAME_WIDTH}} "
+    label = f"  {name:{_NAME_WIDTH}} "
     if not sys.stdout.isatty():
-        return f"{first}{text}".rstrip()
+        return f"{label}{text}".rstrip()
     width = shutil.get_terminal_size().columns
     indent = " " * (_NAME_WIDTH + 3)
-    return textwrap.fill(text, width, initial_indent=first, subsequent_indent=indent) or first
+    return textwrap.fill(text, width, initial_indent=label, subsequent_indent=indent) or label

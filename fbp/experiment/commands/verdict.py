@@ -125,14 +125,14 @@ def checkpoint_differences(
             digests, others = recorded[step].tensors, reproduced[step].tensors
             names = [name for name, digest in digests.items() if others.get(name) != digest]
             tensors = f"tensor {names[0]} first, {len(names)} of {len(digests)} in all"
-            before = (
+            earlier = (
                 "; that is the first checkpoint"
                 if previous is None
                 else f"; at step {previous} they were the same"
             )
             return [
                 f"parameters first differ at the checkpoint of step {step}: "
-                f"{tensors if names else 'all of them'}{before}"
+                f"{tensors if names else 'all of them'}{earlier}"
             ]
         previous = step
     return []

@@ -204,7 +204,7 @@ _FIELD_TYPES: tuple[_FieldType, ...] = (
     (
         lambda a: _origin(a) in (typing.Union, types.UnionType),
         lambda a: functools.reduce(
-            lambda one, other: one | other, map(_field_type, typing.get_args(a))
+            lambda left, right: left | right, map(_field_type, typing.get_args(a))
         ),
     ),
 )
@@ -236,7 +236,7 @@ def _in_range(field_type: Any, name: str) -> Any:
         return list[_in_range(parts[0], name)]  # type: ignore[misc]
     if _origin(field_type) in (typing.Union, types.UnionType):
         limited = (_in_range(part, name) for part in parts if part is not type(None))
-        return functools.reduce(lambda one, other: one | other, limited) | None
+        return functools.reduce(lambda left, right: left | right, limited) | None
     return field_type
 
 

@@ -165,8 +165,8 @@ def resolve(kind: str, reference: str) -> Any:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"{kind} {reference!r} cannot be imported: {reason}") from None
     if not hasattr(module, name):
-        what = f"the file {source}" if match else f"the module {source}"
-        raise InputError(f"{kind} {reference!r}: {what} has no {name!r}")
+        place = f"the file {source}" if match else f"the module {source}"
+        raise InputError(f"{kind} {reference!r}: {place} has no {name!r}")
     return getattr(module, name)
 
 
