@@ -10,7 +10,9 @@ import pytest
 
 import fbp
 from fbp.errors import InputError
+from fbp.experiment.commands import progress
 from fbp.experiment.config import reading, references, writing
+from fbp.experiment.rundir import metric_table
 from fbp.experiment.runner import build, loop, test_evaluation
 from tests.test_config import MINIMAL
 
@@ -504,3 +506,18 @@ def contrast():
         assert alone(fbp.losses.softmax_cross_entropy, output, y)
         assert not alone(whole, output, y)
         assert not alone(fbp.losses.softmax_cross_entropy._replace(coupled=True), output, y)
+
+
+def test_the_users_metrics_are_shown_like_the_librarys(minimal):
+    overrides = ["metrics.names=['accuracy', 'mine:margin', {name='mine:top', label='best'}]"]
+    build.build(reading.read(minimal, overrides))
+    names = ("loss", "accuracy", "margin", "best")
+    values = {f"{part}_{name}": 0.5 for part in ("train", "validation", "test") for name in names}
+    table = progress.results_table({"run": values})
+    assert [column.header for column in table.columns] == ["part", *names]
+    line = progress.metrics_line({"loss": 0.5, "learning_rate": 0.1, "delta_norm/1": 1.0, **values})
+    assert line.startswith("loss 0.5  train loss 0.5  val loss 0.5  train accuracy 50.00%")
+    assert "train margin 0.5" in line
+    assert metric_table.better("validation_margin") == "max"
+    chunk = {"loss": 0.5, "margin": 0.25, "examples_per_second": 10.0}
+    assert progress.metrics_line(chunk) == "loss 0.5  margin 0.25  10 examples/s"

@@ -10,24 +10,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fbp.experiment.rundir.metric_table import as_text
+from fbp.experiment.rundir.metric_table import as_text, measured
 
 _SECONDS_BETWEEN_LINES = 5.0
-_METRICS = (
-    "loss",
-    "train_loss",
-    "validation_loss",
-    "accuracy",
-    "train_accuracy",
-    "validation_accuracy",
-)
-_RESULTS = ("loss", "accuracy", "absolute_error", "r2")
+_MAX_METRICS = 3  # in a line: the loss, and the first of the others
+_NOT_OBSERVED = ("examples_per_second", "gradient_norm", "learning_rate", "epoch")
 
 
 def metrics_line(values: Mapping[str, float]) -> str:
     """Return the most important metrics as one short line."""
     parts = []
-    for key in _METRICS:
+    observed = [key for key in values if key not in _NOT_OBSERVED and "/" not in key]
+    names = (measured(values) or observed)[:_MAX_METRICS]
+    for key in (f"{part}{name}" for name in names for part in ("", "train_", "validation_")):
         if key in values:
             name = key.replace("_", " ").replace("validation", "val")
             parts.append(f"{name} {as_text(key, values[key])}")
@@ -127,7 +122,8 @@ def results_table(runs: Mapping[str, Mapping[str, float]]) -> Table:
     if len(runs) > 1:
         table.add_column("run")
     table.add_column("part")
-    names = [n for n in _RESULTS if any(f"test_{n}" in values for values in runs.values())]
+    tested = (key for values in runs.values() for key in values if key.startswith("test_"))
+    names = measured(tested)
     names = names or ["loss"]
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from fbp.experiment.rundir.metric_table import measured
 from fbp.experiment.rundir.series import Series
 
 _WIDE_RANGE = 30  # largest value by smallest value from which the scale is logarithmic
@@ -113,8 +114,9 @@ def _plot_series(axes: Any, series: Series, **style: Any) -> None:
 
 
 def _second_metric(series: Mapping[str, Series]) -> str | None:
-    names = ("accuracy", "absolute_error")
-    return next((name for name in names if f"validation_{name}" in series), None)
+    names = ("accuracy", "absolute_error", *measured(series))
+    others = (name for name in names if name != "loss")
+    return next((name for name in others if f"validation_{name}" in series), None)
 
 
 def _use_log_scale_if_wide(axes: Any, values: np.ndarray) -> None:

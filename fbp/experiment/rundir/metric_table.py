@@ -4,6 +4,7 @@ A name may begin with the part of the data: ``validation_accuracy`` is an ``accu
 that is not in the table is one of a user's own: smaller is better, five digits.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import fbp
@@ -41,12 +42,32 @@ METRICS = {
 }
 
 
+PARTS = ("train", "validation", "test")
+"""The parts of the data; a metric of one has its name as prefix."""
+
+
+def add(metrics: Mapping[str, fbp.metrics.Metric]) -> None:
+    """Add an experiment's own metrics, by the name under which they are logged, to the table.
+
+    The table of this process changes.
+    """
+    for name, metric in metrics.items():
+        METRICS[name] = Metric("max" if metric.higher_is_better else "min", metric.format)
+
+
+def measured(keys: Iterable[str]) -> list[str]:
+    """Return the names of metrics with a value on a part of the data, `loss` first."""
+    pairs = (key.partition("_") for key in keys)
+    names = dict.fromkeys(name for part, _, name in pairs if part in PARTS)
+    return sorted(names, key=lambda name: name != "loss")
+
+
 def lookup(key: str) -> Metric:
     """Return what is known of a metric."""
-    for name, metric in METRICS.items():
-        if key == name or key.endswith(f"_{name}"):
-            return metric
-    return _UNKNOWN
+    part, _, rest = key.partition("_")
+    name = rest if part in PARTS else key
+    matches = (metric for known, metric in METRICS.items() if name.endswith(f"_{known}"))
+    return METRICS.get(name) or next(matches, _UNKNOWN)
 
 
 def is_timing(key: str) -> bool:

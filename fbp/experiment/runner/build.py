@@ -12,6 +12,7 @@ from fbp.datasets import Dataset, Examples, Splits
 from fbp.errors import InputError, as_keys_of
 from fbp.experiment.config.references import is_reference
 from fbp.experiment.config.schema import Config
+from fbp.experiment.rundir import metric_table
 from fbp.experiment.runner import fit_checks
 from fbp.experiment.runner.construct import construct
 from fbp.layer import Layer, Loss, Optimizer, Shape
@@ -63,7 +64,8 @@ class _Counts(NamedTuple):
 def build(config: Config) -> Experiment:
     """Load the data, construct what a configuration names, and check that it fits together.
 
-    Almost nothing is computed: shapes are traced.
+    Almost nothing is computed: shapes are traced. The metrics are added to this process's table of
+    metrics, which formats them.
 
     Args:
         config: the configuration.
@@ -80,6 +82,7 @@ def build(config: Config) -> Experiment:
     shape = data.train.x.shape[1:]
     model = build_model(config, dataset.outputs, len(dataset.tokens), sequence=dataset.sequence)
     observed = build_metrics(config, has_classes=bool(dataset.classes))
+    metric_table.add(observed)
     positions = shape[:1] if dataset.sequence else ()
     outputs = (*positions, dataset.outputs)
     trial = fit_checks.check_model(config, model, loss, observed, outputs, data.train)
