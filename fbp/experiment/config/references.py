@@ -55,7 +55,7 @@ def reading_record(code: Path | None = None, imported: Collection[str] = ()) -> 
         imported: top-level modules that the user has imported, if in another process.
     """
     path = None if code is None else code.resolve()
-    token = _policy.set(_Policy(True, code=path, imported=frozenset(imported)))
+    token = _policy.set(_Policy(is_record=True, code=path, imported=frozenset(imported)))
     try:
         yield
     finally:
