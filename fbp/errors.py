@@ -4,7 +4,6 @@ Each message is one line: where, what was expected, what came, what to do.
 """
 
 import contextlib
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 
 
@@ -96,6 +95,8 @@ def prefixed_by(source: object) -> Iterator[None]:
 
 def did_you_mean(wrong: str, valid: Iterable[str]) -> str:
     """Return ``did you mean 'x'?`` with the nearest valid names, or all of them if none is near."""
+    import difflib  # slow to import, and seldom needed
+
     names = list(valid)
     near = difflib.get_close_matches(wrong, names, n=3, cutoff=0.5)
     if near:
