@@ -36,8 +36,21 @@ DIFFERENCE_TOLERANCE = 1e-6  # against finite differences, relative to the tenso
 _KINK = 0.01  # slopes on two sides that differ by more than this share have a kink between them
 _ROUNDING = 4 * np.finfo(np.float64).eps  # below this share of the largest norm lies rounding
 
-# a check runs once: compiling takes longer than computing
-_QUICK = {"xla_backend_optimization_level": 0}
+
+@functools.cache
+def quick_options() -> dict[str, bool | int]:
+    """Return compiler options for programs that run once, where compiling takes longest.
+
+    Without its fusion emitters, which newer versions of XLA cannot switch off, it compiles such a
+    program in half the time.
+    """
+    options: dict[str, bool | int] = {"xla_backend_optimization_level": 0}
+    quickest = options | {"xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda: 0, compiler_options=quickest).lower().compile()
+    except jax.errors.JaxRuntimeError:  # no such option
+        return options
+    return quickest
 
 
 class Row(NamedTuple):
@@ -142,7 +155,7 @@ def check_gradients(
     model = without(require_layer("check_gradients", model), "precision")
     with jax.enable_x64(True):
         params, x, y = jax.tree.map(_to_float64, (params, x, y))
-        compute = jax.jit(functools.partial(_both, model, loss), compiler_options=_QUICK)
+        compute = jax.jit(functools.partial(_both, model, loss), compiler_options=quick_options())
         pairs: _Pairs = jax.tree.map(np.asarray, compute(params, x, y, key))
         scales = pairs.loss[1], pairs.grads[1]
         largest = max(float(np.linalg.norm(leaf)) for leaf in jax.tree.leaves(scales))
@@ -322,7 +335,7 @@ def _check_differences(
     if jax.tree.structure(grads) != jax.tree.structure(params):  # type: ignore[operator]
         return []  # other rows report it
 
-    @functools.partial(jax.jit, compiler_options=_QUICK)
+    @functools.partial(jax.jit, compiler_options=quick_options())
     def costs(direction: Params, step: Array) -> tuple[Array, Array, Array]:
         """Compute the cost behind, at and ahead of the point."""
         move = lambda sign: jax.tree.map(lambda p, d: p + sign * step * d, params, direction)

@@ -46,23 +46,29 @@ def layer_program(layer: Layer, key: Any) -> Callable[..., Any]:
     return run
 
 
+def once(cases: list[Any]) -> list[Any]:
+    """Return the first case of each name."""
+    return list({case.name: case for case in reversed(cases)}.values())
+
+
 def programs(dtype: Any) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
     """Yield name, function and arguments of each program."""
-    for i, case in enumerate(LAYERS):
+    random = [case for case in LAYERS if case.training and dtype == np.float64]
+    for i, case in enumerate(once(LAYERS) + random):  # other dtypes draw other random numbers
         layer = case.make()
         params, shape = draw(layer, case.shape)
         rows = rows_for(case.input())
         delta = numbers(rows, *shape, seed=2)
         arguments = cast((params, case.input(rows), delta), dtype)
         yield f"layer {case.name} {i}", layer_program(layer, case.key), arguments
-    for i, loss_case in enumerate(LOSSES):
-        output, target = loss_point(loss_case, jax.random.key(3), (VERY_MANY, 4))
+    for i, loss_case in enumerate(LOSSES):  # some stand there twice, with other targets
+        with jax.enable_x64(False):
+            output, target = loss_point(loss_case, jax.random.key(3), (VERY_MANY, 4))
         arguments = cast((output, target), dtype)
         run = lambda a, y, loss=loss_case.loss: (loss.value(a, y), loss.delta(a, y))
         yield f"loss {loss_case.name} {i}", run, arguments
-    for i, model_case in enumerate(MODELS):
-        if np.prod(model_case.shape) > _LARGE:
-            continue
+    small = [case for case in MODELS if np.prod(case.shape) <= _LARGE and " " not in case.name]
+    for model_case in once(small):
         params, _ = draw(model_case.model, model_case.shape)
         x, y = model_batch(model_case, MANY)
         params, x, y = cast((params, x, y), dtype)
@@ -74,7 +80,7 @@ def programs(dtype: Any) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, .
         run = lambda state, x, y, step=step: (lambda new, info: (new.params, info))(
             *step(state, x, y)
         )
-        yield f"model {model_case.name} {i}", run, (state, x, y)
+        yield f"training step of {model_case.name}", run, (state, x, y)
 
 
 def condensed(leaf: Any) -> np.ndarray:
@@ -84,6 +90,36 @@ def condensed(leaf: Any) -> np.ndarray:
         return array
     rows = array.reshape(len(array), -1)
     return rows @ np.random.default_rng(0).uniform(0.5, 1.5, rows.shape[1])
+
+
+def differences(
+    results: dict[str, np.ndarray],
+    exact: dict[str, np.ndarray],
+    of_leaf: float,
+    of_largest: float,
+) -> list[str]:
+    """Return a line for each leaf of `results` that is further from the exact one than allowed.
+
+    Args:
+        results: what was computed, by program and path.
+        exact: the known answers.
+        of_leaf: the tolerance as a share of the leaf's root mean square.
+        of_largest: the share of that of the program's largest leaf, which is allowed in addition.
+    """
+    sizes = {name: float(np.sqrt(np.mean(leaf**2))) for name, leaf in exact.items() if leaf.size}
+    largest: dict[str, float] = {}
+    for name, size in sizes.items():
+        program = name.partition("[")[0]
+        largest[program] = max(largest.get(program, 0.0), size)
+    lines = []
+    for name, leaf in results.items():
+        if not leaf.size:
+            continue
+        gap = np.abs(leaf - exact[name]).max()
+        allowed = of_leaf * sizes[name] + of_largest * largest[name.partition("[")[0]]
+        if not gap <= allowed:
+            lines.append(f"{name}: differs by {gap:.3g}, allowed are {allowed:.3g}")
+    return lines
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """One table of everything public that has a backward pass; test_gradients.py refuses gaps."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,11 +10,13 @@ import pytest
 
 import fbp
 from fbp import blocks, layers, losses, models
+from fbp._gradcheck import quick_options
 from fbp.layer import Layer, Loss
 
-quick_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)  # compiled to run once
+
+def quick_jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a compiled function that compiles quickly, because it runs once."""
+    return jax.jit(function, compiler_options=quick_options())
 
 
 def draw(layer: Layer, shape, seed: int = 0):

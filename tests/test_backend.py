@@ -7,12 +7,14 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fbp import _jaxlib
 from fbp.errors import InputError
 from fbp.experiment.rundir import environment
 from fbp.experiment.runner import backend_check, known_answers
+from tests import fusions
 from tests.projects import one, the_run, write_config
 
 FLAG = _jaxlib.WITHOUT_FUSIONS
@@ -256,3 +258,34 @@ def test_real_wrong_version_fails_and_the_flag_mends_it(tmp_path, monkeypatch):
     assert decision.verdict == "right without fusions"
     assert any("squared length" in failure for failure in decision.failures)
     assert os.environ["XLA_FLAGS"] == FLAG
+
+
+@pytest.mark.slow
+def test_many_rows_give_the_same_without_fusions(tmp_path):
+    """Layers, losses and training steps on 16,385 rows and more, against float64 without fusions.
+
+    A difference is measured in root mean squares of the leaf and of the program's largest leaf:
+    gradients that are 0 but for rounding have no size of their own.
+    """
+    settings = {
+        "exact": ("float64", FLAG),
+        "float64": ("float64", ""),
+        "float32": ("float32", ""),
+    }
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "tests.fusions", str(tmp_path / f"{name}.npz"), dtype],
+            env=os.environ | {"XLA_FLAGS": flags},
+            cwd=Path(__file__).parent.parent,
+        )
+        for name, (dtype, flags) in settings.items()
+    }
+    for process in processes.values():
+        assert process.wait() == 0
+    exact = dict(np.load(tmp_path / "exact.npz"))
+    for name, of_leaf, of_largest in (("float64", 1e-10, 1e-12), ("float32", 1e-3, 1e-5)):
+        results = dict(np.load(tmp_path / f"{name}.npz"))
+        assert len(results) > 300
+        assert results.keys() == exact.keys() or name == "float32"
+        differences = fusions.differences(results, exact, of_leaf, of_largest)
+        assert differences == []

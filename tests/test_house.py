@@ -128,6 +128,23 @@ def test_names_of_files_have_one_owner(text):
     assert owners <= {"rundir/layout.py"}
 
 
+def test_tags_have_one_owner():
+    constants = {
+        node.value.value
+        for node in ast.walk(ast.parse((ROOT / "fbp/experiment/rundir/tags.py").read_text()))
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+    }
+    assert {"fbp.folder", "mlflow.parentRunId"} <= constants
+    elsewhere = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}"
+        for path, tree in trees()
+        if path.name != "tags.py"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in constants
+    ]
+    assert not elsewhere, "\n".join(elsewhere)
+
+
 def test_no_module_hides_behind_a_function_of_its_name():
     import fbp
     import fbp.experiment

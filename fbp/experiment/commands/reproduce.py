@@ -265,8 +265,8 @@ def _train_in_subprocess(
             env=variables,
             start_new_session=True,  # Ctrl-C is for this process, which stops the other
         )
+        assert process.stdin is not None
         try:
-            assert process.stdin is not None
             # the pipe stays open; the child notices by its closing that this process has died
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(json.dumps(task | {"answer": str(path)}) + "\n")
@@ -276,6 +276,9 @@ def _train_in_subprocess(
             process.terminate()
             process.wait()
             raise
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
         answer = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     return answer, process.returncode
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from rich.table import Table
 
 from fbp.experiment.rundir import tags
+from fbp.experiment.rundir.metric_table import MACHINE
 from fbp.experiment.tracking.run_reader import RecordedRun, RunReader
 
 _METRICS = (  # shown if a run has them, best known first
@@ -114,7 +115,7 @@ def runs_table(
 
 def choose_columns(runs: Sequence[RecordedRun], required: Sequence[tuple[str, str]]) -> _Columns:
     """Return the params and metrics to show: `required` ones, usual metrics, differing params."""
-    recorded = {name for run in runs for name in run.metrics if not name.startswith("system/")}
+    recorded = {name for run in runs for name in run.metrics if not name.startswith(MACHINE)}
     usual = [name for name in _METRICS if name in recorded]
     metrics = usual or sorted(recorded)[:_MAX_OTHER_METRICS]
     params = differing([run.params for run in runs])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import fbp
-from fbp.experiment.rundir import layout
+from fbp.experiment.rundir import layout, tags
 from fbp.experiment.tracking import store
 
 POINTS = 2500  # per metric: the dashboard reads no more at once
@@ -52,7 +52,7 @@ def dataset_input(entry: Mapping[str, Any]) -> Any:
         entry["name"],
         entry["digest"],
         "code",
-        json.dumps({"tags": {"mlflow.source.name": "fbp.datasets"}}),
+        json.dumps({"tags": {tags.SOURCE_NAME: "fbp.datasets"}}),
         schema=json.dumps(schema),
         profile=json.dumps(profile),
     )
