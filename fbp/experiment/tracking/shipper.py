@@ -208,6 +208,11 @@ class PictureProcess:
             return ["the process that draws has ended"]
         return [f"the pictures took more than {_DRAWING_SECONDS:.0f} s"]
 
+    def close(self) -> None:
+        """End the process, whatever it does: one that just began may ignore SIGTERM still."""
+        self._process.kill()
+        self._process.join()
+
 
 def _serve_pictures(requests: Connection, other_end: Connection) -> None:
     """Answer requests for pictures until the asking process ends."""
@@ -266,3 +271,5 @@ def main() -> int:
         if folder.is_dir():
             raise
         return 0  # the run never began, and its folder was removed
+    finally:
+        pictures.close()
