@@ -62,7 +62,7 @@ def programs(dtype: Any) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, .
         arguments = cast((params, case.input(rows), delta), dtype)
         yield f"layer {case.name} {i}", layer_program(layer, case.key), arguments
     for i, loss_case in enumerate(LOSSES):  # some stand there twice, with other targets
-        with jax.enable_x64(False):
+        with jax.enable_x64(True):  # rounded alike with all flags and dtypes
             output, target = loss_point(loss_case, jax.random.key(3), (VERY_MANY, 4))
         arguments = cast((output, target), dtype)
         run = lambda a, y, loss=loss_case.loss: (loss.value(a, y), loss.delta(a, y))

@@ -19,6 +19,15 @@ def quick_jit(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(function, compiler_options=quick_options())
 
 
+def compile_as_shipped(lowered: Any) -> Any:
+    """Return a program compiled as for users, where the tests compile more quickly.
+
+    See `_compile_quickly` in conftest.py.
+    """
+    slow = {"xla_cpu_use_fusion_emitters": True}
+    return lowered.compile(compiler_options=slow if len(quick_options()) > 1 else None)
+
+
 def draw(layer: Layer, shape, seed: int = 0):
     """Return parameters from NumPy, and the output's shape.
 

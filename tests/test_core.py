@@ -18,6 +18,7 @@ from tests.tables import (
     MODELS,
     MORE_SCRATCH,
     activations_slowly,
+    compile_as_shipped,
     draw,
     model_batch,
     numbers,
@@ -99,7 +100,7 @@ def test_training_on_mnist_follows_the_textbooks_loop_in_numpy(mnist_folder, x64
 
 
 def compiled_cost(function, *arguments):
-    compiled = jax.jit(function).lower(*arguments).compile()
+    compiled = compile_as_shipped(jax.jit(function).lower(*arguments))
     analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
     return {
         "flops": analysis.get("flops", 0),
