@@ -1,13 +1,15 @@
 """The contest: who may take part, who is not timed, what is written."""
 
+import base64
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks import contest, contestants, growth, report
+from benchmarks import compare_runs, contest, contestants, growth, report
 from benchmarks.__main__ import main
 
 ROOT = Path(__file__).parent.parent
@@ -121,3 +123,41 @@ def test_every_contestant_has_every_network():
         assert callable(module.prepare)
         for work in WORKS.values():
             assert name == "ours" or callable(getattr(module, work.network))
+
+
+def write_run(mlruns, node="1 1x1", key="first", loss=0.5, weight=1.0):
+    """Write a run's journal and model, with the names of an old version unless others are given."""
+    folder = mlruns / "runs" / "tiny-20260101-000000-abcd"
+    (folder / "artifacts" / "model").mkdir(parents=True)
+    column = base64.b64encode(np.array([2.0, loss], "<f4").tobytes()).decode()
+    lines = [
+        {"kind": "steps", key: 1, "columns": {"loss": column}},
+        {"kind": "metrics", "step": 2, "values": {f"delta_norm/{node}/0": 0.25, "seconds": loss}},
+        {"kind": "checkpoint", "step": 2, "tensors": {f"{node}/w": node, "head/w": "same"}},
+        {"kind": "end", "status": "FINISHED"},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "journal.jsonl").write_text(text + '{"kind": "met')
+    arrays = {f"params|{node}|w": np.float32([weight])}
+    np.savez(folder / "artifacts" / "model" / "params.npz", **arrays)
+    return mlruns
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({}, "| tiny | 1 | 3 | 1 (1) | 0 | identical |"),
+        ({"loss": 0.25}, "tiny: metric loss: was 0.5, is 0.25 at step 2; 1 of 2 steps differ"),
+        ({"weight": 1.5}, "tiny: parameter params/1_1x1/w: differs by at most 0.5"),
+        ({"node": "2_1x1"}, "tiny: parameter params/1_1x1/w: missing"),
+    ],
+    ids=["same", "metric", "parameter", "path"],
+)
+def test_runs_of_two_versions_are_compared_with_their_names_mapped(
+    tmp_path, monkeypatch, capsys, change, line
+):
+    old = write_run(tmp_path / "old")
+    new = write_run(tmp_path / "new", **{"node": "1_1x1", "key": "first_step"} | change)
+    monkeypatch.setattr(sys, "argv", ["compare_runs", str(old), str(new)])
+    assert compare_runs.main() == int(bool(change))
+    assert line in capsys.readouterr().out.splitlines()
