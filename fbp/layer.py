@@ -7,7 +7,7 @@ Nielsen, 2015, *Neural Networks and Deep Learning*, chapter 2). ``delta`` always
 dC/d(output of this layer), with the shape of that output. At a pre-activation z it *is* the
 textbook's delta:
 
-    (1) output error     delta^L = dC/da^L * sigma'(z^L)                     losses.py, activation
+    (1) output error     delta^L = dC/da^L * sigma'(z^L)                     losses, activation
     (2) hidden error     delta^l = ((W^{l+1})^T delta^{l+1}) * sigma'(z^l)   dense, activation
     (3) bias gradient    dC/db^l = delta^l                                   dense
     (4) weight gradient  dC/dw^l_jk = a^{l-1}_k delta^l_j                    dense
@@ -210,9 +210,9 @@ class _LossFunctions(NamedTuple):
 TargetKind: TypeAlias = Literal["labels", "one_hot", "signs", "shares", "counts", "numbers"]
 
 
-def identity(output: Any) -> Any:
-    """Return ``output`` itself: the inverse link of a loss whose outputs are readable."""
-    return output
+def identity(value: Any) -> Any:
+    """Return ``value`` itself."""
+    return value
 
 
 class Loss(_LossFunctions):
@@ -295,6 +295,39 @@ def require_layer(where: str, layer: Any) -> Layer:
         return layer
     hint = "; call it" if callable(layer) and not isinstance(layer, tuple) else ""
     raise InputError(f"{where}: expected a Layer, got {getattr(layer, '__name__', layer)!r}{hint}")
+
+
+def parameterless(
+    kind: str,
+    forward: Callable[[Any], tuple[Any, Cache]],
+    backward: Callable[[Cache, Any], Any],
+    out_shape: Callable[[Any], Shape] = identity,
+    *,
+    name: str | None = None,
+    incremental: Incremental = "positionwise",
+) -> Layer:
+    """Return a layer without parameters, which computes the same in training and evaluation.
+
+    Args:
+        kind: the layer's kind.
+        forward: ``x (B, ...) -> (y, cache)``.
+        backward: ``(cache, delta) -> input_delta``.
+        out_shape: from one example's shape to its output's; raises ShapeError if it does not fit.
+            The same shape by default.
+        name: the name to print; ``kind`` by default.
+        incremental: as in :class:`fbp.Layer`.
+    """
+
+    def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
+        return (), out_shape(shape)
+
+    def layer_forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
+        return forward(x)
+
+    def layer_backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
+        return backward(cache, delta), ()
+
+    return Layer(init, layer_forward, layer_backward, kind=kind, name=name, incremental=incremental)
 
 
 def map_layers(f: Callable[[str, Layer], Layer], layer: Layer, path: str = "") -> Layer:

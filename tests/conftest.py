@@ -1,9 +1,11 @@
 """Fixtures that all tests share: original data, project folders, a finished run."""
 
+import atexit
 import json
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -12,26 +14,42 @@ import pytest
 
 from fbp._jaxlib import JAXLIB
 from fbp.experiment.rundir.locks import locked
+from fbp.experiment.tracking import shipper
 from tests.projects import SEEDS, command, empty_store, write_config
 
 REPOSITORY = Path(__file__).parent.parent
 DATA = Path(os.environ.get("FBP_DATA", REPOSITORY.parent / "shared" / "data"))
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# No programs from earlier runs, and none left for later ones.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-jax.config.update("jax_enable_compilation_cache", False)
+
+
+def _share_compiled_programs() -> None:
+    """Let all processes of this test run, and no others, share their compiled programs."""
+    if _CACHE not in os.environ:  # the first process; the others inherit its environment
+        os.environ[_CACHE] = tempfile.mkdtemp(prefix="fbp-tests-")
+        atexit.register(shutil.rmtree, os.environ[_CACHE], ignore_errors=True)
+    os.environ["XDG_CACHE_HOME"] = os.environ[_CACHE]
+    jax.config.update("jax_compilation_cache_dir", f"{os.environ[_CACHE]}/programs")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_logging_level", "CRITICAL")  # see _FALSE_ALARMS in jax_setup.py
+
+
+_CACHE = "FBP_TEST_CACHE"
+_share_compiled_programs()
 
 
 def _compile_quickly() -> None:
-    """Switch off XLA's fusion emitters in this process and in those that tests start.
+    """Let XLA compile quickly, in this process and in those that tests start.
 
-    The tests compile far more than they compute, and without the emitters in two thirds of the
-    time. Versions after 0.10 cannot do without them, so they are tested on the newer Python.
+    The tests compile far more than they compute. Without the fusion emitters it takes two thirds of
+    the time; versions after 0.10 cannot do without them, so they are tested on the newer Python.
+    Most programs are too small to be worth cutting into parts.
     """
-    flag, flags = "--xla_cpu_use_fusion_emitters=false", os.environ.get("XLA_FLAGS", "")
-    if JAXLIB.startswith("0.10.") and flag not in flags.split():
-        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+    quick = ["--xla_cpu_parallel_codegen_split_count=1"]
+    if JAXLIB.startswith("0.10."):
+        quick.append("--xla_cpu_use_fusion_emitters=false")
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    os.environ["XLA_FLAGS"] = " ".join([*flags, *(flag for flag in quick if flag not in flags)])
 
 
 _compile_quickly()
@@ -109,6 +127,23 @@ def finished(tmp_path_factory, worker_id):
 def warm(project, finished):
     """Return a project whose store has its tables already."""
     shutil.copy(finished[0] / "empty.db", project / "mlruns" / "mlflow.db")
+    return project
+
+
+class Sent:
+    """Stands for a shipper's process where nothing is to be sent."""
+
+    def __init__(self, *_):
+        self.returncode = 0
+
+    def wait(self, timeout=None):
+        return 0
+
+
+@pytest.fixture
+def unsent(project, monkeypatch):
+    """Return a project whose runs are written but sent nowhere."""
+    monkeypatch.setattr(shipper, "launch", Sent)
     return project
 
 

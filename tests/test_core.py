@@ -11,7 +11,7 @@ import pytest
 import fbp
 import fbp.datasets
 from fbp import layers, losses
-from fbp.layers import _recurrent
+from fbp.layers import _recurrent_scan
 from tests.tables import (
     COSTS_MORE,
     LAYERS,
@@ -180,7 +180,7 @@ def test_recurrent_layers_cost_less(make, monkeypatch):
         def scan_over_time(step, state, inputs, *, reverse, unroll):
             return jax.lax.scan(step, state, inputs, reverse=reverse, unroll=steps_in_a_turn)
 
-        monkeypatch.setattr(_recurrent, "scan_over_time", scan_over_time)
+        monkeypatch.setattr(_recurrent_scan, "scan_over_time", scan_over_time)
         return layer_costs(layer, params, numbers(32, length, 32), numbers(32, *shape, seed=2))
 
     ours, autodiff = (

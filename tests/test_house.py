@@ -1,6 +1,7 @@
 """The code's own rules: the order of imports, one owner of paths, names, sizes."""
 
 import ast
+import functools
 import tomllib
 from pathlib import Path
 
@@ -28,6 +29,7 @@ CORE = [
 MAX_LINES, MAX_POSITIONAL = 60, 7
 
 
+@functools.cache
 def trees():
     return [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in FILES]
 

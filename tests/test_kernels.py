@@ -9,7 +9,7 @@ import pytest
 
 import fbp
 from fbp import _kernels, layers, losses
-from fbp.layers import _convolution, _recurrent
+from fbp.layers import _convolution, _recurrent_scan
 from tests.tables import compile_as_shipped
 
 
@@ -87,7 +87,7 @@ def test_a_split_batch_with_lengths_and_state(monkeypatch, x64, make, batch):
     layer = make(4, with_lengths=True, with_state=True)
     params, _ = layer.init(jax.random.key(0), (6, 3))
     x, lengths = jax.random.normal(jax.random.key(1), (batch, 6, 3)), jnp.arange(batch) + 1
-    state = jax.tree.map(lambda s: s + 0.1, _recurrent.zero_state(layer, params, batch))
+    state = jax.tree.map(lambda s: s + 0.1, layers.zero_state(layer, params, batch))
 
     def forward_and_backward():
         output, cache = layer.forward(params, (x, lengths, state))
@@ -108,7 +108,7 @@ def test_a_split_batch_with_lengths_and_state(monkeypatch, x64, make, batch):
 def test_constants_are_those_of_the_kernels():
     """Otherwise the tests above would not force an implementation."""
     assert _convolution.DILATED_MIN_CHANNELS == _kernels.DILATED_MIN_CHANNELS
-    assert _recurrent.RNN_UNROLL == _kernels.RNN_UNROLL
+    assert _recurrent_scan.RNN_UNROLL == _kernels.RNN_UNROLL
 
 
 def test_delayed_gradients_keep_their_bits_and_weights_are_not_copied_in_the_loop():

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fbp.errors import InputError, ShapeError
-from fbp.layer import Array, Cache, Layer, Shape
-from fbp.layers._parameterless import parameterless
+from fbp.layer import Array, Cache, Layer, Shape, parameterless
 
 
 def _from_activation(

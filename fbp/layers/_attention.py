@@ -1,7 +1,7 @@
 """Attention layers over sequences: projections into queries, keys and values around the core.
 
-The core and its backward pass are derived in :mod:`fbp.layers._attention_core`. Here stand the
-dense layers before and behind it, whose deltas are equations (2) to (4) of ``dense``.
+The core and its backward pass are derived in :mod:`fbp.layers._attention_core`. The dense
+layers in front of it are in :mod:`fbp.layers._attention_projections`; the one behind it is here.
 
 Shape letters: B batch, T queries, S keys, F features, G features of memory, N heads, D = F / N head
 size.
@@ -28,6 +28,7 @@ from fbp.layer import (
     Shape,
 )
 from fbp.layers._attention_core import Mask, attend, attend_backward, scale, weighted_values
+from fbp.layers._attention_projections import CROSS, SELF, join_heads, split_heads
 from fbp.layers._embedding import angles
 
 
@@ -232,7 +233,7 @@ def _attention(
 ) -> Layer:
     """Return the attention layer of some options."""
     heads, causal = options.heads, options.causal
-    projections = _CROSS if options.cross else _SELF
+    projections = CROSS if options.cross else SELF
 
     def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Array, Cache]:
         inputs = _take_apart(options, x)
@@ -246,8 +247,8 @@ def _attention(
     def backward(params: Params, cache: _Cache, delta: Array) -> tuple[Any, Grads]:
         inputs, q, k, v, o, weights_or_logsumexp = cache
         rows = delta.reshape(-1, delta.shape[-1])
-        grads = {"wo": _join_heads([o]).T @ rows, "bo": rows.sum(axis=0)}  # equations (4), (3)
-        (do,) = _split_heads((rows @ params["wo"].T).reshape(delta.shape), heads, 1)
+        grads = {"wo": join_heads([o]).T @ rows, "bo": rows.sum(axis=0)}  # equations (4), (3)
+        (do,) = split_heads((rows @ params["wo"].T).reshape(delta.shape), heads, 1)
         mask = Mask(causal, inputs.lengths)
         dq, dk, dv = attend_backward(q, k, v, o, weights_or_logsumexp, do, mask)
         if options.rotary:
@@ -291,7 +292,7 @@ def _initializer(
         features, dtype = x[-1], jnp.result_type(float)
         *keys, output_key = jax.random.split(key, 4)
         widths = (features, memory[-1]) if options.cross else (features,)
-        projections = _CROSS if options.cross else _SELF
+        projections = CROSS if options.cross else SELF
         params = projections.init(draw, keys, widths, features)
         wo = draw_output(output_key, (features, features), dtype)
         return params | {"wo": wo, "bo": jnp.zeros(features, dtype)}, x
@@ -299,76 +300,9 @@ def _initializer(
     return init
 
 
-class _Projections(NamedTuple):
-    """Dense layers from the sources to queries, keys and values.
-
-    Attributes:
-        counts: for each source, the suffix of its parameters' names and the number of arrays among
-            q, k, v that come from it.
-    """
-
-    counts: tuple[tuple[str, int], ...]
-
-    def init(
-        self, draw: Initializer, keys: Sequence[Key], widths: Sequence[int], features: int
-    ) -> dict[str, Array]:
-        """Draw the parameters, one key for each of q, k, v, for sources of the given widths."""
-        params: dict[str, Array] = {}
-        remaining, dtype = iter(keys), jnp.result_type(float)
-        for (suffix, count), width in zip(self.counts, widths, strict=True):
-            blocks = [draw(next(remaining), (width, features), dtype) for _ in range(count)]
-            params[f"w{suffix}"] = jnp.concatenate(blocks, axis=1)
-            params[f"b{suffix}"] = jnp.zeros(count * features, dtype)
-        return params
-
-    def project(self, params: Params, sources: Sequence[Array], heads: int) -> list[Array]:
-        """Return q, k and v, (B, N, T, D) each."""
-        projected: list[Array] = []
-        for source, (suffix, count) in zip(sources, self.counts, strict=True):
-            w = params[f"w{suffix}"]
-            if source.shape[-1] != w.shape[0]:
-                raise ShapeError(
-                    f"attention expects {w.shape[0]} features, got an input of shape {source.shape}"
-                )
-            projected += _split_heads(source @ w + params[f"b{suffix}"], heads, count)
-        return projected
-
-    def unproject(
-        self, params: Params, sources: Sequence[Array], deltas: Sequence[Array]
-    ) -> tuple[list[Array | None], dict[str, Array]]:
-        """Map the deltas of q, k and v to those of the sources and the gradients."""
-        input_deltas: list[Array | None] = []
-        grads: dict[str, Array] = {}
-        start = 0
-        for source, (suffix, count) in zip(sources, self.counts, strict=True):
-            rows = _join_heads(deltas[start : start + count])
-            start += count
-            grads[f"w{suffix}"] = source.reshape(-1, source.shape[-1]).T @ rows  # equation (4)
-            grads[f"b{suffix}"] = rows.sum(axis=0)  # equation (3)
-            delta = rows @ params[f"w{suffix}"].T  # equation (2)
-            input_deltas.append(delta.reshape(source.shape))
-        return input_deltas, grads
-
-
-_SELF = _Projections((("qkv", 3),))
-_CROSS = _Projections((("q", 1), ("kv", 2)))
-
-
-def _split_heads(x: Array, heads: int, count: int) -> list[Array]:
-    """Map ``(B, T, count F)`` to ``count`` arrays (B, N, T, D)."""
-    by_head = x.reshape(*x.shape[:2], count, heads, -1).transpose(2, 0, 3, 1, 4)
-    return [by_head[i] for i in range(count)]
-
-
-def _join_heads(arrays: Sequence[Array]) -> Array:
-    """Invert :func:`_split_heads`, and return rows ``(B T, count F)``."""
-    batch, _, positions, _ = arrays[0].shape
-    return jnp.stack(arrays).transpose(1, 3, 0, 2, 4).reshape(batch * positions, -1)
-
-
 def _output(params: Params, o: Array) -> Array:
     """Apply the dense layer behind the heads, ``(B, N, T, D) -> (B T, F)``."""
-    return _join_heads([o]) @ params["wo"] + params["bo"]
+    return join_heads([o]) @ params["wo"] + params["bo"]
 
 
 class _KeysAndValues(NamedTuple):
@@ -397,7 +331,7 @@ def _next_position(
 ) -> tuple[Array, _KeysAndValues]:
     """Attend from the next position ``x (B, 1, F)``, whose key and value join those before it."""
     position = state.position
-    q, k, v = _SELF.project(params, [x], options.heads)
+    q, k, v = SELF.project(params, [x], options.heads)
     if options.rotary:
         q, k = rotate(q, 1, position), rotate(k, 1, position)
     keys, values = (

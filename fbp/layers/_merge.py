@@ -8,8 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from fbp.errors import ShapeError
-from fbp.layer import Array, Cache, Layer, Shape, array_to_shape, shape_to_array
-from fbp.layers._parameterless import parameterless
+from fbp.layer import Array, Cache, Layer, Shape, array_to_shape, parameterless, shape_to_array
 
 Arrays = tuple[Array, ...]
 

@@ -9,8 +9,7 @@ from jax import lax
 
 from fbp._kernels import at_least_float32
 from fbp.errors import ShapeError
-from fbp.layer import Array, Cache, Layer, Shape, array_to_shape, shape_to_array
-from fbp.layers._parameterless import parameterless
+from fbp.layer import Array, Cache, Layer, Shape, array_to_shape, parameterless, shape_to_array
 from fbp.layers._window import Padding, Window, make_window
 
 

@@ -1,20 +1,6 @@
 """Recurrent layers over sequences (B, T, F), with back-propagation through time written out.
 
-Forward, the input's share of every pre-activation is one GEMM over all positions. The scan over
-time holds only the work that depends on the previous state. It stores the state before each step;
-the state after a step is the next one's.
-
-Backward, a scan in the opposite direction emits the delta dz at every pre-activation, equation (2)
-through time:
-
-    dC/dh_{t-1} = dC/dh_t dh_t/dh_{t-1} + dz_t wh^T
-
-The weight gradients, equations (3) and (4), are then one GEMM each over all positions and examples,
-outside the scan:
-
-    dC/dwx = x^T dz      dC/dwh = h_previous^T dz      dC/db = sum of dz
-
-Autodiff instead adds a small product to each weight gradient at every step.
+The scans over time, and their derivation, are in _recurrent_scan.py; the cells in _cells.py.
 
 Shape letters: B batch, T time, F input features, H state features, G gates per state feature.
 
@@ -28,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from fbp import initializers
-from fbp._kernels import RNN_UNROLL, scan_over_time
 from fbp.errors import InputError, ShapeError
 from fbp.layer import (
     Array,
@@ -42,6 +27,13 @@ from fbp.layer import (
     Shape,
 )
 from fbp.layers._cells import GRU, LSTM, RNN, Cell, State
+from fbp.layers._recurrent_scan import (
+    Scanned,
+    parameter_gradients,
+    scan_backward,
+    scan_forward,
+    with_mask,
+)
 
 Output = Literal["sequence", "last"]
 
@@ -200,120 +192,7 @@ def zero_state(layer: Layer, params: Params, batch: int) -> State:
     return (jnp.zeros((batch, features), wh.dtype),) * states
 
 
-# --- the two scans, on arrays (T, B, ...) ---------------------------------------------------------
-
-
-class _Scanned(NamedTuple):
-    """Result of the forward scan.
-
-    Attributes:
-        previous: the state before each step, (T, B, H) each.
-        last: the state after the last step, (B, H) each.
-        saved: what the cell saved at each step, (T, B, ...).
-    """
-
-    previous: State
-    last: State
-    saved: Any
-
-    def outputs(self, *, reverse: bool) -> Array:
-        """Return h after each step (T, B, H): that before the next step."""
-        previous, last = self.previous[0], self.last[0][None]
-        return jnp.concatenate([last, previous[:-1]] if reverse else [previous[1:], last])
-
-
-def _scan_forward(
-    cell: Cell, params: Params, inputs: Any, initial: State, *, reverse: bool
-) -> _Scanned:
-    """Run the cell over ``inputs`` (T, B, ...), ``z`` of each step."""
-
-    def step(state: State, inputs: Any) -> tuple[State, Any]:
-        current, saved = cell.step(params, inputs, state)
-        return current, (state, saved)
-
-    last, (previous, saved) = scan_over_time(
-        step, initial, inputs, reverse=reverse, unroll=RNN_UNROLL
-    )
-    return _Scanned(previous, last, saved)
-
-
-def _scan_backward(
-    cell: Cell,
-    params: Params,
-    scanned: _Scanned,
-    output_deltas: Array | None,
-    last_delta: State,
-    *,
-    reverse: bool,
-) -> tuple[Array, Array | None, State]:
-    """Return dz (T, B, G H), ds or None, and the initial state's delta; equation (2) through time.
-
-    ``output_deltas`` (T, B, H) is None if only the last state is an output.
-    """
-    wh_t = params["wh"].T
-
-    def step(carry: tuple[State, State], inputs: Any) -> tuple[tuple[State, State], Any]:
-        delta, current = carry
-        saved, previous, output_delta = inputs
-        if output_delta is not None:
-            delta = (delta[0] + output_delta, *delta[1:])
-        dz, ds, previous_delta = cell.backward_step(wh_t, saved, previous, current, delta)
-        return (previous_delta, previous), (dz, ds)
-
-    (initial_delta, _), (dz, ds) = scan_over_time(
-        step,
-        (last_delta, scanned.last),
-        (scanned.saved, scanned.previous, output_deltas),
-        reverse=not reverse,
-        unroll=1,
-    )
-    return dz, ds, initial_delta
-
-
-def _parameter_gradients(cell: Cell, x: Array, h_previous: Array, dz: Array, ds: Any) -> Grads:
-    """Return equations (3) and (4), all steps at once."""
-
-    def rows(steps: Array) -> Array:
-        return steps.reshape(-1, steps.shape[-1])
-
-    dz, ds = jax.tree.map(rows, (dz, ds))
-    recurrent_delta = cell.recurrent_delta(dz, ds)
-    return {
-        "wx": rows(x).T @ dz,  # equation (4)
-        "wh": rows(h_previous).T @ recurrent_delta,  # equation (4)
-        "b": dz.sum(axis=0),  # equation (3)
-        **cell.extra_grads(recurrent_delta),
-    }
-
-
-# --- lengths, state, last: adapters around the scans ----------------------------------------------
-
-
-def _where(condition: Array, ours: Any, other: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), ours, other)
-
-
-def _with_mask(cell: Cell) -> Cell:
-    """Return the cell that leaves its state as it is at padding.
-
-    In place of ``z`` it takes ``(z, inside)``, and in place of ``saved`` ``(saved, inside)``,
-    ``inside`` (B, 1) booleans.
-    """
-
-    def step(params: Params, inputs: Any, state: State) -> tuple[State, Any]:
-        z, inside = inputs
-        current, saved = cell.step(params, z, state)
-        return _where(inside, current, state), saved
-
-    def backward_step(
-        wh_t: Array, saved: Any, previous: State, current: State, delta: State
-    ) -> tuple[Array, Array | None, State]:
-        saved, inside = saved
-        dz, ds, previous_delta = cell.backward_step(wh_t, saved, previous, current, delta)
-        dz, ds = jax.tree.map(lambda d: jnp.where(inside, d, 0), (dz, ds))
-        return dz, ds, _where(inside, previous_delta, delta)
-
-    return cell._replace(step=step, backward_step=backward_step)
+# --- the input, taken apart -----------------------------------------------------------------------
 
 
 class _Inputs(NamedTuple):
@@ -366,7 +245,7 @@ class _Cache(NamedTuple):
 
     x: Array
     inside: Array | None
-    scanned: _Scanned
+    scanned: Scanned
 
 
 def _recurrent(cell: Cell, features: int, options: _Options) -> Layer:
@@ -378,14 +257,14 @@ def _recurrent(cell: Cell, features: int, options: _Options) -> Layer:
             f"{cell.kind}: output must be 'sequence' or 'last', got {options.output!r}"
         )
     reverse, is_sequence = options.reverse, options.output == "sequence"
-    scanned_cell = _with_mask(cell) if options.with_lengths else cell
+    scanned_cell = with_mask(cell) if options.with_lengths else cell
 
     def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
         sequence, inside, state = _take_apart(cell, options, params, x)
         by_time = sequence.swapaxes(0, 1)
         z = by_time @ params["wx"]  # one GEMM over all positions; the bias is added inside the scan
         inputs = z if inside is None else (z, inside)
-        scanned = _scan_forward(scanned_cell, params, inputs, state, reverse=reverse)
+        scanned = scan_forward(scanned_cell, params, inputs, state, reverse=reverse)
         y = scanned.last[0]
         if is_sequence:
             outputs = scanned.outputs(reverse=reverse)
@@ -406,10 +285,10 @@ def _recurrent(cell: Cell, features: int, options: _Options) -> Layer:
             last_delta = (last_delta[0] + delta, *last_delta[1:])
         if inside is not None:
             scanned = scanned._replace(saved=(scanned.saved, inside))
-        dz, ds, state_delta = _scan_backward(
+        dz, ds, state_delta = scan_backward(
             scanned_cell, params, scanned, output_deltas, last_delta, reverse=reverse
         )
-        grads = _parameter_gradients(cell, by_time, scanned.previous[0], dz, ds)
+        grads = parameter_gradients(cell, by_time, scanned.previous[0], dz, ds)
         deltas: list[Any] = [(dz @ params["wx"].T).swapaxes(0, 1)]
         if options.with_lengths:
             deltas.append(None)  # integers have no delta

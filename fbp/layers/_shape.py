@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 
 from fbp.errors import InputError, ShapeError
-from fbp.layer import Array, Cache, Layer, Shape, array_to_shape, shape_to_array
-from fbp.layers._parameterless import parameterless
+from fbp.layer import Array, Cache, Layer, Shape, array_to_shape, parameterless, shape_to_array
 
 
 def flatten() -> Layer:
