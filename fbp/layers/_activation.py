@@ -111,8 +111,11 @@ def selu() -> Layer:
     """
     return _from_activation(
         "selu",
-        lambda z: (
-            _SELU_SCALE * jnp.where(z > 0, z, _SELU_ALPHA * jnp.expm1(jnp.where(z > 0, 0, z)))
+        # the scale stands in both branches so that XLA makes one kernel of forward and backward
+        lambda z: jnp.where(
+            z > 0,
+            _SELU_SCALE * z,
+            _SELU_SCALE * (_SELU_ALPHA * jnp.expm1(jnp.where(z > 0, 0, z))),
         ),
         lambda a, delta: delta * jnp.where(a > 0, _SELU_SCALE, a + _SELU_SCALE * _SELU_ALPHA),
     )

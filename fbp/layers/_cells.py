@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
 
 from fbp.layer import Array, Params
 
@@ -25,12 +24,12 @@ class Cell(NamedTuple):
         states: number of arrays in the state.
         step: ``(params, z, state) -> (state, saved)`` with ``z = x_t wx`` and ``saved`` the values
             that ``backward_step`` needs.
-        backward_step: ``(wh^T, saved, previous, current, dC/dcurrent) -> (dz, ds, dC/dprevious)``,
-            from the states before and after the step. ``dz`` is the delta at the pre-activations.
-            ``ds`` is the delta of the part of ``h wh`` that differs from it, or None.
-        recurrent_delta: ``(dz, ds) -> `` the delta of ``h wh``, (..., G H).
+        backward_step: ``(wh^T, saved, previous, current, dC/dcurrent) -> (ds, dz_n, dC/dprevious)``
+            from the states before and after the step. ``ds`` (B, G H) is the delta of ``h wh``. The
+            delta dz of the pre-activations is the same but for its last block ``dz_n`` (B, H);
+            None if that is the same too.
         extra_params: ``(H, dtype) -> params`` beside wx, wh and b.
-        extra_grads: ``recurrent_delta (B T, G H) -> grads`` of ``extra_params``.
+        extra_grads: ``ds (B T, G H) -> grads`` of ``extra_params``.
     """
 
     kind: str
@@ -38,9 +37,8 @@ class Cell(NamedTuple):
     states: int
     step: Callable[[Params, Any, State], tuple[State, Any]]
     backward_step: Callable[[Array, Any, State, State, State], tuple[Array, Array | None, State]]
-    recurrent_delta: Callable[[Array, Any], Array] = lambda dz, ds: dz
     extra_params: Callable[[int, Any], dict[str, Array]] = lambda features, dtype: {}
-    extra_grads: Callable[[Array], dict[str, Array]] = lambda recurrent_delta: {}
+    extra_grads: Callable[[Array], dict[str, Array]] = lambda ds: {}
 
 
 def _sigmoid(z: Array) -> Array:
@@ -67,15 +65,18 @@ def _lstm_step(params: Params, z: Array, state: State) -> tuple[State, Any]:
     gates = jnp.tanh(half * (z + h @ params["wh"] + params["b"])) * half + (1 - half)
     i, f, g, o = jnp.split(gates, 4, axis=-1)
     c = f * c + i * g
-    return (o * jnp.tanh(c), c), gates
+    squashed = jnp.tanh(c)
+    h = o * squashed
+    return (h, c), (gates, o - h * squashed)  # dh/dc = o (1 - tanh(c)^2)
 
 
 def _lstm_backward_step(
     wh_t: Array, saved: Any, previous: State, current: State, delta: State
 ) -> tuple[Array, None, State]:
-    i, f, g, o = jnp.split(saved, 4, axis=-1)
-    (dh, dc), (h, c) = delta, current
-    dc = dc + dh * (o - h * jnp.tanh(c))  # dh/dc = o (1 - tanh(c)^2)
+    gates, slope = saved
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
+    (dh, dc), (h, _) = delta, current
+    dc = dc + dh * slope
     dz = jnp.concatenate(
         [
             dc * g * i * (1 - i),
@@ -95,35 +96,24 @@ def _gru_step(params: Params, z: Array, state: State) -> tuple[State, Any]:
     u, r = jnp.split(gates, 2, axis=-1)
     s_n = from_state[:, two:] + params["bh"]
     n = jnp.tanh(z[:, two:] + r * s_n)
-    return (n + u * (h - n),), (gates, n, s_n)
+    return (n + u * (h - n),), (u, r, n, s_n)
 
 
 def _gru_backward_step(
     wh_t: Array, saved: Any, previous: State, current: State, delta: State
 ) -> tuple[Array, Array, State]:
-    gates, n, s_n = saved
-    u, r = jnp.split(gates, 2, axis=-1)
+    u, r, n, s_n = saved
     (dh,) = delta
     dz_n = dh * (1 - u) * (1 - n * n)
     dz_u = dh * (previous[0] - n) * u * (1 - u)
     dz_r = dz_n * s_n * r * (1 - r)
-    ds_n = dz_n * r
-    previous_delta = dh * u + jnp.concatenate([dz_u, dz_r, ds_n], axis=-1) @ wh_t
-    return jnp.concatenate([dz_u, dz_r, dz_n], axis=-1), ds_n, (previous_delta,)
+    ds = jnp.concatenate([dz_u, dz_r, dz_n * r], axis=-1)
+    return ds, dz_n, (dh * u + ds @ wh_t,)
 
 
-def _gru_recurrent_delta(dz: Array, ds_n: Array) -> Array:
-    """Return the delta of ``h wh``: that of z but for the block of n, which r multiplies.
-
-    The barrier makes XLA store it once for both its readers, the gradients of wh and bh. The order
-    in which these are summed, and so their last bits, then do not depend on how it is put together.
-    """
-    return lax.optimization_barrier(jnp.concatenate([dz[..., : 2 * ds_n.shape[-1]], ds_n], axis=-1))
-
-
-def _gru_extra_grads(recurrent_delta: Array) -> dict[str, Array]:
-    features = recurrent_delta.shape[-1] // 3
-    return {"bh": recurrent_delta[:, 2 * features :].sum(axis=0)}
+def _gru_extra_grads(ds: Array) -> dict[str, Array]:
+    features = ds.shape[-1] // 3
+    return {"bh": ds[:, 2 * features :].sum(axis=0)}
 
 
 RNN = Cell("rnn", (0.0,), 1, _rnn_step, _rnn_backward_step)
@@ -134,7 +124,6 @@ GRU = Cell(
     1,
     _gru_step,
     _gru_backward_step,
-    recurrent_delta=_gru_recurrent_delta,
     extra_params=lambda features, dtype: {"bh": jnp.zeros((features,), dtype)},
     extra_grads=_gru_extra_grads,
 )

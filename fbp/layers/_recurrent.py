@@ -29,7 +29,7 @@ from fbp.layer import (
 from fbp.layers._cells import GRU, LSTM, RNN, Cell, State
 from fbp.layers._recurrent_scan import (
     Scanned,
-    parameter_gradients,
+    input_delta_and_gradients,
     scan_backward,
     scan_forward,
     with_mask,
@@ -285,11 +285,13 @@ def _recurrent(cell: Cell, features: int, options: _Options) -> Layer:
             last_delta = (last_delta[0] + delta, *last_delta[1:])
         if inside is not None:
             scanned = scanned._replace(saved=(scanned.saved, inside))
-        dz, ds, state_delta = scan_backward(
+        ds, dz_n, state_delta = scan_backward(
             scanned_cell, params, scanned, output_deltas, last_delta, reverse=reverse
         )
-        grads = parameter_gradients(cell, by_time, scanned.previous[0], dz, ds)
-        deltas: list[Any] = [(dz @ params["wx"].T).swapaxes(0, 1)]
+        input_delta, grads = input_delta_and_gradients(
+            cell, params, by_time, scanned.previous[0], ds, dz_n
+        )
+        deltas: list[Any] = [input_delta.swapaxes(0, 1)]
         if options.with_lengths:
             deltas.append(None)  # integers have no delta
         if options.with_state:

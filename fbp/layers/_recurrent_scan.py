@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from fbp._kernels import RNN_UNROLL, scan_over_time
 from fbp.layer import Array, Grads, Params
@@ -72,7 +73,9 @@ def scan_backward(
     *,
     reverse: bool,
 ) -> tuple[Array, Array | None, State]:
-    """Return dz (T, B, G H), ds or None, and the initial state's delta; equation (2) through time.
+    """Return ds (T, B, G H), dz_n or None, and the initial state's delta.
+
+    This is equation (2) through time; :class:`Cell` says what ds and dz_n are.
 
     ``output_deltas`` (T, B, H) is None if only the last state is an output.
     """
@@ -83,32 +86,38 @@ def scan_backward(
         saved, previous, output_delta = inputs
         if output_delta is not None:
             delta = (delta[0] + output_delta, *delta[1:])
-        dz, ds, previous_delta = cell.backward_step(wh_t, saved, previous, current, delta)
-        return (previous_delta, previous), (dz, ds)
+        ds, dz_n, previous_delta = cell.backward_step(wh_t, saved, previous, current, delta)
+        return (previous_delta, previous), (ds, dz_n)
 
-    (initial_delta, _), (dz, ds) = scan_over_time(
+    (initial_delta, _), (ds, dz_n) = scan_over_time(
         step,
         (last_delta, scanned.last),
         (scanned.saved, scanned.previous, output_deltas),
         reverse=not reverse,
         unroll=1,
     )
-    return dz, ds, initial_delta
+    return ds, dz_n, initial_delta
 
 
-def parameter_gradients(cell: Cell, x: Array, h_previous: Array, dz: Array, ds: Any) -> Grads:
-    """Return equations (3) and (4), all steps at once."""
+def input_delta_and_gradients(
+    cell: Cell, params: Params, x: Array, h_previous: Array, ds: Array, dz_n: Array | None
+) -> tuple[Array, Grads]:
+    """Return equations (2), (3) and (4), all steps at once; x is (T, B, F)."""
 
     def rows(steps: Array) -> Array:
         return steps.reshape(-1, steps.shape[-1])
 
-    dz, ds = jax.tree.map(rows, (dz, ds))
-    recurrent_delta = cell.recurrent_delta(dz, ds)
-    return {
+    ds = rows(ds)
+    state_grads = {"wh": rows(h_previous).T @ ds, **cell.extra_grads(ds)}  # equation (4)
+    dz = ds
+    if dz_n is not None:  # all reads of ds come first, so that its last block is changed in place
+        ds, state_grads = lax.optimization_barrier((ds, state_grads))
+        dz = ds.at[:, -dz_n.shape[-1] :].set(rows(dz_n))
+    input_delta = (dz @ params["wx"].T).reshape(x.shape)  # equation (2)
+    return input_delta, {
         "wx": rows(x).T @ dz,  # equation (4)
-        "wh": rows(h_previous).T @ recurrent_delta,  # equation (4)
         "b": dz.sum(axis=0),  # equation (3)
-        **cell.extra_grads(recurrent_delta),
+        **state_grads,
     }
 
 
@@ -132,8 +141,8 @@ def with_mask(cell: Cell) -> Cell:
         wh_t: Array, saved: Any, previous: State, current: State, delta: State
     ) -> tuple[Array, Array | None, State]:
         saved, inside = saved
-        dz, ds, previous_delta = cell.backward_step(wh_t, saved, previous, current, delta)
-        dz, ds = jax.tree.map(lambda d: jnp.where(inside, d, 0), (dz, ds))
-        return dz, ds, _where(inside, previous_delta, delta)
+        ds, dz_n, previous_delta = cell.backward_step(wh_t, saved, previous, current, delta)
+        ds, dz_n = jax.tree.map(lambda d: jnp.where(inside, d, 0), (ds, dz_n))
+        return ds, dz_n, _where(inside, previous_delta, delta)
 
     return cell._replace(step=step, backward_step=backward_step)
