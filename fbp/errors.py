@@ -78,6 +78,11 @@ class ShapeError(InputError):
         return type(self)(self.problem, (part, *self.where))
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type's name if the message is empty."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 @contextlib.contextmanager
 def prefixed_by(source: object) -> Iterator[None]:
     """Prefix each line of an InputError raised inside the block with `source`, such as a file.

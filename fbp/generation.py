@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from fbp._observation import initial_shapes, positions
 from fbp.combinators._parts import as_incremental
-from fbp.errors import InputError, ShapeError
+from fbp.errors import InputError, ShapeError, first_line
 from fbp.layer import Array, IncrementalForward, Key, Layer, Params, Shape, require_layer
 
 
@@ -84,10 +84,9 @@ def _check_matches_full_forward(
     except ShapeError as error:
         raise InputError(f"this model cannot be run position by position: {error}") from None
     except (TypeError, ValueError, IndexError) as error:
-        message = str(error).partition("\n")[0]
         raise InputError(
             "this model cannot be run position by position: one position alone raised "
-            f"{type(error).__name__}: {message}"
+            f"{type(error).__name__}: {first_line(error)}"
         ) from None
     if outputs.shape != full.shape or not jnp.allclose(outputs, full, 1e-3, 1e-4):
         raise InputError(

@@ -11,7 +11,7 @@ from fbp.errors import InputError
 from fbp.experiment.config import reading as configuration
 from fbp.experiment.config.references import reading_own_run, reading_record
 from fbp.experiment.rundir import journal, layout
-from fbp.experiment.rundir.redact import first_line, redact
+from fbp.experiment.rundir.redact import redact, redacted_first_line
 from fbp.experiment.runner.trained_model import Trained, read
 from fbp.experiment.tracking import mlflow_runs, model_registry, store
 from fbp.experiment.tracking.folder_runs import find_folder
@@ -96,7 +96,7 @@ def _load_from_mlflow(run: str, uri: str, code: Path | None) -> Trained:
             with store.global_tracking_uri(uri):
                 downloaded = Path(runs.client.download_artifacts(run_id, "model", folder))
         except (MlflowException, OSError) as error:
-            reason = first_line(error, uri)
+            reason = redacted_first_line(error, uri)
             raise InputError(
                 f"run {run!r}: no such run with a model in {redact(uri)} ({reason}); "
                 f"{local_runs(layout.root())}"

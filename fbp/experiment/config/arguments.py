@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic.errors import PydanticUserError
 
-from fbp.errors import InputError
+from fbp.errors import InputError, first_line
 from fbp.experiment.config import references, validation_messages
 from fbp.experiment.config.catalogue import (
     CATALOGUE,
@@ -288,7 +288,7 @@ def section_model(kind: str, name: str, base: type[NamedSection]) -> type[NamedS
             warnings.filterwarnings("ignore", "Field name .* shadows an attribute")
             model = create_model(f"{kind} {name}", __base__=base, **fields)
     except (PydanticUserError, NameError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise InputError(f"{kind} {name!r}: a file cannot hold its arguments ({reason})") from None
     model.section_kind, model.argument_names = kind, tuple(fields)
     return model

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from fbp.errors import InputError
+from fbp.errors import InputError, first_line
 
 _FILE = re.compile(r"(?P<path>.+\.py):(?P<name>\w+)")
 
@@ -162,7 +162,7 @@ def resolve(kind: str, reference: str) -> Any:
             raise InputError(f"{kind} {reference!r} cannot be imported: {error}") from None
         raise InputError(f"{kind} {reference!r}: there is no file {source}") from None
     except (Exception, SystemExit) as error:  # whatever the user's module does
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise InputError(f"{kind} {reference!r} cannot be imported: {reason}") from None
     if not hasattr(module, name):
         place = f"the file {source}" if match else f"the module {source}"

@@ -4,6 +4,8 @@ import os
 import re
 from urllib.parse import quote, unquote
 
+from fbp.errors import first_line
+
 _LOGIN = re.compile(r"(\w[\w+.-]*://)\S*@")  # up to the last @: a password may hold anything
 _QUERY = re.compile(r"([?&][^=\s&]*(?:pass|pwd|token|secret|key)[^=\s&]*=)[^&\s]+", re.IGNORECASE)
 _SHORTEST = 3  # a shorter password cannot be told from the text around it
@@ -56,6 +58,6 @@ def move_login_to_environment(uri: str) -> str:
     return login[1] + login[3]
 
 
-def first_line(error: BaseException, uri: str = "") -> str:
+def redacted_first_line(error: BaseException, uri: str = "") -> str:
     """Return the first line of an error's message, without the secrets of ``uri``."""
-    return redact_secrets_of(str(error).partition("\n")[0], uri)
+    return redact_secrets_of(first_line(error), uri)

@@ -16,7 +16,7 @@ from fbp import diagnostics
 from fbp._backprop import backpropagate
 from fbp.augmentation import Augmentation
 from fbp.datasets import Examples
-from fbp.errors import InputError, ShapeError
+from fbp.errors import InputError, ShapeError, first_line
 from fbp.experiment.config.catalogue import did_you_mean
 from fbp.experiment.config.references import is_reference
 from fbp.experiment.config.schema import Config
@@ -65,7 +65,7 @@ def naming(kind: str, name: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if not is_reference(name):
             raise
-        line = str(error).partition("\n")[0]
+        line = first_line(error)
         raise InputError(f"{kind} {name!r} raised {type(error).__name__}: {line}") from None
 
 
@@ -199,7 +199,7 @@ def _check_metrics(trial: Trial) -> None:
         except InputError as error:
             raise InputError(f"metric {label!r}: {error}") from None
         except Exception as error:
-            line = str(error).partition("\n")[0]
+            line = first_line(error)
             raise InputError(f"metric {label!r} raised {type(error).__name__}: {line}") from None
         if getattr(value, "shape", None) != (_BATCH,):
             raise InputError(

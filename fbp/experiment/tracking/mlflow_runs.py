@@ -14,7 +14,7 @@ from fbp.errors import InputError, prefixed_by
 from fbp.experiment.rundir import history, layout, tags
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.metric_table import MACHINE
-from fbp.experiment.rundir.redact import first_line, redact
+from fbp.experiment.rundir.redact import redact, redacted_first_line
 from fbp.experiment.rundir.series import Series
 from fbp.experiment.tracking import store
 from fbp.experiment.tracking.run_reader import (
@@ -72,7 +72,7 @@ class MlflowRuns:
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise  # the store's fault; see opened
-            reason = first_line(error, self.uri).removeprefix("INVALID_PARAMETER_VALUE: ")
+            reason = redacted_first_line(error, self.uri).removeprefix("INVALID_PARAMETER_VALUE: ")
             about_order = order and (
                 "order" in reason or "attribute key" in reason or not condition
             )
@@ -209,7 +209,7 @@ def opened(tracking_uri: str | None) -> Iterator[MlflowRuns]:
         raise InputError(f"{redact(uri)}: there is no such store")
 
     def unanswered(error: Exception) -> InputError:
-        reason = first_line(error, uri)[:_LONGEST_REASON]
+        reason = redacted_first_line(error, uri)[:_LONGEST_REASON]
         return InputError(
             f"{redact(uri)}: the store does not answer ({type(error).__name__}: {reason})"
         )

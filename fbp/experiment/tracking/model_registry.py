@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from fbp.errors import InputError
-from fbp.experiment.rundir.redact import first_line
+from fbp.experiment.rundir.redact import redacted_first_line
 from fbp.experiment.tracking import store
 from fbp.experiment.tracking.mlflow_runs import MlflowRuns
 
@@ -58,7 +58,7 @@ def register(runs: MlflowRuns, run: str, name: str, alias: str | None) -> str:
         if alias:
             runs.client.set_registered_model_alias(name, alias, version)
     except MlflowException as error:
-        raise InputError(f"register: {first_line(error, runs.uri)}") from None
+        raise InputError(f"register: {redacted_first_line(error, runs.uri)}") from None
     return f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
 
 
@@ -85,5 +85,7 @@ def run_of(client: Any, address: str) -> str:
             else client.get_model_version(name, version)
         )
     except MlflowException as error:
-        raise InputError(f"{address!r}: no such registered model ({first_line(error)})") from None
+        raise InputError(
+            f"{address!r}: no such registered model ({redacted_first_line(error)})"
+        ) from None
     return str(version_entry.run_id)
