@@ -6,12 +6,13 @@ direction and the format in which tables show it.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
 from fbp.layer import Array
 
-MetricFunction = Callable[[Array, Array], Array]  # (output, target) -> (B,)
+MetricFunction = Callable[..., Array]  # (output, target, ...) -> (B,)
 
 
 class Metric:
@@ -41,6 +42,22 @@ class Metric:
     def __call__(self, output: Array, target: Array) -> Array:
         """Return the metric of each example, ``(B,)``."""
         return self.function(output, target)
+
+    def bind(self, **arguments: Any) -> "Metric":
+        """Return the metric with further arguments of its function set.
+
+        Args:
+            arguments: values by name, such as the k of ``top_k(output, target, k=3)``.
+        """
+        function = functools.update_wrapper(
+            functools.partial(self.function, **arguments), self.function
+        )
+        return Metric(
+            function,
+            name=self.name,
+            higher_is_better=self.higher_is_better,
+            format=self.format,
+        )
 
     def __repr__(self) -> str:
         return f"Metric({self.name})"

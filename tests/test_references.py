@@ -91,6 +91,10 @@ def points_wrong():
 
 def top(output, target, k: int = 2):
     return (jnp.argsort(output, axis=1)[:, -k:] == target[:, None]).any(axis=1).astype(float)
+@fbp.metrics.metric(higher_is_better=True, format=".1%")
+def decorated_top(output, target, k: int = 2):
+    return top(output, target, k)
+
 def top_factory(k: int):
     return lambda output, target: top(output, target, k)
 def top_other_names(y_pred, y_true):
@@ -178,6 +182,7 @@ GOOD = [
     ("metric", "top_factory", ", k = 1"),
     ("metric", "top_other_names", ""),
     ("metric", "margin", ""),
+    ("metric", "decorated_top", ", k = 1"),
     ("augmentation", "noise", ", scale = 0.2"),
     ("augmentation", "noise_factory", ", scale = 0.2"),
 ]
@@ -201,13 +206,15 @@ def test_every_kind_can_be_a_users_own(minimal, kind, name, more, where):
 def test_a_users_arguments_reach_the_function(minimal):
     overrides = [
         override("model", "mine:net", ", width = 3, act = {name = 'mine:swish', beta = 2.0}"),
-        "metrics.names=['accuracy', {name='mine:top', k=1}, {name='mine:top', k=3, label='all'}]",
+        "metrics.names=['accuracy', {name='mine:top', k=1}, "
+        "{name='mine:decorated_top', k=3, label='all'}]",
         "augmentation.names=['mine:noise']",
     ]
     built = build.build(reading.read(minimal, overrides))
     assert built.model.parts["0"].name == "dense(3)"
     assert list(built.metrics) == ["accuracy", "top", "all"]
     assert built.metrics["accuracy"].higher_is_better
+    assert built.metrics["all"].format == ".1%"
     output, target = jnp.array([[1.0, 2.0, 0.0]]), jnp.array([2])
     assert [float(m(output, target)[0]) for m in built.metrics.values()] == [0, 0, 1]
     x = jnp.zeros((2, 4))

@@ -75,7 +75,7 @@ class _Commands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and args[0] not in self.commands:
-            from fbp.experiment.config.catalogue import did_you_mean
+            from fbp.errors import did_you_mean
 
             raise InputError(f"unknown command {args[0]!r}; {did_you_mean(args[0], self.commands)}")
         return super().resolve_command(ctx, args)

@@ -106,7 +106,8 @@ def list_names(kind: str | None) -> None:
 
     KIND (data, model, loss, ...) restricts the list to one section.
     """
-    from fbp.experiment.config.catalogue import CATALOGUE, did_you_mean, summary
+    from fbp.errors import did_you_mean
+    from fbp.experiment.config.catalogue import CATALOGUE, summary
     from fbp.experiment.config.schema import settings
 
     plain = settings()

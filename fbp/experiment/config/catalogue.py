@@ -6,11 +6,10 @@ optimizer, a data set or a metric is therefore to write it and to export it.
 """
 
 import collections.abc
-import difflib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from fbp import (
@@ -27,7 +26,7 @@ from fbp import (
 from fbp.augmentation import Augmentation
 from fbp.blocks import Activation
 from fbp.datasets import Dataset
-from fbp.errors import InputError
+from fbp.errors import InputError, did_you_mean
 from fbp.experiment.config import references
 from fbp.layer import Array, Initializer, Layer, Loss, Optimizer
 from fbp.metrics import Metric
@@ -111,7 +110,6 @@ KINDS: Mapping[str, Kind] = {
     "metric": Kind(
         "a function (output, target), or one that returns such a function",
         _metric,
-        instances=(Metric,),
         leading=("output", "target"),
     ),
     "augmentation": Kind(
@@ -237,7 +235,7 @@ def lookup(kind: str, name: str) -> Any:
 
 
 def _is_constructor(value: Any) -> bool:
-    return callable(value) and not isinstance(value, tuple | Metric)
+    return callable(value) and not isinstance(value, tuple)
 
 
 def describe(value: Any) -> str:
@@ -251,6 +249,8 @@ def leading_arguments(kind: str, function: Constructor) -> int:
     ``def top_k(output, target, k=3)`` is a metric itself and has two, ``def top_k(k)`` returns a
     metric and has none.
     """
+    if isinstance(function, Metric):
+        return 2
     names = KINDS[kind].leading
     positional = [
         parameter
@@ -267,15 +267,6 @@ def leading_arguments(kind: str, function: Constructor) -> int:
 
 def _begins_with(parameters: list[inspect.Parameter], names: tuple[str, ...]) -> bool:
     return bool(names) and tuple(parameter.name for parameter in parameters[: len(names)]) == names
-
-
-def did_you_mean(wrong: str, valid: Iterable[str]) -> str:
-    """Return ``did you mean 'x'?`` with the nearest valid names, or all names if none is near."""
-    names = list(valid)
-    nearest = difflib.get_close_matches(wrong, names, n=3, cutoff=0.5)
-    if nearest:
-        return f"did you mean {' or '.join(map(repr, nearest))}?"
-    return f"expected one of {', '.join(names)}"
 
 
 def summary(kind: str, name: str) -> str:

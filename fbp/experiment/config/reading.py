@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 import fbp
-from fbp.errors import InputError
+from fbp.errors import InputError, did_you_mean
 from fbp.experiment.config import references, validation_messages
 from fbp.experiment.config.arguments import NamedSection, Section, section_model, section_of
-from fbp.experiment.config.catalogue import CATALOGUE, did_you_mean
+from fbp.experiment.config.catalogue import CATALOGUE
 from fbp.experiment.config.schema import NAMED, PLAIN, Config, TopLevel, VariantSection
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from fbp.experiment.config.catalogue import did_you_mean
+from fbp.errors import did_you_mean
 
 
 def format(

@@ -20,6 +20,7 @@ from fbp.experiment.config.catalogue import (
 from fbp.experiment.config.references import is_reference
 from fbp.experiment.runner import fit_checks
 from fbp.layer import Array, Initializer, Key, Shape
+from fbp.metrics import Metric
 
 
 def construct(section: NamedSection, **from_runner: Any) -> Any:
@@ -41,9 +42,10 @@ def construct(section: NamedSection, **from_runner: Any) -> Any:
         key: _construct_nested(value) for key, value in section.constructor_arguments().items()
     }
     with fit_checks.naming(kind, name):
-        if leading_arguments(kind, target):
-            made = functools.partial(target, **values)
-            functools.update_wrapper(made, target)
+        if isinstance(target, Metric):
+            made: Any = target.bind(**values)
+        elif leading_arguments(kind, target):
+            made = functools.update_wrapper(functools.partial(target, **values), target)
         else:
             made = _call(target, from_runner | values)
     result = description.result(made)

@@ -16,8 +16,7 @@ from fbp import diagnostics
 from fbp._backprop import backpropagate
 from fbp.augmentation import Augmentation
 from fbp.datasets import Examples
-from fbp.errors import InputError, ShapeError, first_line
-from fbp.experiment.config.catalogue import did_you_mean
+from fbp.errors import InputError, ShapeError, did_you_mean, first_line
 from fbp.experiment.config.references import is_reference
 from fbp.experiment.config.schema import Config
 from fbp.layer import Array, Layer, Loss, Optimizer, Params, Shape

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from fbp.errors import InputError
-from fbp.experiment.config.catalogue import did_you_mean
+from fbp.errors import InputError, did_you_mean
 from fbp.experiment.rundir import tags
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.series import Series
