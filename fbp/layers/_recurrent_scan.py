@@ -107,18 +107,17 @@ def input_delta_and_gradients(
     def rows(steps: Array) -> Array:
         return steps.reshape(-1, steps.shape[-1])
 
-    ds = rows(ds)
-    state_grads = {"wh": rows(h_previous).T @ ds, **cell.extra_grads(ds)}  # equation (4)
-    dz = ds
-    if dz_n is not None:  # all reads of ds come first, so that its last block is changed in place
-        ds, state_grads = lax.optimization_barrier((ds, state_grads))
-        dz = ds.at[:, -dz_n.shape[-1] :].set(rows(dz_n))
+    b = rows(ds).sum(axis=0)  # equation (3), but for the last block
+    dz = rows(ds)
+    state_grads = {"wh": rows(h_previous).T @ dz, **cell.extra_grads(dz)}  # equation (4)
+    if dz_n is not None:
+        block = dz_n.shape[-1]
+        b = jnp.concatenate([b[:-block], rows(dz_n).sum(axis=0)])
+        # all reads of ds come before the barrier, so that its last block is changed in place
+        dz, b, state_grads = lax.optimization_barrier((dz, b, state_grads))
+        dz = dz.at[:, -block:].set(rows(dz_n))
     input_delta = (dz @ params["wx"].T).reshape(x.shape)  # equation (2)
-    return input_delta, {
-        "wx": rows(x).T @ dz,  # equation (4)
-        "b": dz.sum(axis=0),  # equation (3)
-        **state_grads,
-    }
+    return input_delta, {"wx": rows(x).T @ dz, "b": b, **state_grads}  # equation (4)
 
 
 def _where(condition: Array, ours: Any, other: Any) -> Any:
