@@ -21,7 +21,19 @@ from fbp._observation import (
     split_observed,
 )
 from fbp.errors import ShapeError
-from fbp.layer import Array, Cache, Grads, Init, Key, Layer, Loss, Params, Shape, require_layer
+from fbp.layer import (
+    Array,
+    Cache,
+    Grads,
+    Init,
+    Key,
+    Layer,
+    Loss,
+    Params,
+    Shape,
+    require_layer,
+    require_loss,
+)
 
 Result = TypeVar("Result", covariant=True)
 
@@ -85,6 +97,7 @@ def backpropagate(model: Layer, loss: Loss) -> GradientFunction[BackpropResult]:
         ShapeError: when called, if ``cost_weights`` does not have shape ``(B,)``.
     """
     require_layer("backpropagate", model)
+    require_loss("backpropagate", loss)
 
     def run(
         params: Params,
@@ -152,7 +165,8 @@ def value_and_grad(model: Layer, loss: Loss) -> GradientFunction[tuple[Array, Gr
     >>> float(cost), float(grads["w"][0, 0]), float(grads["b"][0])   # a - y = 1, so dC/dw = 3
     (0.5, 3.0, 1.0)
     """
-    run = backpropagate(model, loss)
+    require_layer("value_and_grad", model)
+    run = backpropagate(model, require_loss("value_and_grad", loss))
 
     def cost_and_grads(
         params: Params,
@@ -265,6 +279,7 @@ def deltas(
     {'0': (5, 4), '1': (5, 4), '2': (5, 2)}
     """
     chosen = _chosen(require_layer("deltas", model), paths)
+    require_loss("deltas", loss)
     run = backpropagate(tap(model, paths=chosen), loss)
 
     def by_path(
@@ -300,12 +315,14 @@ def replace_deltas(
 
     Raises:
         InputError: if a path names no layer.
+        ShapeError: when the backward pass runs, if ``f`` returns another shape.
     """
     require_layer("replace_deltas", model)
 
     def functions(place: Position, layer: Layer) -> dict[str, Any]:
         def backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
             new = f(place.path, _scaled(delta, 1 / place.delta_scale, place))
+            _check_replacement(place.path, new, delta)
             new = _scaled(new, place.delta_scale, place)
             new = jax.tree.map(lambda n, d: n.astype(d.dtype), new, delta)
             return layer.backward(params, cache, new)
@@ -314,6 +331,20 @@ def replace_deltas(
 
     chosen = leaf_paths(model) if paths is None else check_paths(model, paths)
     return exchange_at(model, functions, chosen)
+
+
+def _check_replacement(path: str, new: Any, delta: Any) -> None:
+    """Raise ShapeError unless ``new`` can take the place of ``delta``."""
+
+    def shapes(tree: Any) -> Any:
+        return jax.tree.map(jnp.shape, tree)
+
+    if jax.tree.structure(new) != jax.tree.structure(delta) or shapes(new) != shapes(delta):  # type: ignore[operator]
+        raise ShapeError(
+            f"replace_deltas expects f to return a delta of shape {shapes(delta)}, got "
+            f"{'None' if new is None else shapes(new)}",
+            (path,),
+        )
 
 
 def as_function(layer: Layer) -> Callable[..., Any]:

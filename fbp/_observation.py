@@ -98,6 +98,8 @@ def default_paths(model: Layer) -> list[str]:
 
 def check_paths(model: Layer, paths: Iterable[str]) -> list[str]:
     """Return the paths, or raise InputError for one that names no layer of the model."""
+    if isinstance(paths, str):
+        raise InputError(f"paths: expected a list of paths, got {paths!r}; write [{paths!r}]")
     valid = [place.path for place in positions(model)]
     for path in (chosen := list(paths)):
         if path not in valid:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fbp._backprop import backpropagate, path_of, tap, untap, value_and_grad
 from fbp._observation import Position, leaf_paths, observe_forward
-from fbp.layer import Array, Cache, Key, Layer, Loss, Optimizer, Params
+from fbp.layer import Array, Cache, Key, Layer, Loss, Optimizer, Params, require_layer, require_loss
 from fbp.optimizers import global_norm
 
 
@@ -40,6 +40,8 @@ def layer_norms(model: Layer, loss: Loss, optimizer: Optimizer) -> Callable[...,
         ``(params, opt_state, x, y, key=None) -> LayerNorms``; jit it. Inside ``repeat`` a norm has
         one entry for each copy.
     """
+    require_layer("layer_norms", model)
+    require_loss("layer_norms", loss)
     paths = leaf_paths(model)
     run = backpropagate(tap(model, global_norm, paths=paths), loss)
 
@@ -94,6 +96,8 @@ def per_example_gradient_norms(model: Layer, loss: Loss) -> Callable[..., Array]
     Returns:
         ``(params, x (B, ...), y, key=None) -> (B,)``.
     """
+    require_layer("per_example_gradient_norms", model)
+    require_loss("per_example_gradient_norms", loss)
     run = value_and_grad(model, loss)
 
     def norms(params: Params, x: Array, y: Array, key: Key | None = None) -> Array:
@@ -118,6 +122,7 @@ def dead_units(model: Layer) -> Callable[..., dict[str, Any]]:
         ``(params, x) -> {path: share}`` for every layer that has no parts. A layer with several
         outputs has a tuple of shares; inside ``repeat`` there is a share for each copy.
     """
+    require_layer("dead_units", model)
 
     def shares(
         place: Position, params: Params, x: Any, y: Any, cache: Cache, key: Key | None

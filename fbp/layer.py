@@ -297,6 +297,22 @@ def require_layer(where: str, layer: Any) -> Layer:
     raise InputError(f"{where}: expected a Layer, got {getattr(layer, '__name__', layer)!r}{hint}")
 
 
+def require_loss(where: str, loss: Any) -> Loss:
+    """Return ``loss``, or raise InputError if it is not a :class:`Loss`.
+
+    Args:
+        where: the beginning of the message, such as ``value_and_grad``.
+        loss: what the caller was given.
+    """
+    if isinstance(loss, Loss):
+        return loss
+    if isinstance(loss, tuple) and len(loss) == 2 and all(map(callable, loss)):
+        hint = "; write fbp.Loss(value, delta)"
+    else:
+        hint = "; call it, or use losses.from_function" if callable(loss) else ""
+    raise InputError(f"{where}: expected a Loss, got {getattr(loss, '__name__', loss)!r}{hint}")
+
+
 def parameterless(
     kind: str,
     forward: Callable[[Any], tuple[Any, Cache]],
@@ -343,6 +359,7 @@ def map_layers(f: Callable[[str, Layer], Layer], layer: Layer, path: str = "") -
     1 relu
     chain(dense(3), relu)
     """
+    require_layer("map_layers", layer)
     if layer.rebuild is None:
         return f(path or "model", layer)
     parts = layer.parts.items()

@@ -22,7 +22,18 @@ from fbp._observation import (
 from fbp._serialization import serializable
 from fbp.augmentation import Augmentation
 from fbp.errors import InputError
-from fbp.layer import Array, Cache, Key, Layer, Loss, Optimizer, Params, Shape, require_layer
+from fbp.layer import (
+    Array,
+    Cache,
+    Key,
+    Layer,
+    Loss,
+    Optimizer,
+    Params,
+    Shape,
+    require_layer,
+    require_loss,
+)
 from fbp.optimizers import apply_updates, global_norm
 
 Metric = Callable[[Array, Array], Array]  # (output, target) -> (B,)
@@ -109,6 +120,8 @@ def make_step(
         A pure function ``(state, x (B, ...), y (B, ...)) -> (state, info)``; jit it, donating the
         state.
     """
+    require_layer("make_step", model)
+    require_loss("make_step", loss)
     run = backpropagate(model, loss)
 
     def step(state: TrainState, x: Any, y: Array) -> tuple[TrainState, StepInfo]:
@@ -178,6 +191,8 @@ def make_steps(
     Raises:
         InputError: when called, if there are fewer examples than ``batch_size``.
     """
+    require_layer("make_steps", model)
+    require_loss("make_steps", loss)
     step = make_step(model, loss, optimizer, metrics, gradient_norm=gradient_norm)
 
     def steps(
@@ -294,6 +309,8 @@ def make_evaluate(
     Raises:
         InputError: when called without an example.
     """
+    require_layer("make_evaluate", model)
+    require_loss("make_evaluate", loss)
 
     def evaluate(params: Params, x: Any, y: Array) -> dict[str, Array]:
         def sums(x: Any, y: Array) -> dict[str, Array]:
@@ -323,6 +340,7 @@ def make_predict(model: Layer, *, batch_size: int) -> Callable[[Params, Any], An
     Raises:
         InputError: when called without an example.
     """
+    require_layer("make_predict", model)
 
     def predict(params: Params, x: Any) -> Any:
         def output(batch: Any) -> Any:
@@ -367,6 +385,7 @@ def _map_batches(
 
 def has_statistics(model: Layer) -> bool:
     """Return whether a layer of the model has statistics to fill, such as ``batch_norm``."""
+    require_layer("has_statistics", model)
     return any(place.layer.statistics is not None for place in positions(model))
 
 
@@ -388,6 +407,7 @@ def make_fill_statistics(model: Layer, *, batch_size: int) -> Callable[[Params, 
     Raises:
         InputError: when called with fewer examples than ``batch_size``.
     """
+    require_layer("make_fill_statistics", model)
     places = {place.path: place for place in positions(model) if place.layer.statistics}
 
     def measure(

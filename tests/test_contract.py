@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fbp
-from fbp import layers, losses
+from fbp import diagnostics, layers, losses, optimizers, training
 from tests.tables import LAYERS, draw, numbers, quick_jit
 
 MSE = losses.mean_squared_error
@@ -373,3 +373,85 @@ def test_dead_units_of_a_layer_with_several_outputs():
     x = numbers(2, 4, 2), layers.zero_state(layer, params, 2)
     shares = jax.jit(fbp.diagnostics.dead_units(layer))(params, x)
     assert jax.tree.structure(shares["model"]) == jax.tree.structure((0.0, (0.0, 0.0)))
+
+
+X = jnp.ones((2, 3))
+MODEL = fbp.chain(layers.dense(4), layers.relu(), layers.dense(3))
+TAKE_A_LAYER = {
+    "value_and_grad": lambda layer: fbp.value_and_grad(layer, losses.quadratic),
+    "deltas": lambda layer: fbp.deltas(layer, losses.quadratic),
+    "map_layers": lambda layer: fbp.map_layers(lambda path, part: part, layer),
+    "make_step": lambda layer: training.make_step(layer, losses.quadratic, optimizers.sgd(0.1)),
+    "make_steps": lambda layer: training.make_steps(
+        layer, losses.quadratic, optimizers.sgd(0.1), batch_size=2, max_steps=1
+    ),
+    "make_evaluate": lambda layer: training.make_evaluate(layer, losses.quadratic, batch_size=2),
+    "make_predict": lambda layer: training.make_predict(layer, batch_size=2),
+    "has_statistics": training.has_statistics,
+    "make_fill_statistics": lambda layer: training.make_fill_statistics(layer, batch_size=2),
+    "dead_units": diagnostics.dead_units,
+    "layer_norms": lambda layer: diagnostics.layer_norms(
+        layer, losses.quadratic, optimizers.sgd(0.1)
+    ),
+    "per_example_gradient_norms": lambda layer: diagnostics.per_example_gradient_norms(
+        layer, losses.quadratic
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAKE_A_LAYER)
+def test_whatever_takes_a_layer_says_call_it(name):
+    with pytest.raises(fbp.InputError, match=f"^{name}: expected a Layer, got 'relu'; call it"):
+        TAKE_A_LAYER[name](layers.relu)
+
+
+TAKE_A_LOSS = {
+    "value_and_grad": lambda loss: fbp.value_and_grad(MODEL, loss),
+    "deltas": lambda loss: fbp.deltas(MODEL, loss),
+    "make_step": lambda loss: training.make_step(MODEL, loss, optimizers.sgd(0.1)),
+    "make_evaluate": lambda loss: training.make_evaluate(MODEL, loss, batch_size=2),
+    "layer_norms": lambda loss: diagnostics.layer_norms(MODEL, loss, optimizers.sgd(0.1)),
+    "weighted": lambda loss: losses.weighted((loss, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", TAKE_A_LOSS)
+def test_whatever_takes_a_loss_says_call_it(name):
+    with pytest.raises(fbp.InputError, match=f"^{name}: expected a Loss, got 'huber'; call it"):
+        TAKE_A_LOSS[name](losses.huber)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fbp.deltas(MODEL, losses.quadratic, paths="0"), r"got '0'; write \['0'\]"),
+        (lambda: fbp.tap(MODEL, paths="0"), "expected a list of paths"),
+        (lambda: fbp.tie(MODEL, {"7": "0"}), "tie: no layer at path '7'; expected one of 0, 1, 2"),
+        (lambda: fbp.tie(MODEL, {"2": "0/w"}), "no layer at path '0/w'"),
+        (lambda: fbp.bidirectional(layers.dense, 3), "expected rnn, lstm or gru"),
+        (lambda: fbp.bidirectional(3, 3), "expected rnn, lstm or gru, not called, got 3"),
+        (lambda: losses.weighted(losses.quadratic, losses.huber()), "expected pairs"),
+        (
+            lambda: losses.weighted((losses.quadratic, 1), (losses.quadratic, 1)).value(
+                (X, X), (X, X, X)
+            ),
+            "weighted of 2 losses expects as many outputs and targets, got 2 and 3",
+        ),
+    ],
+)
+def test_mistakes_in_a_line(make, message):
+    with pytest.raises(fbp.InputError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("replace", [lambda path, delta: delta.sum(), lambda path, delta: None])
+def test_a_replaced_delta_has_the_shape_of_the_delta(replace, key):
+    model = fbp.replace_deltas(MODEL, replace, paths=["2"])
+    params, _ = model.init(key, (3,))
+    with pytest.raises(fbp.ShapeError, match=r"layer 2: .* a delta of shape \(2, 3\), got"):
+        fbp.value_and_grad(model, losses.quadratic)(params, X, X)
+
+
+def test_precision_lets_whole_numbers_through():
+    whole = jnp.ones((2, 3, 3), int)
+    assert fbp.precision(layers.flatten()).forward((), whole)[0].dtype == whole.dtype

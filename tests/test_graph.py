@@ -178,7 +178,7 @@ class TestShared:
 
     def test_paths_that_make_no_sense(self):
         chain = fbp.chain(layers.dense(4), layers.dense(4), layers.dense(5))
-        with pytest.raises(InputError, match="no parameters at '7'"):
+        with pytest.raises(InputError, match="no layer at path '7'; expected one of 0, 1, 2"):
             fbp.tie(chain, {"7": "0"}).init(jax.random.key(0), (4,))
         with pytest.raises(ShapeError, match="'2' needs parameters of shapes"):
             fbp.tie(chain, {"2": "0"}).init(jax.random.key(0), (4,))

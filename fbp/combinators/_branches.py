@@ -110,13 +110,16 @@ def bidirectional(make: Callable[..., Layer], features: int, **options: Any) -> 
         options: those of ``make``, except ``reverse`` and ``with_state``.
 
     Raises:
-        InputError: if ``make`` is a layer already, or a state is asked for.
+        InputError: if ``make`` is no factory of recurrent layers, or a state is asked for.
     """
-    if isinstance(make, Layer):
-        raise InputError(f"bidirectional: expected a factory such as lstm, got the layer {make}")
+    if isinstance(make, Layer) or not callable(make):
+        raise InputError(f"bidirectional: expected rnn, lstm or gru, not called, got {make}")
     if options.get("with_state"):
         raise InputError("bidirectional: with_state is not possible, a sequence has two ends")
-    forwards, backwards = make(features, **options), make(features, reverse=True, **options)
+    try:
+        forwards, backwards = make(features, **options), make(features, reverse=True, **options)
+    except TypeError as error:
+        raise InputError(f"bidirectional: expected rnn, lstm or gru ({error})") from None
     return parallel(forwards, backwards, combine="concatenate")
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fbp._observation import (
+    check_paths,
     entry,
     join_observed,
     nontrainable_paths,
@@ -14,7 +15,7 @@ from fbp._observation import (
     with_entry,
 )
 from fbp.combinators._parts import combine_incremental
-from fbp.errors import InputError, ShapeError
+from fbp.errors import InputError, ShapeError, prefixed_by
 from fbp.layer import (
     Array,
     Cache,
@@ -51,6 +52,8 @@ def tie(model: Layer, sources: Mapping[str, str]) -> Layer:
         ShapeError: if two layers that share have parameters of different shapes.
     """
     require_layer("tie", model)
+    with prefixed_by("tie"):
+        check_paths(model, [*sources, *sources.values()])
     for path, source in sources.items():
         if path == source or source in sources:
             raise InputError(

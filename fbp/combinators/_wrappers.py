@@ -141,7 +141,8 @@ class _Cast(NamedTuple):
 
 
 def _common_dtype(tree: Any) -> Any:
-    return jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(tree) if is_floating(leaf)))
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+    return jnp.result_type(*dtypes) if dtypes else jnp.float32
 
 
 def _cast_floating(tree: Any, dtype: Any) -> Any:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fbp.errors import InputError, ShapeError
-from fbp.layer import Array, Loss, TargetKind, identity
+from fbp.layer import Array, Loss, TargetKind, identity, require_loss
 
 
 def smooth_labels(target: Array, classes: int, smoothing: float) -> Array:
@@ -44,7 +44,10 @@ def weighted(*parts: tuple[Loss, float]) -> Loss:
     """
     if not parts:
         raise InputError("weighted: expected at least one pair (loss, weight), got none")
-    losses = [loss for loss, _ in parts]
+    for part in parts:
+        if isinstance(part, Loss) or not isinstance(part, tuple) or len(part) != 2:
+            raise InputError(f"weighted: expected pairs (loss, weight), got {part!r}")
+    losses = [require_loss("weighted", loss) for loss, _ in parts]
     targets = {loss.targets for loss in losses}
     links = {loss.inverse_link for loss in losses}
 
@@ -56,6 +59,12 @@ def weighted(*parts: tuple[Loss, float]) -> Loss:
                     f"{', '.join(f'{loss.name} ({loss.targets})' for loss in losses)}"
                 )
             return [(loss, weight, output, target) for loss, weight in parts]
+        if not isinstance(target, tuple | list) or not len(parts) == len(output) == len(target):
+            counts = [len(x) if isinstance(x, tuple | list) else 1 for x in (output, target)]
+            raise ShapeError(
+                f"weighted of {len(parts)} losses expects as many outputs and targets, got "
+                f"{counts[0]} and {counts[1]}"
+            )
         return [
             (loss, weight, a, y) for (loss, weight), a, y in zip(parts, output, target, strict=True)
         ]
