@@ -379,22 +379,28 @@ def from_function(f: Callable[[Params, Any], Any], init: Init | None = None) -> 
     """Return any JAX function ``f(params, x) -> y`` as a layer, by ``jax.vjp``: the escape hatch.
 
     Args:
-        f: the function, on a batch.
+        f: the function, on a batch: an array, or a tuple of arrays as nodes of a graph take it.
         init: ``(key, shape) -> (params, out_shape)``. By default the layer has no parameters, and
             the output's shape is that of ``f`` on one example.
     """
 
     def shape_only(key: Key, shape: Shape) -> tuple[Params, Shape]:
-        example = jax.ShapeDtypeStruct((1, *shape), jnp.result_type(float))
-        return (), jax.eval_shape(f, (), example).shape[1:]
+        def example(one: Shape) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((1, *one), jnp.result_type(float))
+
+        has_several = bool(shape) and isinstance(shape[0], tuple)
+        x: Any = tuple(map(example, shape)) if has_several else example(shape)  # type: ignore[arg-type]
+        return (), jax.tree.map(lambda y: y.shape[1:], jax.eval_shape(f, (), x))
 
     def forward(params: Params, x: Any, *, key: Key | None = None) -> tuple[Any, Cache]:
         return f(params, x), (params, x)
 
     def backward(params: Params, cache: Cache, delta: Any) -> tuple[Any, Grads]:
-        _, pull_back = jax.vjp(f, *cache)
+        x, (_, pull_back) = cache[1], jax.vjp(f, *cache)
         grads, input_delta = pull_back(delta)
-        return None if _has_no_derivative(cache[1]) else input_delta, grads
+        if isinstance(x, tuple):
+            return tuple(map(_delta_or_none, x, input_delta)), grads
+        return _delta_or_none(x, input_delta), grads
 
     return Layer(
         init or shape_only,
@@ -405,8 +411,9 @@ def from_function(f: Callable[[Params, Any], Any], init: Init | None = None) -> 
     )
 
 
-def _has_no_derivative(x: Any) -> bool:
-    return not jnp.issubdtype(x.dtype, jnp.inexact)
+def _delta_or_none(x: Array, delta: Array) -> Array | None:
+    """Return ``delta``, or None if x holds integers, which have none."""
+    return delta if jnp.issubdtype(x.dtype, jnp.inexact) else None
 
 
 def count_parameters(params: Params) -> int:

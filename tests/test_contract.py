@@ -452,6 +452,35 @@ def test_a_replaced_delta_has_the_shape_of_the_delta(replace, key):
         fbp.value_and_grad(model, losses.quadratic)(params, X, X)
 
 
+@pytest.mark.parametrize(
+    ("cell", "state"),
+    [
+        ("gru", jnp.ones((2, 3))),
+        ("gru", (jnp.ones((2, 5)),)),
+        ("gru", (jnp.ones((1, 3)),)),
+        ("lstm", (jnp.ones((2, 3)),)),
+    ],
+)
+def test_a_state_that_does_not_fit(cell, state, key):
+    layer = getattr(layers, cell)(3, with_state=True)
+    params, _ = layer.init(key, (4, 2))
+    with pytest.raises(fbp.ShapeError, match=r"expects a state of \d arrays? of shape \(2, 3\)"):
+        layer.forward(params, (jnp.ones((2, 4, 2)), state))
+
+
+def test_a_function_of_several_inputs_is_a_node(key):
+    product = fbp.from_function(lambda params, x: x[0] * x[1])
+    model = fbp.graph({"product": (product, "a", "b")}, inputs=("a", "b"))
+    params, shape = model.init(key, ((3,), (3,)))
+    assert shape == (3,)
+    y, cache = model.forward(params, (X, 2 * X))
+    (a, b), _ = model.backward(params, cache, jnp.ones_like(y))
+    assert (a == 2).all()
+    assert (b == 1).all()
+    _, cache = product.forward((), (X, jnp.ones((2, 3), int)))
+    assert product.backward((), cache, X)[0][1] is None
+
+
 def test_precision_lets_whole_numbers_through():
     whole = jnp.ones((2, 3, 3), int)
     assert fbp.precision(layers.flatten()).forward((), whole)[0].dtype == whole.dtype

@@ -62,6 +62,11 @@ def dot_product_attention(*, causal: bool = False, with_lengths: bool = False) -
                 f"got {q.shape}, {k.shape} and {v.shape}"
             )
         _check_causal("dot_product_attention", q.shape[1], k.shape[1], causal=causal)
+        if with_lengths and jnp.shape(x[3]) != q.shape[:1]:
+            raise ShapeError(
+                f"dot_product_attention expects a length for each example, ({q.shape[0]},), "
+                f"got {jnp.shape(x[3])}"
+            )
         q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
         return q, k, v, Mask(causal, x[3] if with_lengths else None)
 

@@ -228,7 +228,9 @@ def _take_apart(cell: Cell, options: _Options, params: Params, inputs: Any) -> _
             f"{cell.kind} expects sequences of shape (B, T, {wx.shape[0]}), got {x.shape}"
         )
     zeros = jnp.zeros((x.shape[0], wh.shape[0]), jnp.result_type(x, wx))
-    state = tuple(values["state"]) if options.with_state else (zeros,) * cell.states
+    state = (zeros,) * cell.states
+    if options.with_state:
+        state = _checked_state(cell, values["state"], zeros.shape)
     if lengths is None:
         return _Inputs(x, None, state)
     if lengths.shape != x.shape[:1]:
@@ -238,6 +240,17 @@ def _take_apart(cell: Cell, options: _Options, params: Params, inputs: Any) -> _
     positions = jnp.arange(x.shape[1])
     x = jnp.where((positions < lengths[:, None])[..., None], x, 0)  # whatever padding holds
     return _Inputs(x, (positions[:, None] < lengths)[..., None], state)
+
+
+def _checked_state(cell: Cell, state: Any, shape: Shape) -> State:
+    shapes = [jnp.shape(part) for part in state] if isinstance(state, tuple | list) else None
+    if shapes != [shape] * cell.states:
+        received = f"one array of shape {jnp.shape(state)}" if shapes is None else f"{shapes}"
+        raise ShapeError(
+            f"{cell.kind} expects a state of {cell.states} array{'s' * (cell.states > 1)} of shape "
+            f"{shape}, got {received}; see zero_state"
+        )
+    return tuple(state)
 
 
 class _Cache(NamedTuple):
