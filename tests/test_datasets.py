@@ -72,6 +72,44 @@ class TestFingerprint:
         )
 
 
+class TestCheckOfAUsersData:
+    x = np.zeros((4, 2))
+
+    def test_converts_what_can_be_meant_in_one_way_only(self):
+        lists = Dataset("d", (self.x.tolist(), [0.0, 1, 1, 0]), classes=(0, 1))
+        part, classes = check(lists).train, check(lists).classes
+        assert isinstance(part, Examples)
+        assert (part.x.dtype, part.y.dtype, part.y.shape) == (np.float32, np.int32, (4,))
+        assert classes == ("0", "1")
+        assert check(lists._replace(classes=np.array(["a", "b"]))).classes == ("a", "b")
+        for y in (np.arange(4.0), np.arange(4), [True, False, True, True]):
+            part = check(Dataset("d", Examples(self.x, y), test=(self.x, y))).test
+            assert (part.y.dtype, part.y.shape) == (np.float32, (4, 1))
+
+    @pytest.mark.parametrize(
+        ("dataset", "problem"),
+        [
+            (Dataset(x, x), "data: expected a text as the data set's name, got a value of type nd"),
+            (Dataset("d", x), "train part: expected Examples(x, y), got a value of type ndarray;"),
+            (Dataset("d", (x,)), "expected Examples(x, y), got a value of type tuple of 1 items;"),
+            (Dataset("d", (x, x), test=x), "data 'd', test part: expected Examples(x, y), got"),
+            (Dataset("d", (x.astype(object), x)), "part, x: expected an array of numbers, got dt"),
+            (Dataset("d", (x, list("abab"))), "part, y: expected an array of numbers, got dtype"),
+            (Dataset("d", ([[1], [2, 3]], [0, 1])), "part, x: expected an array of numbers: "),
+            (Dataset("d", (x, [0.5] * 4), classes=("a", "b")), "expected labels, whole numbers"),
+            (Dataset("d", (x, [0] * 4), classes=3), "classes: expected a tuple of names, got a va"),
+            (Dataset("d", (x, [0] * 4), classes="ab"), "classes: expected a tuple of names, got "),
+            (Dataset("d", (x, np.full(4, 1e300))), "expected finite targets"),
+            (Dataset("d", (3, 4)), "expected examples with features, got arrays of shapes"),
+        ],
+    )
+    def test_refuses_the_rest_in_one_line(self, dataset, problem):
+        with pytest.raises(InputError) as caught:
+            check(dataset)
+        (line,) = str(caught.value).splitlines()
+        assert problem in line
+
+
 class TestPrepare:
     def test_parts_are_disjoint_and_decided_by_the_seed(self):
         data = Dataset(

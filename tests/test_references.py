@@ -12,8 +12,11 @@ import fbp
 from fbp.errors import InputError
 from fbp.experiment.commands import progress
 from fbp.experiment.config import reading, references, writing
-from fbp.experiment.rundir import metric_table
+from fbp.experiment.rundir import layout, metric_table
 from fbp.experiment.runner import build, loop, test_evaluation
+from fbp.experiment.runner import run as run_module
+from fbp.experiment.runner.run_start import RunIdentity
+from tests.projects import Silent, said
 from tests.test_config import MINIMAL
 
 OWN = """
@@ -41,6 +44,11 @@ def net_optional_thing(outputs: int, thing: Thing = Thing()):
     return net(outputs)
 def net_without():
     return net(3)
+def net_with_text_in_cache(outputs: int):
+    layer = fbp.Layer(lambda key, shape: ((), shape),
+                      lambda params, x, *, key=None: (x, "cache"),
+                      lambda params, cache, delta: (delta, ()), name="odd")
+    return fbp.chain(fbp.layers.dense(4), fbp.residual(layer), fbp.layers.dense(outputs))
 
 def swish(beta: float = 1.0):
     init = lambda key, shape: ((), shape)
@@ -371,7 +379,7 @@ class TestMistakesOfEveryKind:
             "(B, 4), got float32 of shape (B, 1)",
         ),
         ("data", "raises", "data 'mine:raises' raised KeyError: 'oh no'"),
-        ("data", "points_wrong", "data 'mine:points_wrong' raised"),
+        ("data", "points_wrong", "data 'points', train part: expected examples with features"),
         ("model", "net_raises", "model 'mine:net_raises' raised KeyError: 'x'"),
         ("activation", "raises", "activation 'mine:raises' raised KeyError"),
         ("initializer", "draw_raises", "initializer 'mine:draw_raises' raised KeyError"),
@@ -381,6 +389,12 @@ class TestMistakesOfEveryKind:
         ("schedule", "rows_raises", "schedule 'mine:rows_raises' raised KeyError"),
         ("metric", "top_raises", "metric 'top_raises' raised KeyError"),
         ("augmentation", "noise_raises", "augmentation 'mine:noise_raises' raised KeyError"),
+        (
+            "model",
+            "net_with_text_in_cache",
+            "model 'mine:net_with_text_in_cache', layer 1/body (odd): expected arrays in the cache "
+            "that forward returns, got a value of type str; put only arrays there",
+        ),
         ("model", "net_thing", "expected arguments of types that a file can hold"),
         (
             "model",
@@ -437,7 +451,27 @@ def test_a_record_with_its_code(minimal):
         assert build.build(reading.parse(table, "record")).model.parts["0"].name == "dense(4)"
 
 
+def test_a_summary_that_cannot_be_made_costs_a_note_only(minimal, monkeypatch):
+    def fail(*_):
+        raise TypeError("no summary\nof this")
+
+    monkeypatch.setattr(run_module._summary, "summarize", fail)
+    reporter, notes = Silent(), []
+    reporter.note = notes.append
+    folder = layout.new_run_folder(minimal.parent / "mlruns", "minimal")
+    config = reading.read(minimal, ["training.steps=2"])
+    outcome = run_module.run(config, RunIdentity(minimal, "minimal"), folder, reporter)
+    assert outcome.status == "FINISHED"
+    assert notes[-1] == "the model has no summary and no picture: TypeError: no summary"
+    assert not layout.summary(folder).exists()
+
+
 class TestMetrics:
+    def test_values(self):
+        output, y = jnp.array([[1.0, 2.0], [3.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 0.0]])
+        np.testing.assert_allclose(fbp.metrics.accuracy(output, jnp.array([1, 1])), [1, 0])
+        np.testing.assert_allclose(fbp.metrics.absolute_error(output, y), [1, 1.5])
+
     def test_the_default_is_by_the_kind_of_targets(self, minimal):
         assert list(build.build(reading.read(minimal)).metrics) == ["accuracy"]
         overrides = ["data={name='linear'}", "loss={name='huber'}"]
@@ -460,6 +494,12 @@ class TestMetrics:
 
 
 class TestTracker:
+    def test_one_run_with_another_tracker_is_announced_without_mlflow(self, minimal):
+        overrides = ["tracking.sink=jsonl", "training.steps=2"]
+        words = [word for override in overrides for word in ("--set", override)]
+        assert "MLflow" not in said("run", str(minimal), *words)
+        assert said("runs").endswith("\n1 run\n")
+
     def test_a_reference_is_resolved_and_the_library_s_own_are_not_imported(self, minimal):
         for sink in ("mlflow", "jsonl", "mine:Tracker"):
             assert reading.read(minimal, [f"tracking.sink={sink}"]).tracking.sink == sink

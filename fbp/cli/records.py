@@ -50,7 +50,7 @@ def list_runs(condition: str, sort: tuple[str, ...], limit: int, tracking_uri: s
             width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
             console().print(tables.runs_table(runs, names, width).rich())
         reached = ", the limit (see --limit)" if len(runs) == limit else ""
-        click.echo(f"{len(runs)} runs{reached}")
+        click.echo(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}{reached}")
         others = count_in_other_trackers() if reader.uri and not tracking_uri else 0
     if others:
         click.echo(f"{others} more in other trackers: fbp runs --tracking-uri {FOLDERS}", err=True)

@@ -90,7 +90,7 @@ def _collect_signals() -> list[int]:
 
 
 def _announce_wait() -> None:
-    click.echo("sending the rest to MLflow ...", err=True)
+    click.echo("sending the rest ...", err=True)
 
 
 def _report(launched: "Launched") -> None:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fbp.errors import ArgumentError, InputError
+from fbp.errors import ArgumentError, InputError, first_line
 
 
 class Examples(NamedTuple):
@@ -128,18 +128,21 @@ def regression(name: str, x: Any, y: Any) -> Dataset:
 
 
 def check(dataset: Dataset) -> Dataset:
-    """Check that a data set can be learned from.
+    """Check that a data set can be learned from, and convert it to the types of its attributes.
 
     Args:
-        dataset: the data set.
+        dataset: the data set. Pairs stand for ``Examples``, and lists for arrays. A name of a class
+            or token may be any value that ``str`` makes a text of.
 
     Returns:
-        The data set, its whole numbers as int32.
+        The data set, its whole numbers as int32, its other numbers as float32. Labels are whole
+        numbers. Targets ``(N,)`` of a regression have become ``(N, 1)``.
 
     Raises:
-        InputError: an array holds NaN or infinity, a label or token out of range, no features, or
-            shapes that do not fit each other.
+        InputError: an array holds no numbers, NaN or infinity, a label or token out of range, no
+            features, or shapes that do not fit each other; or a part has another type.
     """
+    dataset = _converted(dataset)
     parts = {"train": dataset.train} | ({"test": dataset.test} if dataset.test else {})
     for part, examples in parts.items():
         where = f"data {dataset.name!r}, {part} part"
@@ -148,6 +151,93 @@ def check(dataset: Dataset) -> Dataset:
         _check_numbering(where, examples, dataset)
     test = _as_int32(dataset.test) if dataset.test else None
     return dataset._replace(train=_as_int32(dataset.train), test=test)
+
+
+def _converted(dataset: Dataset) -> Dataset:
+    """Return a data set with Examples of arrays, and with texts as names of classes and tokens.
+
+    Raises:
+        InputError: if a part cannot be converted without a guess.
+    """
+    if not isinstance(dataset.name, str):
+        raise InputError(
+            "data: expected a text as the data set's name, got a value of type "
+            f"{type(dataset.name).__name__}; write Dataset(name, Examples(x, y))"
+        )
+    where = f"data {dataset.name!r}"
+    classes = _texts(f"{where}, classes", dataset.classes)
+    tokens = _texts(f"{where}, tokens", dataset.tokens)
+    train = _examples(f"{where}, train part", dataset.train, classes)
+    test = dataset.test
+    if test is not None:
+        test = _examples(f"{where}, test part", test, classes)
+    return dataset._replace(train=train, test=test, classes=classes, tokens=tokens)
+
+
+def _texts(where: str, names: Any) -> tuple[str, ...]:
+    if isinstance(names, tuple | list | range | np.ndarray):
+        return tuple(map(str, names))
+    raise InputError(
+        f"{where}: expected a tuple of names, got a value of type {type(names).__name__}; write "
+        "one name for each, in the order of their numbers"
+    )
+
+
+def _examples(where: str, part: Any, classes: tuple[str, ...]) -> Examples:
+    """Return Examples of arrays for a pair of arrays or lists.
+
+    Raises:
+        InputError: if the part is no pair, or holds no numbers.
+    """
+    if not isinstance(part, tuple | list) or len(part) != 2:
+        items = f" of {len(part)} items" if isinstance(part, tuple | list) else ""
+        raise InputError(
+            f"{where}: expected Examples(x, y), got a value of type "
+            f"{type(part).__name__}{items}; write Dataset(name, Examples(x, y))"
+        )
+    x, y = _numbers(f"{where}, x", part[0]), _numbers(f"{where}, y", part[1])
+    if classes:
+        return Examples(x, _labels(where, y))
+    if y.ndim == 1:
+        y = y.astype(np.float32, copy=False)[:, np.newaxis]
+    return Examples(x, y)
+
+
+def _numbers(where: str, values: Any) -> np.ndarray:
+    """Return an array of float32 or of whole numbers.
+
+    Raises:
+        InputError: if the values are no numbers, or no array.
+    """
+    try:
+        array = np.asarray(values)
+    except Exception as error:  # a list of rows of different lengths, or a user's own class
+        raise InputError(f"{where}: expected an array of numbers: {first_line(error)}") from None
+    if array.dtype.kind not in "biuf":
+        raise InputError(
+            f"{where}: expected an array of numbers, got dtype {array.dtype}; convert it to "
+            "float32, or to int32 for labels and tokens"
+        )
+    if array.dtype.kind in "iu":
+        return array
+    with np.errstate(over="ignore"):  # a number too large becomes infinite, which is refused
+        return array.astype(np.float32, copy=False)
+
+
+def _labels(where: str, y: np.ndarray) -> np.ndarray:
+    """Return labels as whole numbers; those that are not finite stay, and are refused later.
+
+    Raises:
+        InputError: if some are fractions.
+    """
+    if y.dtype.kind in "iu" or not np.isfinite(y).all():
+        return y
+    if (y != np.round(y)).any():
+        raise InputError(
+            f"{where}: expected labels, whole numbers from 0, got fractions; for a regression, "
+            "leave classes empty"
+        )
+    return y.astype(np.int64)
 
 
 def _check_shapes(where: str, examples: Examples, train: Examples) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from fbp import diagnostics
 from fbp._backprop import backpropagate
+from fbp._observation import Position, leaf_paths, observe_forward
 from fbp.augmentation import Augmentation
 from fbp.datasets import Examples
 from fbp.errors import InputError, ShapeError, did_you_mean, first_line
@@ -105,6 +106,7 @@ def check_model(
     """
     x, y = (_abstract(part) for part in examples)
     params, output = _trace_forward(config.model.name, model, x, outputs)
+    _check_caches(config.model.name, model, params, x)
     trial = Trial(model, loss, metrics, x, y, params, output)
     _check_loss(config.loss.name, trial)
     _check_metrics(trial)
@@ -156,6 +158,29 @@ def _trace_forward(name: str, model: Layer, x: Any, outputs: Shape) -> tuple[Par
     except ShapeError as error:
         raise InputError(f"model: for examples of shape {shape}, {error}") from None
     return params, output
+
+
+def _check_caches(name: str, model: Layer, params: Params, x: Any) -> None:
+    """Check that every layer's cache holds arrays and numbers only.
+
+    Raises:
+        InputError: if one holds another value; it names the layer's path.
+    """
+
+    def observe(place: Position, params: Any, x: Any, y: Any, cache: Any, key: Any) -> tuple[()]:
+        for leaf in jax.tree.leaves(cache):
+            if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int | complex):
+                raise InputError(
+                    f"model {name!r}, layer {place.path} ({place.layer.name}): expected arrays in "
+                    f"the cache that forward returns, got {received(leaf)}; put only arrays there"
+                )
+        return ()
+
+    run = observe_forward(model, observe, leaf_paths(model))
+    with naming("model", name):
+        jax.eval_shape(
+            lambda params, x, key: run(params, x, key=key)[0], params, x, jax.random.key(0)
+        )
 
 
 def _check_loss(name: str, trial: Trial) -> None:

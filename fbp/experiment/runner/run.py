@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fbp import _diagram, _summary
+from fbp.errors import first_line
 from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import layout, tags
 from fbp.experiment.rundir.checkpoints import Checkpoints
@@ -159,7 +160,7 @@ def _finish(loop: Loop, folder: Path, status: str, message: str) -> None:
             recorder.metrics(state.step + 1, best.metrics)  # of the model that is saved
         tested = test_evaluation.evaluate_and_write(experiment, params, folder)
         recorder.metrics(state.step, tested | _best_metrics(loop))
-    _write_summary(experiment, folder)
+    _write_summary(experiment, folder, loop.reporter)
     stopped_early = state.step < experiment.steps and status == "FINISHED"
     run_tags = {
         tags.PARAMS_DIGEST: params_digest(params),
@@ -196,13 +197,24 @@ def _best_metrics(loop: Loop) -> dict[str, float]:
     return {"best_step": best.step, f"best_{name}": best.value} if best else {}
 
 
-def _write_summary(experiment: Experiment, folder: Path) -> None:
-    """Write the table of layers, and the boxes and arrows of the model's picture."""
+def _write_summary(experiment: Experiment, folder: Path, reporter: Reporter) -> None:
+    """Write the table of layers, and the boxes and arrows of the model's picture.
+
+    A user's own layer that cannot be summarized costs both files, but not the run.
+    """
     shape, dtype = experiment.shape, experiment.data.train.x.dtype
-    summary = _summary.summarize(experiment.model, shape, dtype)
-    layout.summary(folder).write_text(f"{summary}\n", encoding="utf-8")
-    diagram = _diagram.to_json(_diagram.make_diagram(experiment.model, summary, shape))
-    layout.diagram(folder).write_text(json.dumps(diagram), encoding="utf-8")
+    try:
+        summary = _summary.summarize(experiment.model, shape, dtype)
+        text = f"{summary}\n"
+        diagram = json.dumps(
+            _diagram.to_json(_diagram.make_diagram(experiment.model, summary, shape))
+        )
+    except Exception as error:
+        line = first_line(error)
+        reporter.note(f"the model has no summary and no picture: {type(error).__name__}: {line}")
+        return
+    layout.summary(folder).write_text(text, encoding="utf-8")
+    layout.diagram(folder).write_text(diagram, encoding="utf-8")
 
 
 def _write_model(experiment: Experiment, params: Params, folder: Path) -> None:
