@@ -191,5 +191,5 @@ def test_a_run_is_made_read_and_reproduced_where_mlflow_cannot_be_imported(proje
     output("run", path)
     (folder,) = (project / "mlruns" / "runs").iterdir()
     assert "identical to the bit" in output("reproduce", folder.name)
-    assert "1 runs" in output("runs", "tags.`fbp.reproduction` = 'identical'")
+    assert "1 run" in output("runs", "tags.`fbp.reproduction` = 'identical'")
     assert not (project / "mlruns" / "mlflow.db").exists()

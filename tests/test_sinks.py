@@ -98,7 +98,7 @@ def test_commands_without_a_store(untracked):
     losses = [line["value"] for line in metrics if line["key"] == "validation_loss"]
     assert losses == read_series(folder)["validation_loss"].values.tolist()
     assert {path.name for path in layout.plots(folder).iterdir()} >= {"learning_curves.png"}
-    assert "1 runs" in said("runs", "metrics.validation_loss > 0 and params.data_name = 'digits'")
+    assert "1 run" in said("runs", "metrics.validation_loss > 0 and params.data_name = 'digits'")
     assert "0 runs" in said("runs", "params.data_name = 'iris'")
     assert start.name in said("runs", "--sort", "-metrics.validation_loss")
     assert "no run has metrics.validation_los" in said(

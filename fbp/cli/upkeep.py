@@ -58,7 +58,7 @@ def close_dead(minutes: float, tracking_uri: str | None) -> None:
         raise InputError("--minutes: expected a number, got nan")
     with mlflow_runs.opened(tracking_uri) as runs:
         closed = orphans.close_dead(runs, minutes, click.echo, model_code=PYFUNC_CODE)
-    click.echo(f"{closed} runs closed")
+    click.echo(f"{closed} run{'s' * (closed != 1)} closed")
 
 
 @main.command("repair-store", short_help="correct the artifact paths of a moved mlruns/")
