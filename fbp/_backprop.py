@@ -385,8 +385,8 @@ def from_function(f: Callable[[Params, Any], Any], init: Init | None = None) -> 
     """
 
     def shape_only(key: Key, shape: Shape) -> tuple[Params, Shape]:
-        def example(one: Shape) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((1, *one), jnp.result_type(float))
+        def example(shape: Shape) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((1, *shape), jnp.result_type(float))
 
         has_several = bool(shape) and isinstance(shape[0], tuple)
         x: Any = tuple(map(example, shape)) if has_several else example(shape)  # type: ignore[arg-type]
