@@ -1,6 +1,7 @@
 """Trackers beside MLflow, a user's own one, and commands in a project that has no MLflow store."""
 
 import json
+import resource
 import subprocess
 
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 
 import fbp
 from fbp.experiment import track
-from fbp.experiment.rundir import journal, layout
+from fbp.experiment.commands import launch
+from fbp.experiment.config import reading, writing
+from fbp.experiment.rundir import environment, journal, layout
 from fbp.experiment.rundir.series import read_series
+from fbp.experiment.runner import backend_check
 from fbp.experiment.runner.trained_model import PYFUNC_CODE
 from fbp.experiment.tracking import shipper, sink, store, uri
 from fbp.experiment.tracking.jsonl_sink import JsonlSink
@@ -222,3 +226,138 @@ def test_where_a_run_is_sent(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert uri.recorded_destination(folder, override=True).uri == str(root / "tracked.jsonl")
     assert store.is_embedded(uri.default_uri(root))
+
+
+@pytest.fixture
+def lines(tmp_path):
+    """A sink of JSON lines with a run in it, and its file."""
+    path = tmp_path / "lines.jsonl"
+    target = JsonlSink(str(path), tmp_path)
+    target.open(RunInfo("folder", "name", "experiment", 5, {}))
+    return target, path
+
+
+def test_a_full_disk_leaves_no_part_of_a_line(lines):
+    target, path = lines
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 30, limits[1]))
+    try:
+        with pytest.raises(OSError):  # noqa: PT011  # its class depends on the disk
+            target.set_tags({"a": "1"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    target.set_tags({"a": "2"})
+    assert entries_of(path)[1:] == [{"run": target._run_id, "event": "tags", "tags": {"a": "2"}}]
+
+
+@pytest.mark.parametrize("part", [b'{"r', b'{"run": "x", "event": "ta'])
+def test_a_part_of_a_line_is_removed_before_the_next(lines, part):
+    target, path = lines
+    with open(path, "ab") as file:
+        file.write(part)
+    target.set_tags({"a": "1"})
+    assert [entry["event"] for entry in entries_of(path)] == ["run", "tags"]
+
+
+@pytest.mark.parametrize("last", ["my own notes", '{"run": "x", "event": "end"}'])
+def test_a_whole_last_line_is_not_removed(lines, last):
+    """An editor may have taken its newline, or the file may be another program's."""
+    target, path = lines
+    path.write_text(path.read_text() + last)
+    target.set_tags({"a": "1"})
+    assert path.read_text().splitlines()[1] == last
+    assert json.loads(path.read_text().splitlines()[2])["event"] == "tags"
+
+
+@pytest.mark.parametrize("address", ["sqlite:////x.db", "http://user:word@host"])
+def test_a_file_of_lines_is_no_server(project, address):
+    for use in (
+        lambda: JsonlSink(address, project),
+        lambda: uri.destination(project / "mlruns", "jsonl", address),
+    ):
+        with pytest.raises(fbp.InputError, match="tracker jsonl: expected the path of a file") as e:
+            use()
+        assert "word" not in str(e.value)
+    assert [path.name for path in project.iterdir()] == ["mlruns"]
+
+
+def a_run(root, label, sink):
+    folder = layout.new_run_folder(root, label)
+    writer = journal.Journal(folder)
+    writer.start(label=label, experiment="e", params={}, tags={}, sink=sink)
+    writer.end("FINISHED")
+    writer.close()
+    layout.destination(folder).write_text("embedded")
+    return folder
+
+
+def test_a_tracker_that_is_gone_stops_no_other_run(project):
+    lost = a_run(project / "mlruns", "a", "no_such_module:Own")
+    sent = a_run(project / "mlruns", "b", "jsonl")
+    output = said("sync", status=1)
+    (problem,) = [line for line in output.splitlines() if "not sent" in line]
+    assert problem.startswith(f"{lost.name}: not sent: ")
+    assert "no_such_module" in problem
+    assert "1 of 2 runs sent" in output
+    assert is_sent(sent)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ('self.write("open", run.name)', "import sys; sys.exit(0)", "SystemExit: 0"),
+        ('return "id-of-" + run.folder', "return None", "open: expected the run's id"),
+        ('return "id-of-" + run.folder', 'return ""', "open: expected the run's id"),
+    ],
+)
+def test_a_sink_that_opens_no_run_has_failed(project, monkeypatch, old, new, problem):
+    monkeypatch.setenv("FBP_RETRY_SECONDS", "0")
+    monkeypatch.syspath_prepend(project)
+    monkeypatch.setenv("PYTHONPATH", str(project), prepend=":")
+    (project / "poor_tracker.py").write_text(OWN.replace(old, new))
+    folder = a_run(project / "mlruns", "a", "poor_tracker:Own")
+    process = shipper.launch(folder, sink.Destination("poor_tracker:Own", "", ""), PYFUNC_CODE)
+    assert process.wait(60) == 1
+    assert problem in layout.shipper_log(folder).read_text()
+    assert not layout.sent(folder).exists()
+
+
+def test_an_unfinished_run_is_looked_for_beside_those_of_a_newer_fbp(project):
+    config = reading.read(write_config(project))
+    folders = [layout.new_run_folder(project / "mlruns", name) for name in ("small", "zz")]
+    for folder, number in zip(folders, (1, 2), strict=True):
+        line = {"kind": "start", "format": number, "time": 1, "label": "a", "name": "a"}
+        line |= {"experiment": "e", "params": {}, "tags": {}}
+        layout.journal(folder).write_bytes(journal._with_checksum(json.dumps(line).encode()))
+        layout.config(folder).parent.mkdir(exist_ok=True)
+        layout.config(folder).write_text(writing.to_toml(config))
+    assert launch._unfinished_run(project / "mlruns", config) == folders[0]
+
+
+def test_a_user_without_a_home_has_a_private_cache(tmp_path, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(environment.Path, "home", no_home)
+    monkeypatch.setattr(environment.tempfile, "tempdir", str(tmp_path))
+    folder = environment.cache_folder()
+    assert folder == environment.cache_folder() == one(tmp_path)
+    assert folder.name == f"fbp-{environment.os.getuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)  # as somebody else may have made it
+    with pytest.raises(OSError, match="Not a directory"):
+        environment.cache_folder().mkdir(parents=True)
+
+
+def test_a_cached_verdict_may_be_damaged_or_impossible_to_write(tmp_path):
+    verdict = backend_check._Verdict("cpu", ())
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    assert backend_check._read(tmp_path / "deep.json") is None
+    (tmp_path / "folder" / "taken.json").mkdir(parents=True)
+    backend_check._write(tmp_path / "folder" / "taken.json", verdict)
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["taken.json"]
+    backend_check._write(tmp_path / "good.json", verdict)
+    assert backend_check._read(tmp_path / "good.json") == verdict

@@ -6,7 +6,7 @@ import sys
 import click
 
 from fbp.cli.base import main, uri_option
-from fbp.errors import InputError
+from fbp.errors import InputError, first_line
 
 
 @main.command("sync", short_help="send to MLflow what has not reached it yet")
@@ -14,7 +14,8 @@ from fbp.errors import InputError
 def sync(tracking_uri: str | None) -> None:
     """Send the remaining records of all runs to MLflow.
 
-    Each run goes to the store that it was started with, or to --tracking-uri.
+    Each run goes to the store that it was started with, or to --tracking-uri. A run that cannot be
+    sent does not keep the others from theirs; the exit status is then 1.
     """
     from fbp.experiment.rundir import journal, layout, locks
     from fbp.experiment.runner.trained_model import PYFUNC_CODE
@@ -31,9 +32,13 @@ def sync(tracking_uri: str | None) -> None:
                 unsent.append(folder)
     failed = 0
     for folder in unsent:
-        destination = uri.recorded_destination(folder, tracking_uri, override=True)
-        click.echo(f"sending {folder.name} to {uri.shown(destination)} ...")
-        failed += shipper.launch(folder, destination, PYFUNC_CODE).wait() != 0
+        try:
+            destination = uri.recorded_destination(folder, tracking_uri, override=True)
+            click.echo(f"sending {folder.name} to {uri.shown(destination)} ...")
+            failed += shipper.launch(folder, destination, PYFUNC_CODE).wait() != 0
+        except (InputError, OSError) as error:
+            click.echo(f"{folder.name}: not sent: {first_line(error)}", err=True)
+            failed += 1
     click.echo(
         f"{len(unsent) - failed} of {len(unsent)} runs sent" if unsent else "nothing to send"
     )

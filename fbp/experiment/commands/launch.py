@@ -187,13 +187,12 @@ def _label(name: str, overrides: Sequence[str]) -> str:
 def _unfinished_run(root: Path, config: Config) -> Path | None:
     """Return the newest run of exactly this configuration that is unfinished and not trained."""
     text = writing.to_toml(config)
-    for folder in reversed(layout.run_folders(root)):
-        start, end = journal.read_start(folder), journal.read_end(folder)
+    for folder, start in reversed(list(journal.started_runs(root))):
+        end, copy = journal.read_end(folder), layout.config(folder)
         is_finished = end is not None and end.status == "FINISHED"
-        if start is None or start.parent or is_finished or locks.is_training(folder):
+        if start.parent or is_finished or locks.is_training(folder):
             continue
-        copy = layout.config(folder)
-        if copy.exists() and copy.read_text(encoding="utf-8") == text:
+        if copy.exists() and copy.read_text(encoding="utf-8", errors="replace") == text:
             return folder
     return None
 

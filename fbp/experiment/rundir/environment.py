@@ -3,6 +3,7 @@
 All of it can change a result. `runner/jax_setup.py` sets what can be set.
 """
 
+import contextlib
 import getpass
 import hashlib
 import importlib.metadata
@@ -10,8 +11,10 @@ import json
 import os
 import platform
 import re
+import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,8 +49,27 @@ def machine_digest() -> str:
 
 def cache_folder() -> Path:
     """Return fbp's folder in the user's cache folder; it may not exist yet."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    chosen = os.environ.get("XDG_CACHE_HOME")
+    try:
+        base = Path(chosen) if chosen else Path.home() / ".cache"
+    except RuntimeError:  # no HOME, and a user without an entry in passwd, as in containers
+        return _temporary_cache_folder()
     return base / "fbp"
+
+
+def _temporary_cache_folder() -> Path:
+    """Return a folder that only this user can write, or one that cannot be made.
+
+    Others may have made it before: compiled programs of theirs must not be run.
+    """
+    folder = Path(tempfile.gettempdir()) / f"fbp-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        facts = folder.lstat()
+        is_private = stat.S_ISDIR(facts.st_mode) and not facts.st_mode & 0o077
+        if is_private and facts.st_uid == os.getuid():
+            return folder
+    return Path(os.devnull) / "fbp"
 
 
 def read(artifacts: Path) -> dict[str, Any]:

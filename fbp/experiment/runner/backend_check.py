@@ -191,7 +191,7 @@ def _read(path: Path) -> _Verdict | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         device, failures = content["device"], content["failures"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     if type(device) is not str or type(failures) is not list:
         return None
@@ -212,8 +212,13 @@ def _write(path: Path, verdict: _Verdict) -> None:
         with tempfile.NamedTemporaryFile(
             "w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8"
         ) as file:
-            json.dump(content, file)
-        os.replace(file.name, path)
+            partial = Path(file.name)
+        try:
+            partial.write_text(json.dumps(content), encoding="utf-8")
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def _run_programs(flags: str) -> tuple[_Verdict, bool]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fbp.errors import InputError
 from fbp.experiment.rundir import history, journal, layout, tags
 from fbp.experiment.rundir.journal import (
     ChildLine,
@@ -210,7 +211,13 @@ class Shipment:
             run_id=self._run_id,
             is_sent_again=self._is_sent_again,
         )
-        self._run_id = self._sink.open(info)
+        run_id: object = self._sink.open(info)
+        if not isinstance(run_id, str) or not run_id:
+            raise InputError(
+                f"tracker {self._destination.sink!r}: open: expected the run's id, a text that is "
+                f"not empty, got {run_id!r}; return the id from open"
+            )
+        self._run_id = run_id
         self._is_open, self._finished = True, False
         max_points = getattr(self._sink, "max_points", 0)
         self._stride = max(1, -(-start.steps // max_points)) if max_points else 1

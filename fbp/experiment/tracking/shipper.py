@@ -151,7 +151,7 @@ def follow(follower: Follower, report: Callable[[str], None]) -> bool:
             if follower.one_pass() is Status.DONE:
                 return True
             deadline = None
-        except Exception:
+        except (Exception, SystemExit):  # a tracker that ends the process has failed, too
             if traceback.format_exc() != last_problem:
                 last_problem = traceback.format_exc()
                 report(last_problem)

@@ -9,6 +9,7 @@ from fbp._optional import require
 from fbp.errors import InputError
 from fbp.experiment.rundir import journal, layout
 from fbp.experiment.rundir.redact import move_login_to_environment, redact
+from fbp.experiment.tracking import jsonl_sink
 from fbp.experiment.tracking import sink as sinks
 from fbp.experiment.tracking.sink import Destination
 
@@ -80,6 +81,8 @@ def destination(root: Path, sink: str, chosen: str | None = None) -> Destination
         uri = tracking_uri(root, chosen)
         return Destination(sink, uri, _EMBEDDED if uri == default_uri(root) else redact(uri))
     sinks.load(sinks.reference(sink))
+    if sink == "jsonl":
+        jsonl_sink.check_address(chosen or "")
     uri = chosen or (str(layout.tracked_lines(root.resolve())) if sink == "jsonl" else "")
     return Destination(sink, uri, _EMBEDDED if not chosen else redact(uri))
 
