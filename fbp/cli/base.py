@@ -15,7 +15,7 @@ _PACKAGE = Path(__file__).parent.parent
 _GROUPS = {
     "Train": ("run", "resume"),
     "Inspect": ("ui", "runs", "show", "compare", "list", "describe"),
-    "Verify": ("check", "reproduce"),
+    "Verify": ("check", "verify", "reproduce"),
     "Use": ("generate", "register"),
     "Maintain": ("sync", "close-dead", "repair-store"),
 }

@@ -1,8 +1,7 @@
-"""Commands that train: `fbp run`, `fbp resume`, `fbp reproduce`."""
+"""Commands that train: `fbp run`, `fbp resume`."""
 
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -46,32 +45,15 @@ def resume_run(run_name: str, tracking_uri: str | None) -> None:
     _report(resume(run_name, _request(tracking_uri)))
 
 
-@main.command("reproduce", short_help="run a run again from its record; compare every bit")
-@click.argument("run_name", metavar="RUN")
-@click.option(
-    "--code", type=click.Path(path_type=Path, exists=True), help="The file of a model of your own."
-)
-@uri_option
-def reproduce_run(run_name: str, code: Path | None, tracking_uri: str | None) -> None:
-    """Run RUN again from its record alone and compare every bit.
-
-    The exit status is 1 if one bit differs.
-    """
-    from fbp.experiment.commands.reproduce import reproduce
-
-    _collect_signals()
-    sys.exit(0 if reproduce(run_name, tracking_uri, click.echo, code) else 1)
-
-
 def _request(tracking_uri: str | None) -> "RunRequest":
     """Return how the command line runs: with a bar, and stopped by signals from now on."""
     from fbp.experiment.commands.launch import RunRequest
     from fbp.experiment.commands.progress import Bar
 
-    return RunRequest(Bar, tracking_uri, _announce_wait, _collect_signals())
+    return RunRequest(Bar, tracking_uri, _announce_wait, collect_signals())
 
 
-def _collect_signals() -> list[int]:
+def collect_signals() -> list[int]:
     """Install handlers for SIGINT and SIGTERM: they raise, and append to the list returned."""
     signals: list[int] = []
 

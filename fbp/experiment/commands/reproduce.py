@@ -18,6 +18,7 @@ from typing import Any
 
 from fbp.errors import InputError
 from fbp.experiment.commands.run_record import (
+    UNSEALED,
     Record,
     check_record,
     last_step,
@@ -26,10 +27,15 @@ from fbp.experiment.commands.run_record import (
 )
 from fbp.experiment.commands.verdict import Verdict, compare_runs, shortened, tensor_differences
 from fbp.experiment.config import references
-from fbp.experiment.rundir import environment, journal, layout, tags
+from fbp.experiment.rundir import environment, journal, layout, manifest, tags
+from fbp.experiment.rundir.journal import Journal
 from fbp.experiment.rundir.series import Series, read_series
+from fbp.experiment.rundir.verification import Verification
+from fbp.experiment.runner.trained_model import PYFUNC_CODE
+from fbp.experiment.tracking import shipper
 from fbp.experiment.tracking.readers import open_runs
 from fbp.experiment.tracking.run_reader import RecordedRun, RunReader
+from fbp.experiment.tracking.uri import recorded_destination
 
 _CHILD = "import sys; from fbp.experiment.commands.reproduce import child; sys.exit(child())"
 _DIGESTS = (tags.PARAMS_DIGEST, tags.METRICS_DIGEST)
@@ -71,12 +77,12 @@ def _reproduce_run(
 ) -> bool:
     """Reproduce one run; return whether it is identical."""
     record = load_record(runs, run)
-    inconsistencies = check_record(runs, record, code)
-    for line in _introduction(record):
+    verification = check_record(runs, record, code)
+    for line in [*_introduction(record), *_record_lines(verification)]:
         say(line)
     folder = train_again(record, runs.uri, code)
     say(f"  {_trained_as(record, folder)}")
-    verdict = compare(record, folder, inconsistencies)
+    verdict = compare(record, folder, verification)
     report(runs, record, folder, verdict, say)
     return verdict.identical
 
@@ -129,13 +135,13 @@ def _is_inherited(variable: str) -> bool:
     return not variable.startswith("JAX_") or "COMPILATION_CACHE" in variable
 
 
-def compare(record: Record, folder: Path, inconsistencies: list[str]) -> Verdict:
+def compare(record: Record, folder: Path, verification: Verification) -> Verdict:
     """Compare a record with the run in `folder` that reproduces it.
 
     Args:
         record: the first run.
         folder: the second run's.
-        inconsistencies: in the record, see :func:`check_record`; they count as differences.
+        verification: how the record compares with its manifest, see :func:`check_record`.
     """
     history, series = read_series(folder), record.series
     end = journal.read_end(folder)
@@ -144,7 +150,9 @@ def compare(record: Record, folder: Path, inconsistencies: list[str]) -> Verdict
         until = max(map(last_step, history.values()), default=0)
         series = {name: _until(until, points) for name, points in series.items()}
     verdict = compare_runs(series, history, record.checkpoints, journal.read_checkpoints(folder))
-    verdict = verdict.with_differences(inconsistencies)
+    verdict = verdict.with_differences(
+        [*_changes(verification), *_changed_facts(verification.sealed, record, folder)]
+    )
     if not record.finished:
         return verdict
     verdict = verdict.with_differences(_different_digests(record.run, folder))
@@ -163,12 +171,14 @@ def report(
     """Say how a reproduction compares, and tag its run in the store with the result."""
     for line in _conclusion(record, verdict):
         say(f"  {line}")
+    writer = Journal(folder)
     result = "identical" if verdict.identical else verdict.differences[0]
-    try:
-        runs.tag_local_run(folder, tags.REPRODUCTION, result)
-    except OSError:
+    writer.tags({tags.REPRODUCTION: result[: journal.LONGEST_MESSAGE]})
+    writer.close()
+    process = shipper.launch(folder, recorded_destination(folder, runs.uri), PYFUNC_CODE)
+    if not shipper.wait(process, shipper.SEND_SECONDS):
         name = journal.require_start(folder).name
-        say(f"  the store does not answer: run {name} is not tagged with this result")
+        say(f"  the tag {tags.REPRODUCTION} of run {name} is not sent yet; do that with: fbp sync")
 
 
 def _introduction(record: Record) -> list[str]:
@@ -199,6 +209,42 @@ def _conclusion(record: Record, verdict: Verdict) -> list[str]:
         f"identical to the bit: {verdict.values:,} metric values and the parameters at "
         f"{verdict.checkpoints} checkpoints{extent}"
     ]
+
+
+def _record_lines(verification: Verification) -> list[str]:
+    """Return the line that says how the record compares with its manifest."""
+    if verification is UNSEALED:
+        return ["  its record is not sealed yet, so it cannot be checked for changes"]
+    if not verification.holds:
+        return ["  its record was changed; the lines below DIFFERENT say where"]
+    return [f"  its record is as it was recorded; not covered: {verification.not_covered}"]
+
+
+def _changes(verification: Verification) -> list[str]:
+    """Return a line for each change of the record, of the first few."""
+    lines = [f"changed in the record: {line}" for line in verification.differences]
+    return shortened(lines, _MAX_LINES)
+
+
+def _changed_facts(sealed: Mapping[str, Any], record: Record, folder: Path) -> list[str]:
+    """Return a line for each fact of the second run that the first one's manifest has otherwise."""
+    if not sealed:
+        return []
+    present = manifest.make(folder, {})
+    lines = [
+        line
+        for part in ("params", "datasets")
+        for line in manifest.differences(sealed[part], present[part], part)
+    ]
+    if record.finished:
+        lines += manifest.differences(_model_files(sealed), _model_files(present), "model")
+    return shortened([f"trained again: {line}" for line in lines], _MAX_LINES)
+
+
+def _model_files(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the digests of the files of the trained model."""
+    files = tree["artifacts"].items()
+    return {name: entry for name, entry in files if name.startswith(f"{layout.MODEL}/")}
 
 
 def _until(step: int, points: Series) -> Series:

@@ -17,8 +17,6 @@ from fbp.experiment.rundir.journal import Journal, MetricsLine, StepsLine
 from fbp.experiment.rundir.metric_table import is_timing
 from fbp.experiment.rundir.series import metrics_digest, nonfinite, read_series
 
-_LONGEST_TAG = 5000  # characters
-
 
 class Mismatch(NamedTuple):
     """The first value of a resumed run that is not the one the journal has."""
@@ -128,7 +126,6 @@ class Recorder:
             tags.METRICS_DIGEST: metrics_digest(series),
             tags.NONFINITE: nonfinite(series),
             tags.RESUME_DIFFERS: str(self.first_mismatch or ""),
-            tags.MESSAGE: message[:_LONGEST_TAG],
             **(run_tags or {}),
         }
         self.journal.tags({key: value for key, value in values.items() if value})

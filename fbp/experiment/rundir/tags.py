@@ -35,6 +35,11 @@ MESSAGE = "fbp.message"
 RESUME_DIFFERS = "fbp.resume_differs"
 """Where a resumed run first gave another value than before."""
 
+MANIFEST = "fbp.manifest"
+"""SHA-256 of the manifest that covers the record, see manifest.py."""
+OF_AN_END = (MESSAGE, MANIFEST)
+"""Tags that a run loses when it is resumed."""
+
 REPRODUCES = "fbp.reproduces"
 """The id of the run that this one repeats."""
 REPRODUCTION = "fbp.reproduction"

@@ -10,6 +10,7 @@ from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import checkpoints, journal, layout, tags
 from fbp.experiment.rundir.checkpoints import Checkpoint
 from fbp.experiment.rundir.journal import Journal, read_checkpoints
+from fbp.experiment.rundir.npz import leaf_digest
 from fbp.experiment.rundir.recorder import Recorder, record_start
 from fbp.experiment.runner import backend_check
 from fbp.experiment.runner.build import Experiment
@@ -125,7 +126,8 @@ def _write_resume(recorder: Recorder, checkpoint: Checkpoint | None) -> None:
             for path, array in checkpoint.arrays.items()
             if path.startswith(prefix)
         }
-        journal.checkpoint(*checkpoints.digests_of(step, params))
+        state = {path: leaf_digest(array) for path, array in checkpoint.arrays.items()}
+        journal.checkpoint(*checkpoints.digests_of(step, params, state))
 
 
 def _write_start(experiment: Experiment, identity: RunIdentity, writer: Journal) -> None:

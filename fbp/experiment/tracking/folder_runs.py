@@ -5,11 +5,12 @@ from pathlib import Path
 
 from fbp.experiment.rundir import journal, layout, locks
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
-from fbp.experiment.rundir.journal import Journal, StartLine
+from fbp.experiment.rundir.journal import StartLine
 from fbp.experiment.rundir.series import Series, last_values, read_series
+from fbp.experiment.rundir.verification import Verification, verify_folder
 from fbp.experiment.tracking.run_filter import parse_filter, sort_runs
 from fbp.experiment.tracking.run_reader import RecordedRun, matching_runs, single_match
-from fbp.experiment.tracking.shipment import read_sent
+from fbp.experiment.tracking.shipment import changes_of_sent, read_sent
 
 
 class FolderRuns:
@@ -72,14 +73,10 @@ class FolderRuns:
         """Return every metric of a run, from its journal."""
         return read_series(self.folder(run))
 
-    def indexed_series(self, run: RecordedRun) -> dict[str, Series]:
-        """Return nothing: there is no index beside the journal."""
-        return {}
-
     def checkpoints(self, run: RecordedRun) -> dict[int, CheckpointDigests]:
         """Return the digests of the parameters at each checkpoint, by step."""
         return {
-            step: CheckpointDigests(step, line.params_digest, dict(line.tensors))
+            step: CheckpointDigests(step, line.params_digest, dict(line.tensors), line.state_digest)
             for step, line in journal.read_checkpoints(self.folder(run)).items()
         }
 
@@ -87,13 +84,14 @@ class FolderRuns:
         """Return the names of the model's layers by path."""
         return dict(journal.require_start(self.folder(run)).layers)
 
-    def tag_local_run(self, folder: Path, name: str, text: str) -> None:
-        """Append a tag to a run's journal; raise OSError if it cannot be written."""
-        writer = Journal(folder)
-        try:
-            writer.tags({name: text})
-        finally:
-            writer.close()
+    def verify(self, run: RecordedRun) -> Verification:
+        """Check the record of a run against its manifest, without training."""
+        return verify_local(self.folder(run))
+
+
+def verify_local(folder: Path) -> Verification:
+    """Check all files in a run's folder, see :func:`.verification.verify_folder`."""
+    return verify_folder(folder).with_differences(changes_of_sent(folder))
 
 
 def run_id_of(folder: Path) -> str:

@@ -16,7 +16,9 @@ from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.metric_table import MACHINE
 from fbp.experiment.rundir.redact import redact, redacted_first_line
 from fbp.experiment.rundir.series import Series
-from fbp.experiment.tracking import store
+from fbp.experiment.rundir.verification import Verification
+from fbp.experiment.tracking import mlflow_shown, store
+from fbp.experiment.tracking.folder_runs import verify_local
 from fbp.experiment.tracking.run_reader import (
     FILTER_HINT,
     RecordedRun,
@@ -151,9 +153,9 @@ class MlflowRuns:
     def series(self, run: RecordedRun) -> dict[str, Series]:
         """Return every metric: from the artifacts or, while it runs, as MLflow shows it."""
         with prefixed_by(f"run {run.name}"):
-            return history.read(self.artifacts(run)) or self.indexed_series(run)
+            return history.read(self.artifacts(run)) or self._indexed_series(run)
 
-    def indexed_series(self, run: RecordedRun) -> dict[str, Series]:
+    def _indexed_series(self, run: RecordedRun) -> dict[str, Series]:
         """Return every metric as MLflow shows it; of long runs, this is a part of the steps."""
         series = {}
         for key in run.metrics:
@@ -176,17 +178,18 @@ class MlflowRuns:
         """Return the names of the model's layers by path."""
         return history.read_layer_names(self.artifacts(run))
 
-    def tag_local_run(self, folder: Path, name: str, text: str) -> None:
-        """Set a tag of a run that was sent from `folder`, see :meth:`.RunReader.tag_local_run`."""
-        from mlflow.exceptions import MlflowException
-
-        run_id = read_sent(folder).run_id
-        if not run_id:
-            return
-        try:
-            self.client.set_tag(run_id, name, text)
-        except MlflowException as error:
-            raise OSError(f"{redact(self.uri)}: the store does not answer") from error
+    def verify(self, run: RecordedRun) -> Verification:
+        """Check what MLflow shows of a run, and the run's folder if it is on this machine."""
+        with store.global_tracking_uri(self.uri):
+            shown = mlflow_shown.verify(self.client, run)
+        folder = layout.run_folder(layout.root(), run.tags.get(tags.FOLDER, ""))
+        if folder is None or read_sent(folder).run_id != run.run_id:
+            return shown
+        local = verify_local(folder)
+        lines = [f"run folder: {line}" for line in local.differences]
+        if local.holds and shown.root != local.root:
+            lines.append("the run's folder has another manifest than MLflow")
+        return shown.with_differences(lines)
 
 
 @contextmanager

@@ -111,9 +111,10 @@ class Follower:
             return Status.DONE
         while new := self._new_folders():
             self._shipments |= {folder: self._make_shipment(folder) for folder in new}
-        if is_training:
+        top = self._shipments.get(self.folder)
+        if is_training and not (top and top.done):  # a sealed journal does not grow
             self._system_metrics.sample()
-        else:
+        elif not is_training:
             close_orphans(self.folder, list(self._shipments))
         for shipment in reversed(self._shipments.values()):  # children end before their parent
             if not shipment.done and journal.read_start(shipment.folder):

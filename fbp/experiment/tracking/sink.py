@@ -76,6 +76,10 @@ class Sink(Protocol):
 
     An attribute `max_points` may say how many steps of a metric the tracker can show; the shipper
     then thins per-step metrics. Without it, or if it is 0, every step is sent.
+
+    An optional method `facts(series)` may return, as JSON's types by name, what the tracker shows
+    of the run beyond what it was sent; the run's manifest then covers that, too. `series` has the
+    points that were sent. It is called at the run's end.
     """
 
     def __init__(self, uri: str, root: Path) -> None:
