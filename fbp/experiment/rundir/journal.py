@@ -265,8 +265,11 @@ _EMPTY = PrefixChecksum()
 class Journal:
     """Appends to a journal; each line is passed to the operating system before the call returns.
 
-    One process at a time writes to a journal: opening it raises InputError if another one has it
-    open for more than two seconds.
+    Args:
+        folder: the run's folder.
+        name: the file's name.
+        alone: whether no other `Journal` may have the file open, as for a seal. Then InputError is
+            raised if a process still has it open after two seconds.
 
     A line that was cut off by a death or a full disk is removed: by the next `Journal` of that
     file, or at once. Every method raises OSError if the disk is full; the line is then not written.
@@ -276,11 +279,13 @@ class Journal:
         checksum: length and CRC-32 of the whole journal.
     """
 
-    def __init__(self, folder: Path, name: str = JOURNAL):
+    def __init__(self, folder: Path, name: str = JOURNAL, *, alone: bool = False):
         self.folder = folder
         self._path = layout.journal(folder, name)
         self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        if not locks.try_lock(self._file):
+        if not alone:
+            locks.share(self._file)
+        elif not locks.try_lock(self._file):
             os.close(self._file)
             raise InputError(f"{self._path}: another process is writing to it")
         self._last_time = now()

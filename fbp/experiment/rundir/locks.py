@@ -31,6 +31,11 @@ def try_lock(file: int) -> bool:
     return False
 
 
+def share(file: int) -> None:
+    """Hold a lock on an open file that keeps others from :func:`try_lock`; wait for it."""
+    fcntl.flock(file, fcntl.LOCK_SH)
+
+
 def unlock(file: int) -> None:
     """Release the lock on an open file, also if a forked process has it open, too."""
     fcntl.flock(file, fcntl.LOCK_UN)

@@ -1,9 +1,11 @@
 """The reader of runs in a project's own run folders; it needs no tracker."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from fbp.experiment.rundir import journal, layout, locks
+from fbp.errors import InputError
+from fbp.experiment.rundir import journal, layout, locks, manifest
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.journal import StartLine
 from fbp.experiment.rundir.series import Series, last_values, read_series
@@ -89,8 +91,27 @@ class FolderRuns:
         return verify_local(self.folder(run))
 
 
+def is_folder_of(folder: Path, run_id: str) -> bool:
+    """Return whether a run's folder is that of a tracker's run, as far as can be known.
+
+    It is not if the run was sent again, to another tracker.
+    """
+    path = layout.manifest(layout.artifacts(folder))
+    sealed_id = ""
+    with contextlib.suppress(InputError, OSError):
+        sealed_id = manifest.parse(path.read_bytes(), path.name)["tracker"].get("run_id", "")
+    known = {read_sent(folder).run_id, sealed_id} - {""}
+    return not known or run_id in known
+
+
 def verify_local(folder: Path) -> Verification:
-    """Check all files in a run's folder, see :func:`.verification.verify_folder`."""
+    """Check all files in a run's folder, see :func:`.verification.verify_folder`.
+
+    Raises:
+        NotSealed: if the run goes on, or is still to be sent.
+    """
+    if journal.read_start(folder) is None:
+        return Verification("", ("the journal has no first line",))
     return verify_folder(folder).with_differences(changes_of_sent(folder))
 
 

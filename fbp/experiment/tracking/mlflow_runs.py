@@ -16,9 +16,9 @@ from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.metric_table import MACHINE
 from fbp.experiment.rundir.redact import redact, redacted_first_line
 from fbp.experiment.rundir.series import Series
-from fbp.experiment.rundir.verification import Verification
+from fbp.experiment.rundir.verification import NotSealed, Verification
 from fbp.experiment.tracking import mlflow_shown, store
-from fbp.experiment.tracking.folder_runs import verify_local
+from fbp.experiment.tracking.folder_runs import is_folder_of, verify_local
 from fbp.experiment.tracking.run_reader import (
     FILTER_HINT,
     RecordedRun,
@@ -26,7 +26,6 @@ from fbp.experiment.tracking.run_reader import (
     matching_runs,
     single_match,
 )
-from fbp.experiment.tracking.shipment import read_sent
 from fbp.experiment.tracking.uri import default_uri
 from fbp.experiment.tracking.uri import tracking_uri as mlflow_uri
 
@@ -183,9 +182,12 @@ class MlflowRuns:
         with store.global_tracking_uri(self.uri):
             shown = mlflow_shown.verify(self.client, run)
         folder = layout.run_folder(layout.root(), run.tags.get(tags.FOLDER, ""))
-        if folder is None or read_sent(folder).run_id != run.run_id:
+        if folder is None or not is_folder_of(folder, run.run_id):
             return shown
-        local = verify_local(folder)
+        try:
+            local = verify_local(folder)
+        except NotSealed as error:
+            local = Verification("", (str(error),))
         lines = [f"run folder: {line}" for line in local.differences]
         if local.holds and shown.root != local.root:
             lines.append("the run's folder has another manifest than MLflow")

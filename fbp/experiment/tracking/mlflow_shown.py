@@ -104,7 +104,7 @@ def expected(sealed: Tree, root: str) -> Tree:
             key_of(key): text[:LONGEST_TAG] for key, text in run_tags.items() if _is_covered(key)
         },
         "metrics": dict(tracker.get("metrics", {})),
-        "datasets": sorted(map(_dataset, map(mlflow_format.dataset_input, sealed["datasets"]))),
+        "datasets": dict(map(_dataset, map(mlflow_format.dataset_input, sealed["datasets"]))),
         "artifacts": {**sealed["artifacts"], **about},
         "models": dict(tracker.get("models", {})),
         "outputs": sorted(tracker.get("models", {})),
@@ -115,12 +115,16 @@ def _is_covered(tag: str) -> bool:
     return tag in _SET_BY_FBP or tag.startswith("fbp.")
 
 
-def _dataset(entry: Any) -> list[str]:
-    """Return all texts of a data set in MLflow, or of one that is sent there."""
+def _dataset(entry: Any) -> tuple[str, Tree]:
+    """Return the name of a data set in MLflow, or of one that is sent there, and all its texts."""
     dataset = entry.dataset
-    context = sorted(f"{tag.key}={tag.value}" for tag in entry.tags)
-    texts = (dataset.name, dataset.digest, dataset.source_type, dataset.source)
-    return [*map(str, texts), str(dataset.schema), str(dataset.profile), *context]
+    return dataset.name, {
+        "digest": dataset.digest,
+        "source": [dataset.source_type, dataset.source],
+        "schema": str(dataset.schema),
+        "profile": str(dataset.profile),
+        "context": sorted(f"{tag.key}={tag.value}" for tag in entry.tags),
+    }
 
 
 # --- what is there ----------------------------------------------------------------------------
@@ -152,7 +156,7 @@ def present(client: Any, run_id: str, sealed: Tree) -> tuple[Tree, list[str]]:
         "params": dict(run.data.params),
         "tags": {key: text for key, text in run.data.tags.items() if _is_covered(key)},
         "metrics": metric_digests(points_in_store(client, run_id, run), dict(run.data.metrics)),
-        "datasets": sorted(map(_dataset, datasets)),
+        "datasets": dict(map(_dataset, datasets)),
         "artifacts": _digests(files, needed, repository),
         "models": models(client, run_id, sealed["tracker"].get("models", {})),
         "outputs": sorted(output.model_id for output in outputs),

@@ -317,11 +317,13 @@ class Shipment:
         """
         facts: Callable[..., Mapping[str, Any]] | None = getattr(self._sink, "facts", None)
         tracker = facts(self._shown_series()) if facts else {}
-        root = manifest.write(self.folder, manifest.make(self.folder, tracker))
-        seal = journal.read_seal(self.folder)
-        if seal is None or seal.later or seal.root != root:
-            writer = Journal(self.folder)
-            writer.seal(root)
+        writer = Journal(self.folder, alone=True)
+        try:
+            root = manifest.write(self.folder, manifest.make(self.folder, tracker))
+            seal = journal.read_seal(self.folder)
+            if seal is None or seal.later or seal.root != root:
+                writer.seal(root)
+        finally:
             writer.close()
         self._send_new_lines(JOURNAL)
         self._sink.set_tags({tags.MANIFEST: root})
