@@ -15,7 +15,7 @@ _PACKAGE = Path(__file__).parent.parent
 _GROUPS = {
     "Train": ("run", "resume"),
     "Inspect": ("ui", "runs", "show", "compare", "list", "describe"),
-    "Verify": ("check", "verify", "reproduce"),
+    "Verify": ("check", "verify", "reproduce", "archive", "sign"),
     "Use": ("generate", "register"),
     "Maintain": ("sync", "close-dead", "repair-store"),
 }

@@ -1,33 +1,94 @@
-"""Commands that verify recorded runs: `fbp verify`, `fbp reproduce`."""
+"""Commands that verify recorded runs: `fbp verify`, `archive`, `sign`, `reproduce`."""
 
 import sys
 from pathlib import Path
 
 import click
 
-from fbp.cli.base import main, uri_option
+from fbp.cli.base import code_option, main, shown, uri_option
 from fbp.cli.training import collect_signals
+from fbp.errors import InputError
 
 
 @main.command("verify", short_help="check a run's record against its manifest, without training")
-@click.argument("run_name", metavar="RUN")
+@click.argument("run_name", metavar="RUN|FILE")
+@click.option(
+    "--signers",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Allowed signers, as for ssh-keygen; one of them must have signed the record.",
+)
+@click.option("--from", "start", type=int, metavar="STEP", help="Train again from this checkpoint.")
+@click.option("--to", "stop", type=int, metavar="STEP", help="Train again up to this checkpoint.")
+@code_option
 @uri_option
-def verify_run(run_name: str, tracking_uri: str | None) -> None:
+def verify_run(
+    run_name: str,
+    signers: Path | None,
+    start: int | None,
+    stop: int | None,
+    code: Path | None,
+    tracking_uri: str | None,
+) -> None:
     """Check that everything recorded of RUN is as it was when the run ended.
 
-    Its manifest has the digest of each file, each metric and each tag. The exit status is 1 if
-    anything was changed, removed or added since.
+    Its manifest has the digest of each file, each metric and each tag. FILE is an archive. The exit
+    status is 1 if anything was changed, removed or added since. With --from and --to, the steps
+    between two checkpoints are also trained again and compared bit for bit.
     """
-    from fbp.experiment.commands.verify import verify
+    from fbp.experiment.commands.verify import verify, verify_part
 
-    sys.exit(0 if verify(run_name, tracking_uri, click.echo) else 1)
+    if (start is None) != (stop is None):
+        raise InputError("--from and --to: expected both, or none")
+    holds = verify(run_name, tracking_uri, click.echo, signers)
+    if holds and start is not None and stop is not None:
+        collect_signals()
+        holds = verify_part(run_name, start, stop, click.echo, code)
+    sys.exit(0 if holds else 1)
+
+
+@main.command("archive", short_help="write a run's record into one file")
+@click.argument("run_name", metavar="RUN")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="File to write."
+)
+@click.option("--with-data", is_flag=True, help="Include the data set, as arrays.")
+def archive_run(run_name: str, output: Path | None, with_data: bool) -> None:  # noqa: FBT001
+    """Write everything that RUN has recorded into one file.
+
+    'fbp verify FILE' and 'fbp reproduce FILE' need nothing else on another machine but the
+    packages, whose versions the file lists, and the data, unless they are included.
+    """
+    from fbp.experiment.commands.archive import archive
+
+    path = archive(run_name, output, with_data=with_data)
+    click.echo(f"{shown(path)}  ({path.stat().st_size / 2**20:.1f} MB)")
+
+
+@main.command("sign", short_help="sign a run's record with an SSH key")
+@click.argument("run_name", metavar="RUN|FILE")
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path),
+    default=Path.home() / ".ssh" / "id_ed25519",
+    show_default="~/.ssh/id_ed25519",
+    metavar="FILE",
+    help="Private SSH key, or the public one if an agent has the private.",
+)
+@uri_option
+def sign_run(run_name: str, key: Path, tracking_uri: str | None) -> None:
+    """Sign the manifest of RUN, or of an archive FILE, by ssh-keygen.
+
+    'fbp verify' says who has signed. The record must be as it was when the run ended.
+    """
+    from fbp.experiment.commands.sign import sign
+
+    sign(run_name, key, tracking_uri, click.echo)
 
 
 @main.command("reproduce", short_help="run a run again from its record; compare every bit")
-@click.argument("run_name", metavar="RUN")
-@click.option(
-    "--code", type=click.Path(path_type=Path, exists=True), help="The file of a model of your own."
-)
+@click.argument("run_name", metavar="RUN|FILE")
+@code_option
 @uri_option
 def reproduce_run(run_name: str, code: Path | None, tracking_uri: str | None) -> None:
     """Run RUN again from its record alone and compare every bit.

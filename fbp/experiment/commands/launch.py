@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fbp.datasets import Dataset
 from fbp.errors import InputError, prefixed_by
 from fbp.experiment.commands.load import local_runs
 from fbp.experiment.config import reading, writing
@@ -41,6 +42,7 @@ class RunRequest(NamedTuple):
         signals: signals that came already; a run with one in it stops at its first chunk.
         checkpoint_steps: the steps of the checkpoints; None leaves them to the configuration.
         stop_at: the step at which training is broken off; None for a whole run.
+        dataset: the data, if they are not to be loaded as the configuration says.
     """
 
     make_reporter: Callable[[str], Reporter]
@@ -49,6 +51,7 @@ class RunRequest(NamedTuple):
     signals: list[int] | None = None
     checkpoint_steps: Sequence[int] | None = None
     stop_at: int | None = None
+    dataset: Dataset | None = None
 
 
 class Launched(NamedTuple):
@@ -242,5 +245,6 @@ def _train(
         signals=request.signals,
         checkpoint_steps=request.checkpoint_steps,
         stop_at=request.stop_at,
+        dataset=request.dataset,
     )
     return {config.name: outcome}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fbp.errors import InputError
+from fbp.experiment.commands import archive
 from fbp.experiment.commands.run_record import (
     UNSEALED,
     Record,
@@ -54,7 +55,7 @@ def reproduce(
     Trains in a subprocess, and records each reproduction as a new run.
 
     Args:
-        name: the run's id or name, or its folder.
+        name: the run's id or name, its folder, or the file of an archive.
         tracking_uri: the store. Default: ``MLFLOW_TRACKING_URI``, or the store of this project.
         say: called with each line of the report.
         code: a Python file of the user's own that the configuration names, if not installed.
@@ -65,6 +66,14 @@ def reproduce(
     Raises:
         InputError: if there is no such run, or if its record or data cannot be used.
     """
+    if archive.is_archive(name):
+        with archive.opened(Path(name)) as (folders, root):
+            results = [
+                _reproduce_run(folders, run, say, code, root)
+                for run in reversed(folders.search())
+                if not folders.children(run)
+            ]
+            return all(results)
     with open_runs(tracking_uri, [name]) as runs:
         run = runs.find(name)
         selected = runs.children(run) or [run]
@@ -73,21 +82,35 @@ def reproduce(
 
 
 def _reproduce_run(
-    runs: RunReader, run: RecordedRun, say: Callable[[str], None], code: Path | None
+    runs: RunReader,
+    run: RecordedRun,
+    say: Callable[[str], None],
+    code: Path | None,
+    unpacked: Path | None = None,
 ) -> bool:
-    """Reproduce one run; return whether it is identical."""
+    """Reproduce one run; return whether it is identical.
+
+    Args:
+        runs: the store.
+        run: the run.
+        say: called with each line of the report.
+        code: a Python file of the user's own that the configuration names, if not installed.
+        unpacked: the folder of an unpacked archive, which may have the data.
+    """
     record = load_record(runs, run)
     verification = check_record(runs, record, code)
     for line in [*_introduction(record), *_record_lines(verification)]:
         say(line)
-    folder = train_again(record, runs.uri, code)
+    folder = train_again(record, runs.uri, code, unpacked)
     say(f"  {_trained_as(record, folder)}")
     verdict = compare(record, folder, verification)
     report(runs, record, folder, verdict, say)
     return verdict.identical
 
 
-def train_again(record: Record, uri: str | None, code: Path | None) -> Path:
+def train_again(
+    record: Record, uri: str | None, code: Path | None, unpacked: Path | None = None
+) -> Path:
     """Train the recorded configuration in a subprocess, in the recorded environment.
 
     A run that did not finish is trained up to the last step of its record.
@@ -96,6 +119,7 @@ def train_again(record: Record, uri: str | None, code: Path | None) -> Path:
         record: the run.
         uri: where the new run is tracked; None for the record's own tracker.
         code: a Python file of the user's own that the configuration names, if not installed.
+        unpacked: the folder of an unpacked archive, which may have the data.
 
     Returns:
         The new run's folder.
@@ -114,11 +138,10 @@ def train_again(record: Record, uri: str | None, code: Path | None) -> Path:
         "stop_at": None if record.finished else record.last_step,
         "code": None if code is None else str(code.resolve()),
         "imported": references.imported_modules(),
+        "data": None if unpacked is None else str(unpacked),
+        "folder_name": record.run.tags.get(tags.FOLDER, ""),
     }
-    inherited = {name: value for name, value in os.environ.items() if _is_inherited(name)}
-    if record.environment.get("device", {}).get("platform") == "cpu":
-        inherited["JAX_PLATFORMS"] = "cpu"
-    answer, status = _train_in_subprocess(task, inherited | record.variables)
+    answer, status = train_in_subprocess(task, record.environment, record.variables)
     if answer is None:
         raise InputError(
             f"run {record.run.name}: it could not be trained again (exit status {status})"
@@ -290,32 +313,40 @@ def _environment_differences(record: Record) -> list[str]:
     return lines
 
 
-def _train_in_subprocess(
-    task: dict[str, Any], variables: Mapping[str, str]
+def train_in_subprocess(
+    task: Mapping[str, Any],
+    recorded: Mapping[str, Any],
+    variables: Mapping[str, str],
+    command: str = _CHILD,
 ) -> tuple[dict[str, str] | None, int]:
     """Train in a process of its own, which ends when this one does.
 
     Args:
         task: see :func:`child`; the name of the file for its answer is added.
-        variables: the subprocess's environment.
+        recorded: the environment of the record.
+        variables: environment variables that restore it.
+        command: what the process runs.
 
     Returns:
         The answer, None if the process died without one; and its exit status.
     """
+    inherited = {name: value for name, value in os.environ.items() if _is_inherited(name)}
+    if recorded.get("device", {}).get("platform") == "cpu":
+        inherited["JAX_PLATFORMS"] = "cpu"
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "answer.json"
         process = subprocess.Popen(
-            [sys.executable, "-c", _CHILD],
+            [sys.executable, "-c", command],
             stdin=subprocess.PIPE,
             text=True,
-            env=variables,
+            env=inherited | dict(variables),
             start_new_session=True,  # Ctrl-C is for this process, which stops the other
         )
         assert process.stdin is not None
         try:
             # the pipe stays open; the child notices by its closing that this process has died
             with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(task | {"answer": str(path)}) + "\n")
+                process.stdin.write(json.dumps({**task, "answer": str(path)}) + "\n")
                 process.stdin.flush()
             process.wait()
         except BaseException:
@@ -340,13 +371,16 @@ def child() -> int:
     if not line.endswith("\n"):  # the parent died before it had sent the task
         return 1
     task = json.loads(line)
-    threading.Thread(target=_stop_when_parent_dies, daemon=True).start()
+    stop_when_parent_dies()
     identity = RunIdentity(
         Path(task["source"]), task["label"], tags=task["tags"], fingerprint=task["fingerprint"]
     )
     try:
         steps = {key: task[key] for key in ("checkpoint_steps", "stop_at")}
-        request = RunRequest(Bar, task["uri"], **steps)
+        data = (
+            archive.read_dataset(Path(task["data"]), task["folder_name"]) if task["data"] else None
+        )
+        request = RunRequest(Bar, task["uri"], **steps, dataset=data)
         code = None if task["code"] is None else Path(task["code"])
         with references.reading_record(code, task["imported"]):
             launched = launch_config(reading.read(Path(task["config"])), identity, request)
@@ -357,8 +391,12 @@ def child() -> int:
     return 0
 
 
-def _stop_when_parent_dies() -> None:
-    """Block until standard input is closed, then stop training as a SIGTERM does."""
+def stop_when_parent_dies() -> None:
+    """Stop training, as a SIGTERM does, once standard input is closed."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,21 +1,34 @@
 """Check the record of a run against its manifest, without training: ``fbp verify``."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+from fbp.errors import InputError
+from fbp.experiment.commands import archive as archives
+from fbp.experiment.commands.segment import verify_segment
+from fbp.experiment.config import reading, references
+from fbp.experiment.rundir import layout, signatures
 from fbp.experiment.rundir.verification import Verification
+from fbp.experiment.tracking.folder_runs import find_folder
 from fbp.experiment.tracking.readers import open_runs
-from fbp.experiment.tracking.run_reader import RecordedRun, RunReader
+from fbp.experiment.tracking.run_reader import RecordedRun
 
 _MAX_LINES = 20
 
 
-def verify(name: str, tracking_uri: str | None, say: Callable[[str], None]) -> bool:
+def verify(
+    name: str,
+    tracking_uri: str | None,
+    say: Callable[[str], None],
+    signers: Path | None = None,
+) -> bool:
     """Check the record of a run, and of each run under it; report what is not as it was.
 
     Args:
-        name: the run's id or name, or its folder.
+        name: the run's id or name, its folder, or the file of an archive.
         tracking_uri: the store. Default: ``MLFLOW_TRACKING_URI``, or the store of this project.
         say: called with each line of the report.
+        signers: a file of allowed signers, see ``man ssh-keygen``. One of them must have signed.
 
     Returns:
         Whether everything is as it was recorded.
@@ -23,16 +36,71 @@ def verify(name: str, tracking_uri: str | None, say: Callable[[str], None]) -> b
     Raises:
         InputError: if there is no such run, or if its record is not sealed yet.
     """
+    if archives.is_archive(name):
+        with archives.opened(Path(name)) as (folders, root):
+            results = []
+            for run in reversed(folders.search()):
+                folder = folders.folder(run)
+                additions = archives.changes_of_additions(root, folder)
+                verification = folders.verify(run).with_differences(additions)
+                results.append(_report(run, verification, layout.artifacts(folder), signers, say))
+            return all(results)
     with open_runs(tracking_uri, [name]) as runs:
         run = runs.find(name)
-        results = [_verify_run(runs, each, say) for each in (run, *runs.children(run))]
+        results = [
+            _report(each, runs.verify(each), runs.signed_artifacts(each), signers, say)
+            for each in (run, *runs.children(run))
+        ]
         return all(results)
 
 
-def _verify_run(runs: RunReader, run: RecordedRun, say: Callable[[str], None]) -> bool:
-    verification = runs.verify(run)
+def verify_part(
+    name: str, start: int, stop: int, say: Callable[[str], None], code: Path | None
+) -> bool:
+    """Train the steps between two checkpoints again; return whether they are the same to the bit.
+
+    Args:
+        name: the run's folder, name or id, or the file of an archive of one run.
+        start: the step of a checkpoint that was kept.
+        stop: the step of a later one.
+        say: called with each line of the report.
+        code: a Python file of the user's own that the configuration names, if not installed.
+
+    Raises:
+        InputError: if the run's folder is not on this machine, or see :func:`verify_segment`.
+    """
+    task = {
+        "code": None if code is None else str(code.resolve()),
+        "imported": references.imported_modules(),
+        "data": None,
+    }
+    if archives.is_archive(name):
+        with archives.opened(Path(name)) as (folders, root):
+            runs = [run for run in folders.search() if not folders.children(run)]
+            if len(runs) != 1:
+                raise InputError(f"{name}: expected an archive of one run, got {len(runs)}")
+            folder = folders.folder(runs[0])
+            reading.require_trusted_names(layout.config(folder), code)
+            return verify_segment(folder, start, stop, say, {**task, "data": str(root)})
+    local = find_folder(layout.root(), name)
+    if local is None or not layout.config(local).exists():
+        raise InputError(f"run {name!r}: --from and --to need the folder of a run made by fbp run")
+    reading.require_trusted_names(layout.config(local), code)
+    return verify_segment(local, start, stop, say, task)
+
+
+def _report(
+    run: RecordedRun,
+    verification: Verification,
+    artifacts: Path,
+    signers: Path | None,
+    say: Callable[[str], None],
+) -> bool:
+    """Report on one run; return whether its record holds."""
+    checked = signatures.verify(artifacts, signers)
+    verification = verification.with_differences(checked.problems)
     say(f"run {run.name} ({run.run_id}), {run.status}")
-    for line in report(verification):
+    for line in [*report(verification), *checked.signers]:
         say(f"  {line}")
     return verification.holds
 

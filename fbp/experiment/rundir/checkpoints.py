@@ -162,6 +162,11 @@ def quarantine_after(folder: Path, step: int) -> None:
             path.rename(path.with_suffix(".damaged"))
 
 
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint's file."""
+    return int(path.stem.removeprefix("step-"))
+
+
 def _name(step: int) -> str:
     return f"step-{step:012d}.npz" if step >= 0 else ""
 

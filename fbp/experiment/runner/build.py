@@ -61,7 +61,7 @@ class _Counts(NamedTuple):
     interval: int
 
 
-def build(config: Config) -> Experiment:
+def build(config: Config, dataset: Dataset | None = None) -> Experiment:
     """Load the data, construct what a configuration names, and check that it fits together.
 
     Almost nothing is computed: shapes are traced. The metrics are added to this process's table of
@@ -69,12 +69,13 @@ def build(config: Config) -> Experiment:
 
     Args:
         config: the configuration.
+        dataset: the data, as :func:`load_data` returned them; loaded by default.
 
     Raises:
         InputError: one line that says what does not fit.
     """
     with as_keys_of("data", dataset="reconstruct"):
-        dataset = _load_data(config)
+        dataset = dataset or load_data(config)
         data = _split(config, dataset)
     loss = build_loss(config)
     data = _with_targets(data, config, loss, len(dataset.classes))
@@ -97,7 +98,12 @@ def build(config: Config) -> Experiment:
     )
 
 
-def _load_data(config: Config) -> Dataset:
+def load_data(config: Config) -> Dataset:
+    """Return the data set that a configuration names, checked.
+
+    Raises:
+        InputError: if there is no such file, or if it cannot be learned from.
+    """
     dataset = construct(config.data)
     if not is_reference(config.data.name):
         dataset = datasets.check(dataset)

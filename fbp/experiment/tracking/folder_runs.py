@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fbp.errors import InputError
-from fbp.experiment.rundir import journal, layout, locks, manifest
+from fbp.experiment.rundir import journal, layout, locks, manifest, signatures
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.journal import StartLine
 from fbp.experiment.rundir.series import Series, last_values, read_series
@@ -85,6 +85,14 @@ class FolderRuns:
     def layers(self, run: RecordedRun) -> dict[str, str]:
         """Return the names of the model's layers by path."""
         return dict(journal.require_start(self.folder(run)).layers)
+
+    def signed_artifacts(self, run: RecordedRun) -> Path:
+        """Return the folder of a run's artifacts."""
+        return layout.artifacts(self.folder(run))
+
+    def add_signatures(self, run: RecordedRun, folder: Path) -> None:
+        """Add a folder of signatures to the run's artifacts."""
+        signatures.copy(folder, layout.artifacts(self.folder(run)))
 
     def verify(self, run: RecordedRun) -> Verification:
         """Check the record of a run against its manifest, without training."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from fbp._optional import require
 from fbp.errors import InputError, prefixed_by
-from fbp.experiment.rundir import history, layout, tags
+from fbp.experiment.rundir import history, layout, signatures, tags
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.metric_table import MACHINE
 from fbp.experiment.rundir.redact import redact, redacted_first_line
@@ -177,12 +177,32 @@ class MlflowRuns:
         """Return the names of the model's layers by path."""
         return history.read_layer_names(self.artifacts(run))
 
+    def signed_artifacts(self, run: RecordedRun) -> Path:
+        """Return a folder with copies of the manifest of a run and its signatures."""
+        folder = self._folder / f"{run.run_id}-signed"
+        with store.global_tracking_uri(self.uri):
+            mlflow_shown.copy_signed(run.artifact_uri, folder)
+        return folder
+
+    def add_signatures(self, run: RecordedRun, folder: Path) -> None:
+        """Add a folder of signatures to the run's artifacts, here and in its own folder."""
+        with store.global_tracking_uri(self.uri):
+            self.client.log_artifacts(run.run_id, str(folder), layout.SIGNATURES)
+        local = self._local_folder(run)
+        if local:
+            signatures.copy(folder, layout.artifacts(local))
+
+    def _local_folder(self, run: RecordedRun) -> Path | None:
+        """Return the run's folder if it is on this machine."""
+        folder = layout.run_folder(layout.root(), run.tags.get(tags.FOLDER, ""))
+        return folder if folder and is_folder_of(folder, run.run_id) else None
+
     def verify(self, run: RecordedRun) -> Verification:
         """Check what MLflow shows of a run, and the run's folder if it is on this machine."""
         with store.global_tracking_uri(self.uri):
             shown = mlflow_shown.verify(self.client, run)
-        folder = layout.run_folder(layout.root(), run.tags.get(tags.FOLDER, ""))
-        if folder is None or not is_folder_of(folder, run.run_id):
+        folder = self._local_folder(run)
+        if folder is None:
             return shown
         try:
             local = verify_local(folder)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fbp.errors import InputError
-from fbp.experiment.rundir import layout, manifest, tags
+from fbp.experiment.rundir import layout, manifest, signatures, tags
 from fbp.experiment.rundir.manifest import Tree
 from fbp.experiment.rundir.series import Series, joined
 from fbp.experiment.rundir.verification import NotSealed, Verification, covered
@@ -80,6 +80,19 @@ def _manifest_content(client: Any, run_id: str) -> bytes | None:
     with tempfile.TemporaryDirectory() as folder:
         repository.download_artifacts(layout.MANIFEST, folder)
         return (Path(folder) / layout.MANIFEST).read_bytes()
+
+
+def copy_signed(artifact_uri: str, target: Path) -> None:
+    """Copy the manifest of a run and its signatures into a folder, which is made."""
+    repository = _repository(artifact_uri)
+    target.mkdir(exist_ok=True)
+    entries = [*repository.list_artifacts(), *repository.list_artifacts(layout.SIGNATURES)]
+    for entry in entries:
+        name, size = str(entry.path), int(entry.file_size or 0)
+        largest = manifest.LARGEST if name == layout.MANIFEST else signatures.LARGEST
+        is_safe = layout.is_about_manifest(name) and signatures.is_name(name.rpartition("/")[2])
+        if not entry.is_dir and is_safe and size <= largest:
+            repository.download_artifacts(name, str(target))
 
 
 # --- what the manifest expects ----------------------------------------------------------------

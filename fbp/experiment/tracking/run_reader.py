@@ -105,6 +105,12 @@ class RunReader(Protocol):
     def layers(self, run: RecordedRun) -> dict[str, str]:
         """Return the names of the model's layers by path."""
 
+    def signed_artifacts(self, run: RecordedRun) -> Path:
+        """Return a folder with the manifest of a run and its signatures, if there are any."""
+
+    def add_signatures(self, run: RecordedRun, folder: Path) -> None:
+        """Add a folder of signatures to the run's artifacts."""
+
     def verify(self, run: RecordedRun) -> Verification:
         """Check the record of a run against its manifest, without training.
 

@@ -1,0 +1,156 @@
+"""Verify a part of a training by training it again: ``fbp verify RUN --from STEP --to STEP``.
+
+The run is put back, in a temporary folder, as it was at a checkpoint, and resumed from there. What
+it then records must be, to the bit, what it recorded the first time. So a reader can spot-check a
+long training. The digest of a checkpoint covers the optimizer state and the random key, too.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fbp.errors import InputError
+from fbp.experiment.commands.reproduce import train_in_subprocess
+from fbp.experiment.commands.verdict import compare_runs
+from fbp.experiment.config import reading, references
+from fbp.experiment.rundir import checkpoints, environment, journal, layout
+from fbp.experiment.rundir.checkpoints import Checkpoint
+from fbp.experiment.rundir.npz import digest_of
+from fbp.experiment.rundir.series import read_series
+
+_CHILD = "import sys; from fbp.experiment.commands.segment import child; sys.exit(child())"
+_MAX_STEPS = 10  # that a message names
+
+
+def verify_segment(
+    folder: Path,
+    start: int,
+    stop: int,
+    say: Callable[[str], None],
+    task: Mapping[str, Any],
+) -> bool:
+    """Train a run again from one checkpoint to another; report how it compares.
+
+    Args:
+        folder: the run's folder, whose record holds.
+        start: the step of a checkpoint that the folder has.
+        stop: the step of a later checkpoint, of which the digests are enough.
+        say: called with each line of the report.
+        task: what the training process needs beside the folder, see :func:`child`.
+
+    Returns:
+        Whether the parameters, the state and all metrics in between are the same to the bit.
+
+    Raises:
+        InputError: if there are no such checkpoints, or if training cannot start.
+    """
+    digests = journal.read_checkpoints(folder)
+    for option, step in (("--from", start), ("--to", stop)):
+        if step not in digests:
+            raise InputError(f"{option} {step}: expected a checkpoint's step: {_steps(digests)}")
+    if not start < stop:
+        raise InputError(f"--to {stop}: expected a step after {start}")
+    kept = {checkpoints.step_of(path): path for path in checkpoints.files(folder)}
+    if start not in kept:
+        raise InputError(
+            f"--from {start}: the checkpoint of this step was not kept; kept are {_steps(kept)}"
+        )
+    checkpoint = checkpoints.read(kept[start])
+    if digest_of(checkpoint.arrays) != digests[start].state_digest:
+        say(f"DIFFERENT: the checkpoint of step {start} is not the one in the journal")
+        return False
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = layout.runs(Path(scratch) / "mlruns") / folder.name
+        _put_back(folder, copy, kept[start], checkpoint)
+        facts = environment.read(layout.artifacts(folder))
+        variables, _ = environment.restorable_variables(facts)
+        answer, status = train_in_subprocess(
+            {**task, "folder": str(copy), "stop_at": stop}, facts, variables, _CHILD
+        )
+        if answer is None or "problem" in answer:
+            reason = answer["problem"] if answer else f"exit status {status}"
+            raise InputError(f"run {folder.name}: it could not be trained again: {reason}")
+        again = {
+            name: points.where((points.steps > start) & (points.steps <= stop))
+            for name, points in read_series(copy).items()
+        }
+        recorded = {
+            name: points.where((points.steps > start) & (points.steps <= stop))
+            for name, points in read_series(folder).items()
+            if name in again
+        }
+        verdict = compare_runs(
+            recorded, again, {stop: digests[stop]}, journal.read_checkpoints(copy)
+        )
+    for line in verdict.differences:
+        say(f"DIFFERENT: {line}")
+    if verdict.identical:
+        say(
+            f"steps {start} to {stop} are identical to the bit: {verdict.values:,} metric values, "
+            "the parameters, the optimizer state and the random key"
+        )
+    return verdict.identical
+
+
+def _steps(known: Mapping[int, Any]) -> str:
+    steps = sorted(known)
+    rest = f" and {len(steps) - _MAX_STEPS} more" if len(steps) > _MAX_STEPS else ""
+    return f"{', '.join(map(str, steps[:_MAX_STEPS]))}{rest}" if steps else "there are none"
+
+
+def _put_back(folder: Path, copy: Path, path: Path, checkpoint: Checkpoint) -> None:
+    """Make a copy of a run's folder as it was when a checkpoint was written."""
+    layout.artifacts(copy).mkdir(parents=True)
+    layout.checkpoints(copy).mkdir()
+    for name in (layout.CONFIG, layout.ENVIRONMENT):
+        source = layout.artifacts(folder) / name
+        if source.exists():
+            shutil.copyfile(source, layout.artifacts(copy) / name)
+    shutil.copyfile(path, layout.checkpoints(copy) / path.name)
+    length = checkpoint.metadata["journal"][0]
+    with open(layout.journal(folder), "rb") as file:
+        layout.journal(copy).write_bytes(file.read(length))
+
+
+def child() -> int:
+    """Train in a process of its own: read a task from standard input, write its answer to a file.
+
+    A task has the folder, the step to stop at, the code that is trusted, and the data, if they are
+    not to be loaded.
+    """
+    from fbp.experiment.commands.archive import read_dataset
+    from fbp.experiment.commands.progress import Bar
+    from fbp.experiment.commands.reproduce import stop_when_parent_dies
+    from fbp.experiment.runner.jax_setup import configure_jax
+    from fbp.experiment.runner.run import run
+    from fbp.experiment.runner.run_start import RunIdentity
+
+    line = sys.stdin.readline()
+    if not line.endswith("\n"):
+        return 1
+    task = json.loads(line)
+    stop_when_parent_dies()
+    folder = Path(task["folder"])
+    try:
+        code = None if task["code"] is None else Path(task["code"])
+        with references.reading_record(code, task["imported"]):
+            config = reading.read(layout.config(folder))
+            configure_jax(config.training, environment.read(layout.artifacts(folder)))
+            run(
+                config,
+                RunIdentity(Path(layout.CONFIG), folder.name),
+                folder,
+                Bar(folder.name),
+                checkpoint_steps=[task["stop_at"]],
+                stop_at=task["stop_at"],
+                dataset=read_dataset(Path(task["data"]), folder.name) if task["data"] else None,
+            )
+        answer = {"folder": str(folder)}
+    except InputError as error:
+        answer = {"problem": str(error)}
+    Path(task["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+    return 0
