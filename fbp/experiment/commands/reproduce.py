@@ -4,19 +4,11 @@ This is the work of ``fbp reproduce``, in five steps: :func:`.run_record.load_re
 :func:`.run_record.check_record`, :func:`train_again`, :func:`compare`, :func:`report`.
 """
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fbp.errors import InputError
+from fbp.errors import prefixed_by
 from fbp.experiment.commands import archive
 from fbp.experiment.commands.run_record import (
     UNSEALED,
@@ -26,6 +18,7 @@ from fbp.experiment.commands.run_record import (
     load_record,
     read_params,
 )
+from fbp.experiment.commands.training_process import serve, train_in_subprocess
 from fbp.experiment.commands.verdict import Verdict, compare_runs, shortened, tensor_differences
 from fbp.experiment.config import references
 from fbp.experiment.rundir import environment, journal, layout, manifest, tags
@@ -40,7 +33,6 @@ from fbp.experiment.tracking.uri import recorded_destination
 
 _CHILD = "import sys; from fbp.experiment.commands.reproduce import child; sys.exit(child())"
 _DIGESTS = (tags.PARAMS_DIGEST, tags.METRICS_DIGEST)
-_VARIABLES_FROM_RECORD = ("XLA_FLAGS", "PJRT_NPROC", "NPROC")  # and all JAX_* but its cache
 _MAX_LABEL = 100  # characters of the second run's name
 _MAX_LINES = 20  # of differences between environments
 _SHORT_DIGEST = 12
@@ -141,21 +133,9 @@ def train_again(
         "data": None if unpacked is None else str(unpacked),
         "folder_name": record.run.tags.get(tags.FOLDER, ""),
     }
-    answer, status = train_in_subprocess(task, record.environment, record.variables)
-    if answer is None:
-        raise InputError(
-            f"run {record.run.name}: it could not be trained again (exit status {status})"
-        )
-    if "problem" in answer:
-        raise InputError(answer["problem"])
+    with prefixed_by(f"run {record.run.name}"):
+        answer = train_in_subprocess(task, record.environment, record.variables, _CHILD)
     return Path(answer["folder"])
-
-
-def _is_inherited(variable: str) -> bool:
-    """Return whether the subprocess gets an environment variable from this process."""
-    if variable in _VARIABLES_FROM_RECORD:
-        return False
-    return not variable.startswith("JAX_") or "COMPILATION_CACHE" in variable
 
 
 def compare(record: Record, folder: Path, verification: Verification) -> Verdict:
@@ -313,90 +293,26 @@ def _environment_differences(record: Record) -> list[str]:
     return lines
 
 
-def train_in_subprocess(
-    task: Mapping[str, Any],
-    recorded: Mapping[str, Any],
-    variables: Mapping[str, str],
-    command: str = _CHILD,
-) -> tuple[dict[str, str] | None, int]:
-    """Train in a process of its own, which ends when this one does.
-
-    Args:
-        task: see :func:`child`; the name of the file for its answer is added.
-        recorded: the environment of the record.
-        variables: environment variables that restore it.
-        command: what the process runs.
-
-    Returns:
-        The answer, None if the process died without one; and its exit status.
-    """
-    inherited = {name: value for name, value in os.environ.items() if _is_inherited(name)}
-    if recorded.get("device", {}).get("platform") == "cpu":
-        inherited["JAX_PLATFORMS"] = "cpu"
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "answer.json"
-        process = subprocess.Popen(
-            [sys.executable, "-c", command],
-            stdin=subprocess.PIPE,
-            text=True,
-            env=inherited | dict(variables),
-            start_new_session=True,  # Ctrl-C is for this process, which stops the other
-        )
-        assert process.stdin is not None
-        try:
-            # the pipe stays open; the child notices by its closing that this process has died
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(json.dumps({**task, "answer": str(path)}) + "\n")
-                process.stdin.flush()
-            process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-        finally:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-        answer = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return answer, process.returncode
-
-
 def child() -> int:
-    """Run the training process: read its task from standard input, write its answer to a file."""
+    """Train a task of :func:`train_again` in this process."""
+    return serve(_train_task)
+
+
+def _train_task(task: dict[str, Any]) -> str:
     from fbp.experiment.commands.launch import RunRequest, launch_config
     from fbp.experiment.commands.progress import Bar
     from fbp.experiment.config import reading
     from fbp.experiment.runner.run_start import RunIdentity
 
-    line = sys.stdin.readline()
-    if not line.endswith("\n"):  # the parent died before it had sent the task
-        return 1
-    task = json.loads(line)
-    stop_when_parent_dies()
     identity = RunIdentity(
         Path(task["source"]), task["label"], tags=task["tags"], fingerprint=task["fingerprint"]
     )
-    try:
-        steps = {key: task[key] for key in ("checkpoint_steps", "stop_at")}
-        data = (
-            archive.read_dataset(Path(task["data"]), task["folder_name"]) if task["data"] else None
-        )
-        request = RunRequest(Bar, task["uri"], **steps, dataset=data)
-        code = None if task["code"] is None else Path(task["code"])
-        with references.reading_record(code, task["imported"]):
-            launched = launch_config(reading.read(Path(task["config"])), identity, request)
-        answer = {"folder": str(launched.folder.resolve())}
-    except InputError as error:
-        answer = {"problem": str(error)}
-    Path(task["answer"]).write_text(json.dumps(answer), encoding="utf-8")
-    return 0
-
-
-def stop_when_parent_dies() -> None:
-    """Stop training, as a SIGTERM does, once standard input is closed."""
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def _wait_for_parent() -> None:
-    while os.read(0, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    steps = {key: task[key] for key in ("checkpoint_steps", "stop_at")}
+    data = None
+    if task["data"] is not None:
+        data = archive.read_dataset(Path(task["data"]), task["folder_name"])
+    request = RunRequest(Bar, task["uri"], **steps, dataset=data)
+    code = None if task["code"] is None else Path(task["code"])
+    with references.reading_record(code, task["imported"]):
+        launched = launch_config(reading.read(Path(task["config"])), identity, request)
+    return str(launched.folder.resolve())

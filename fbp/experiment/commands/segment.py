@@ -5,22 +5,20 @@ it then records must be, to the bit, what it recorded the first time. So a reade
 long training. The digest of a checkpoint covers the optimizer state and the random key, too.
 """
 
-import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fbp.errors import InputError
-from fbp.experiment.commands.reproduce import train_in_subprocess
+from fbp.errors import InputError, prefixed_by
+from fbp.experiment.commands.training_process import serve, train_in_subprocess
 from fbp.experiment.commands.verdict import compare_runs
 from fbp.experiment.config import reading, references
 from fbp.experiment.rundir import checkpoints, environment, journal, layout
 from fbp.experiment.rundir.checkpoints import Checkpoint
 from fbp.experiment.rundir.npz import digest_of
-from fbp.experiment.rundir.series import read_series
+from fbp.experiment.rundir.series import Series, read_series
 
 _CHILD = "import sys; from fbp.experiment.commands.segment import child; sys.exit(child())"
 _MAX_STEPS = 10  # that a message names
@@ -68,20 +66,13 @@ def verify_segment(
         _put_back(folder, copy, kept[start], checkpoint)
         facts = environment.read(layout.artifacts(folder))
         variables, _ = environment.restorable_variables(facts)
-        answer, status = train_in_subprocess(
-            {**task, "folder": str(copy), "stop_at": stop}, facts, variables, _CHILD
-        )
-        if answer is None or "problem" in answer:
-            reason = answer["problem"] if answer else f"exit status {status}"
-            raise InputError(f"run {folder.name}: it could not be trained again: {reason}")
-        again = {
-            name: points.where((points.steps > start) & (points.steps <= stop))
-            for name, points in read_series(copy).items()
-        }
+        with prefixed_by(f"run {folder.name}"):
+            train_in_subprocess(
+                {**task, "folder": str(copy), "stop_at": stop}, facts, variables, _CHILD
+            )
+        again = _part(copy, start, stop)
         recorded = {
-            name: points.where((points.steps > start) & (points.steps <= stop))
-            for name, points in read_series(folder).items()
-            if name in again
+            name: points for name, points in _part(folder, start, stop).items() if name in again
         }
         verdict = compare_runs(
             recorded, again, {stop: digests[stop]}, journal.read_checkpoints(copy)
@@ -94,6 +85,14 @@ def verify_segment(
             "the parameters, the optimizer state and the random key"
         )
     return verdict.identical
+
+
+def _part(folder: Path, start: int, stop: int) -> dict[str, Series]:
+    """Return the metrics of a run after one step, up to another."""
+    return {
+        name: points.where((points.steps > start) & (points.steps <= stop))
+        for name, points in read_series(folder).items()
+    }
 
 
 def _steps(known: Mapping[int, Any]) -> str:
@@ -117,40 +116,29 @@ def _put_back(folder: Path, copy: Path, path: Path, checkpoint: Checkpoint) -> N
 
 
 def child() -> int:
-    """Train in a process of its own: read a task from standard input, write its answer to a file.
+    """Train a task of :func:`verify_segment` in this process."""
+    return serve(_train_task)
 
-    A task has the folder, the step to stop at, the code that is trusted, and the data, if they are
-    not to be loaded.
-    """
+
+def _train_task(task: dict[str, Any]) -> str:
     from fbp.experiment.commands.archive import read_dataset
     from fbp.experiment.commands.progress import Bar
-    from fbp.experiment.commands.reproduce import stop_when_parent_dies
     from fbp.experiment.runner.jax_setup import configure_jax
     from fbp.experiment.runner.run import run
     from fbp.experiment.runner.run_start import RunIdentity
 
-    line = sys.stdin.readline()
-    if not line.endswith("\n"):
-        return 1
-    task = json.loads(line)
-    stop_when_parent_dies()
     folder = Path(task["folder"])
-    try:
-        code = None if task["code"] is None else Path(task["code"])
-        with references.reading_record(code, task["imported"]):
-            config = reading.read(layout.config(folder))
-            configure_jax(config.training, environment.read(layout.artifacts(folder)))
-            run(
-                config,
-                RunIdentity(Path(layout.CONFIG), folder.name),
-                folder,
-                Bar(folder.name),
-                checkpoint_steps=[task["stop_at"]],
-                stop_at=task["stop_at"],
-                dataset=read_dataset(Path(task["data"]), folder.name) if task["data"] else None,
-            )
-        answer = {"folder": str(folder)}
-    except InputError as error:
-        answer = {"problem": str(error)}
-    Path(task["answer"]).write_text(json.dumps(answer), encoding="utf-8")
-    return 0
+    code = None if task["code"] is None else Path(task["code"])
+    with references.reading_record(code, task["imported"]):
+        config = reading.read(layout.config(folder))
+        configure_jax(config.training, environment.read(layout.artifacts(folder)))
+        run(
+            config,
+            RunIdentity(Path(layout.CONFIG), folder.name),
+            folder,
+            Bar(folder.name),
+            checkpoint_steps=[task["stop_at"]],
+            stop_at=task["stop_at"],
+            dataset=read_dataset(Path(task["data"]), folder.name) if task["data"] else None,
+        )
+    return str(folder)

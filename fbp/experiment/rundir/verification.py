@@ -90,20 +90,27 @@ def _unsealed(folder: Path, seal: Sealed | None, path: Path) -> Verification:
     return Verification("", (f"journal: it {reason}; if it was just resumed, first: fbp sync",))
 
 
-def covered(sealed: Tree) -> tuple[str, ...]:
-    """Return how many things of each kind a manifest covers, as texts."""
+def covered(sealed: Tree, *, in_tracker: bool = False) -> tuple[str, ...]:
+    """Return how many things of each kind a manifest covers, as texts.
+
+    Args:
+        sealed: the manifest.
+        in_tracker: whether this is about what a tracker shows, not about the run's folder.
+    """
     points = sum(entry.get("points", 0) for entry in sealed["metrics"].values())
-    files = len(sealed["artifacts"]) + len(sealed["folder"])
+    files = len(sealed["artifacts"]) + (0 if in_tracker else len(sealed["folder"]))
+    models = len(sealed["tracker"].get("models", {})) if in_tracker else 0
     counts = (
-        (len(sealed["params"]), "params"),
-        (len(sealed["tags"]), "tags"),
-        (len(sealed["datasets"]), "data sets"),
-        (len(sealed["metrics"]), f"metrics with {points:,} values"),
-        (len(sealed["checkpoints"]), "checkpoints"),
-        (files, "files"),
-        (len(sealed["tracker"].get("models", {})), "models in MLflow"),
+        (len(sealed["params"]), "param"),
+        (len(sealed["tags"]), "tag"),
+        (len(sealed["datasets"]), "data set"),
+        (len(sealed["metrics"]), "metric"),
+        (points, "value"),
+        (len(sealed["checkpoints"]), "checkpoint"),
+        (files, "artifact" if in_tracker else "file"),
+        (models, "logged model"),
     )
-    return tuple(f"{count:,} {name}" for count, name in counts if count)
+    return tuple(f"{count:,} {name}{'s' * (count != 1)}" for count, name in counts if count)
 
 
 def _not_covered(folder: Path) -> str:

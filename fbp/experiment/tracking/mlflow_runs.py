@@ -211,7 +211,8 @@ class MlflowRuns:
         lines = [f"run folder: {line}" for line in local.differences]
         if local.holds and shown.root != local.root:
             lines.append("the run's folder has another manifest than MLflow")
-        return shown.with_differences(lines)
+        both = dict.fromkeys((*shown.covered, *local.covered))
+        return shown.with_differences(lines)._replace(covered=tuple(both))
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def verify(client: Any, run: RecordedRun) -> Verification:
         return Verification(actual, (*changes, str(error)))
     changes += manifest.differences(wanted, shown)
     names = f"{NOT_COVERED} ({', '.join(others[:_MAX_NAMES])})" if others else NOT_COVERED
-    return Verification(actual, tuple(changes), covered(sealed), names, sealed)
+    return Verification(actual, tuple(changes), covered(sealed, in_tracker=True), names, sealed)
 
 
 def _manifest_content(client: Any, run_id: str) -> bytes | None:
