@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from fbp.cli.base import (
-    code_option,
     experiment_path,
+    given_trust,
     main,
     set_option,
     shown,
+    trust_options,
     uri_option,
     wrapped_entry,
 )
@@ -148,7 +149,7 @@ def list_names(kind: str | None) -> None:
     type=click.IntRange(0, 2**32 - 1),
     help="Seed of the sampling.",
 )
-@code_option
+@trust_options
 @uri_option
 def generate_text(
     run_name: str,
@@ -156,12 +157,14 @@ def generate_text(
     tokens: int,
     temperature: float,
     seed: int,
-    code: Path | None,
+    references: tuple[str, ...],
+    code: tuple[Path, ...],
     tracking_uri: str | None,
 ) -> None:
     """Write text with the language model of RUN: a run's folder, name or MLflow run id."""
     from fbp.experiment.commands.generate import generate
     from fbp.experiment.commands.load import load
 
-    trained = load(run_name, tracking_uri, code=code)
+    given_trust(references, code)  # for its errors
+    trained = load(run_name, tracking_uri, trust=references, code=code)
     click.echo(prompt + generate(trained, prompt, count=tokens, temperature=temperature, seed=seed))

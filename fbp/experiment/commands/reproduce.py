@@ -17,11 +17,12 @@ from fbp.experiment.commands.run_record import (
     last_step,
     load_record,
     read_params,
+    trust_in,
 )
 from fbp.experiment.commands.training_process import serve, train_in_subprocess
 from fbp.experiment.commands.verdict import Verdict, compare_runs, shortened, tensor_differences
-from fbp.experiment.config import references
-from fbp.experiment.rundir import environment, journal, layout, manifest, tags
+from fbp.experiment.config.references import NO_TRUST, Trust, reading_record
+from fbp.experiment.rundir import environment, git_state, journal, layout, manifest, tags
 from fbp.experiment.rundir.journal import Journal
 from fbp.experiment.rundir.series import Series, read_series
 from fbp.experiment.rundir.verification import Verification
@@ -40,7 +41,10 @@ _LONGEST_VALUE = 60  # characters of a value of the environment
 
 
 def reproduce(
-    name: str, tracking_uri: str | None, say: Callable[[str], None], code: Path | None = None
+    name: str,
+    tracking_uri: str | None,
+    say: Callable[[str], None],
+    trusted: Trust = NO_TRUST,
 ) -> bool:
     """Train a run (or each run of a group) again and report how it compares.
 
@@ -50,7 +54,7 @@ def reproduce(
         name: the run's id or name, its folder, or the file of an archive.
         tracking_uri: the store. Default: ``MLFLOW_TRACKING_URI``, or the store of this project.
         say: called with each line of the report.
-        code: a Python file of the user's own that the configuration names, if not installed.
+        trusted: the user's own code that the record may refer to.
 
     Returns:
         Whether all runs are identical to their records.
@@ -61,7 +65,7 @@ def reproduce(
     if archive.is_archive(name):
         with archive.opened(Path(name)) as (folders, root):
             results = [
-                _reproduce_run(folders, run, say, code, root)
+                _reproduce_run(folders, run, say, trusted, root)
                 for run in reversed(folders.search())
                 if not folders.children(run)
             ]
@@ -69,7 +73,7 @@ def reproduce(
     with open_runs(tracking_uri, [name]) as runs:
         run = runs.find(name)
         selected = runs.children(run) or [run]
-        results = [_reproduce_run(runs, each, say, code) for each in selected]
+        results = [_reproduce_run(runs, each, say, trusted) for each in selected]
         return all(results)
 
 
@@ -77,7 +81,7 @@ def _reproduce_run(
     runs: RunReader,
     run: RecordedRun,
     say: Callable[[str], None],
-    code: Path | None,
+    trusted: Trust,
     unpacked: Path | None = None,
 ) -> bool:
     """Reproduce one run; return whether it is identical.
@@ -86,14 +90,15 @@ def _reproduce_run(
         runs: the store.
         run: the run.
         say: called with each line of the report.
-        code: a Python file of the user's own that the configuration names, if not installed.
+        trusted: the user's own code that the record may refer to.
         unpacked: the folder of an unpacked archive, which may have the data.
     """
     record = load_record(runs, run)
-    verification = check_record(runs, record, code)
+    trusted = trust_in(run, record.config).and_also(trusted)
+    verification = check_record(runs, record, trusted)
     for line in [*_introduction(record), *_record_lines(verification)]:
         say(line)
-    folder = train_again(record, runs.uri, code, unpacked)
+    folder = train_again(record, runs.uri, trusted, unpacked)
     say(f"  {_trained_as(record, folder)}")
     verdict = compare(record, folder, verification)
     report(runs, record, folder, verdict, say)
@@ -101,7 +106,7 @@ def _reproduce_run(
 
 
 def train_again(
-    record: Record, uri: str | None, code: Path | None, unpacked: Path | None = None
+    record: Record, uri: str | None, trusted: Trust, unpacked: Path | None = None
 ) -> Path:
     """Train the recorded configuration in a subprocess, in the recorded environment.
 
@@ -110,7 +115,7 @@ def train_again(
     Args:
         record: the run.
         uri: where the new run is tracked; None for the record's own tracker.
-        code: a Python file of the user's own that the configuration names, if not installed.
+        trusted: the user's own code that the record may refer to.
         unpacked: the folder of an unpacked archive, which may have the data.
 
     Returns:
@@ -128,8 +133,7 @@ def train_again(
         "tags": {tags.REPRODUCES: record.run.run_id},
         "checkpoint_steps": sorted(record.checkpoints) or None,
         "stop_at": None if record.finished else record.last_step,
-        "code": None if code is None else str(code.resolve()),
-        "imported": references.imported_modules(),
+        "trusted": trusted.to_json(),
         "data": None if unpacked is None else str(unpacked),
         "folder_name": record.run.tags.get(tags.FOLDER, ""),
     }
@@ -178,7 +182,8 @@ def report(
     result = "identical" if verdict.identical else verdict.differences[0]
     writer.tags({tags.REPRODUCTION: result[: journal.LONGEST_MESSAGE]})
     writer.close()
-    process = shipper.launch(folder, recorded_destination(folder, runs.uri), PYFUNC_CODE)
+    destination = recorded_destination(folder, runs.uri)
+    process = shipper.launch(folder, destination, PYFUNC_CODE)
     if not shipper.wait(process, shipper.SEND_SECONDS):
         name = journal.require_start(folder).name
         say(f"  the tag {tags.REPRODUCTION} of run {name} is not sent yet; do that with: fbp sync")
@@ -280,12 +285,15 @@ def _environment_differences(record: Record) -> list[str]:
     ]
     lines = shortened(lines, _MAX_LINES)
     commit = record.run.tags.get(tags.GIT_COMMIT)
-    repository = environment.git(Path.cwd())
+    repository = git_state.read(Path.cwd())
     if not commit or not repository:
         return lines
     if repository["commit"] != commit:
         now = repository["commit"][:_SHORT_DIGEST]
         return [*lines, f"git commit: was {commit[:_SHORT_DIGEST]}, is {now}"]
+    unknown = environment.UNKNOWN
+    if unknown in (record.run.tags.get(tags.GIT_DIRTY), repository["dirty"]):
+        return [*lines, "git: whether the uncommitted changes differ is not known"]
     path = record.artifacts / layout.GIT_DIFF
     diff = path.read_text(encoding="utf-8") if path.exists() else ""
     if diff != repository.get("diff", ""):
@@ -312,7 +320,6 @@ def _train_task(task: dict[str, Any]) -> str:
     if task["data"] is not None:
         data = archive.read_dataset(Path(task["data"]), task["folder_name"])
     request = RunRequest(Bar, task["uri"], **steps, dataset=data)
-    code = None if task["code"] is None else Path(task["code"])
-    with references.reading_record(code, task["imported"]):
+    with reading_record(Trust.from_json(task["trusted"])):
         launched = launch_config(reading.read(Path(task["config"])), identity, request)
     return str(launched.folder.resolve())

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fbp._python import python_with_code
 from fbp.errors import InputError
 
 _VARIABLES_FROM_RECORD = ("XLA_FLAGS", "PJRT_NPROC", "NPROC")  # and all JAX_* but its cache
@@ -47,7 +48,7 @@ def train_in_subprocess(
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "answer.json"
         process = subprocess.Popen(
-            [sys.executable, "-c", command],
+            python_with_code(command),
             stdin=subprocess.PIPE,
             text=True,
             env=inherited | dict(variables),

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from fbp.errors import InputError
-from fbp.experiment.config.references import reading_own_run
 
 
 class Destination(NamedTuple):
@@ -138,14 +137,13 @@ def load(reference: str) -> type[Sink]:
     Raises:
         InputError: if there is no such class, or if a method is missing in it.
     """
-    module, _, name = reference.partition(":")
-    if module.startswith("fbp.experiment.tracking."):
+    from fbp.experiment.config.catalogue import TRACKERS, lookup
+
+    if reference in TRACKERS.values():
+        module, _, name = reference.partition(":")
         sink = getattr(importlib.import_module(module), name)
     else:
-        from fbp.experiment.config.catalogue import lookup
-
-        with reading_own_run():
-            sink = lookup("tracker", reference)
+        sink = lookup("tracker", reference)
     missing = [method for method in METHODS if not callable(getattr(sink, method, None))]
     if missing:
         raise InputError(
