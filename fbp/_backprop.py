@@ -34,6 +34,7 @@ from fbp.layer import (
     require_layer,
     require_loss,
 )
+from fbp.losses._targets import labelled_examples, mean_over_labelled
 
 Result = TypeVar("Result", covariant=True)
 
@@ -76,8 +77,8 @@ class GradientFunction(Protocol[Result]):
             y: the targets, as the loss takes them.
             key: for layers that draw random numbers; None means evaluation.
             cost_weights: ``(B,)``, so that the total cost is ``sum(cost_weights * C_i)``. None
-                stands for 1/B each, the mean; weights of 1 give the sum, and a mask is
-                ``mask / mask.sum()``.
+                stands for the mean over the examples that have a target, 1/B each if all
+                have; weights of 1 give the sum.
         """
         ...
 
@@ -109,11 +110,14 @@ def backpropagate(model: Layer, loss: Loss) -> GradientFunction[BackpropResult]:
     ) -> BackpropResult:
         output, cache = model.forward(params, x, key=key)
         costs = loss.value(output, y)
+        if not costs.shape[0]:
+            raise ShapeError("a batch needs at least one example, got none")
         # equation (1); the factor sigma' follows in the last activation's backward
         output_delta = loss.delta(output, y)
         if cost_weights is None:
-            cost, share = costs.mean(), 1 / costs.shape[0]
-            output_delta = jax.tree.map(lambda d: d * share, output_delta)
+            labelled = labelled_examples(loss, y)
+            cost, share = mean_over_labelled(costs, labelled), _share(costs, labelled)
+            output_delta = jax.tree.map(lambda d: d * share.astype(d.dtype), output_delta)
         else:
             weights = _checked_weights(cost_weights, costs)
             cost = (weights * costs).sum()
@@ -125,6 +129,13 @@ def backpropagate(model: Layer, loss: Loss) -> GradientFunction[BackpropResult]:
         return BackpropResult(cost, output, output_delta, input_delta, grads)
 
     return run
+
+
+def _share(costs: Array, labelled: Array | None) -> Array:
+    """Return one over the number of examples that have a target."""
+    if labelled is None:
+        return jnp.asarray(1 / costs.shape[0], costs.dtype)
+    return 1 / jnp.maximum(labelled.sum(), 1).astype(jnp.promote_types(costs.dtype, jnp.float32))
 
 
 def _checked_weights(cost_weights: Array, costs: Array) -> Array:
