@@ -1,11 +1,9 @@
 """The command group, its error handling, common options, and the printing of paths and tables."""
 
-import functools
 import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +50,16 @@ _code_option = click.option(
 )
 
 
-def trust_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options by which a user trusts a record's code; `command` gets it as `trusted`."""
+def trust_options(command: Any) -> Any:
+    """Add the options by which a user trusts a record's code; see :func:`given_trust`."""
+    return _trust_option(_code_option(command))
 
-    @functools.wraps(command)
-    def with_trust(*, references: tuple[str, ...], code: tuple[Path, ...], **more: Any) -> Any:
-        from fbp.experiment.config.references import trust
 
-        return command(**more, trusted=trust(references, code))
+def given_trust(references: tuple[str, ...], code: tuple[Path, ...]) -> Any:
+    """Return the trust in what the user named on the command line."""
+    from fbp.experiment.config.references import trust
 
-    return _trust_option(_code_option(with_trust))
+    return trust(references, code)
 
 
 class _Commands(click.Group):

@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from fbp.cli.base import (
     experiment_path,
+    given_trust,
     main,
     set_option,
     shown,
@@ -32,10 +33,6 @@ def _built_variants(path: Path, overrides: tuple[str, ...]) -> Iterator[tuple[st
         with prefixed_by(path):
             built = build(variant)
         yield name, variant, built
-
-
-if TYPE_CHECKING:
-    from fbp.experiment.config.references import Trust
 
 
 @main.command("check", short_help="compare an experiment's gradients with jax.vjp")
@@ -169,12 +166,14 @@ def generate_text(
     tokens: int,
     temperature: float,
     seed: int,
-    trusted: "Trust",
+    references: tuple[str, ...],
+    code: tuple[Path, ...],
     tracking_uri: str | None,
 ) -> None:
     """Write text with the language model of RUN: a run's folder, name or MLflow run id."""
     from fbp.experiment.commands.generate import generate
-    from fbp.experiment.commands.load import load_trusted
+    from fbp.experiment.commands.load import load
 
-    trained = load_trusted(run_name, tracking_uri, trusted)
+    given_trust(references, code)  # for its errors
+    trained = load(run_name, tracking_uri, trust=references, code=code)
     click.echo(prompt + generate(trained, prompt, count=tokens, temperature=temperature, seed=seed))

@@ -2,12 +2,14 @@
 
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fbp.cli.base import (
     experiment_path,
+    given_trust,
     main,
     set_option,
     shown,
@@ -17,7 +19,6 @@ from fbp.cli.base import (
 
 if TYPE_CHECKING:
     from fbp.experiment.commands.launch import Launched, RunRequest
-    from fbp.experiment.config.references import Trust
 
 
 @main.command("run", short_help="train an experiment and log the run to MLflow")
@@ -55,7 +56,8 @@ def run(experiment: str, overrides: tuple[str, ...], resume: str, tracking_uri: 
 def resume_run(
     run_name: str,
     accept_changes: bool,  # noqa: FBT001
-    trusted: "Trust",
+    references: tuple[str, ...],
+    code: tuple[Path, ...],
     tracking_uri: str | None,
 ) -> None:
     """Resume RUN (its folder, its name, or its MLflow run id) after an interruption.
@@ -64,7 +66,9 @@ def resume_run(
     """
     from fbp.experiment.commands.launch import resume
 
-    request = _request(tracking_uri)._replace(trusted=trusted, accepts_changes=accept_changes)
+    request = _request(tracking_uri)._replace(
+        trusted=given_trust(references, code), accepts_changes=accept_changes
+    )
     _report(resume(run_name, request))
 
 

@@ -3,16 +3,12 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from fbp.cli.base import main, shown, trust_options, uri_option
+from fbp.cli.base import given_trust, main, shown, trust_options, uri_option
 from fbp.cli.training import collect_signals
 from fbp.errors import InputError
-
-if TYPE_CHECKING:
-    from fbp.experiment.config.references import Trust
 
 
 @main.command("verify", short_help="check a run's record against its manifest, without training")
@@ -32,7 +28,8 @@ def verify_run(
     signers: Path | None,
     start: int | None,
     stop: int | None,
-    trusted: "Trust",
+    references: tuple[str, ...],
+    code: tuple[Path, ...],
     tracking_uri: str | None,
 ) -> None:
     """Check that everything recorded of RUN is as it was when the run ended.
@@ -48,7 +45,7 @@ def verify_run(
     holds = verify(run_name, tracking_uri, click.echo, signers)
     if holds and start is not None and stop is not None:
         collect_signals()
-        holds = verify_part(run_name, start, stop, click.echo, trusted)
+        holds = verify_part(run_name, start, stop, click.echo, given_trust(references, code))
     sys.exit(0 if holds else 1)
 
 
@@ -95,12 +92,15 @@ def sign_run(run_name: str, key: Path, tracking_uri: str | None) -> None:
 @click.argument("run_name", metavar="RUN|FILE")
 @trust_options
 @uri_option
-def reproduce_run(run_name: str, trusted: "Trust", tracking_uri: str | None) -> None:
+def reproduce_run(
+    run_name: str, references: tuple[str, ...], code: tuple[Path, ...], tracking_uri: str | None
+) -> None:
     """Run RUN again from its record alone and compare every bit.
 
     The exit status is 1 if one bit differs.
     """
     from fbp.experiment.commands.reproduce import reproduce
 
+    trusted = given_trust(references, code)
     collect_signals()
     sys.exit(0 if reproduce(run_name, tracking_uri, click.echo, trusted) else 1)

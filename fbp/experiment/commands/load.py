@@ -58,14 +58,9 @@ def load(
         trained = fbp.load("digits_mlp-ab12")
         labels = trained.predict(x).argmax(axis=1)
     """
-    named = [trust] if isinstance(trust, str) else trust
-    files = [code] if isinstance(code, str | os.PathLike) else code
-    trusted = references.trust(named, [Path(file) for file in files])
-    return load_trusted(os.fspath(run), tracking_uri, trusted)
-
-
-def load_trusted(name: str, tracking_uri: str | None, trusted: Trust) -> Trained:
-    """Load the trained model of a run; see :func:`load`."""
+    paths = [code] if isinstance(code, str | os.PathLike) else list(code)
+    trusted = references.trust([trust] if isinstance(trust, str) else trust, [Path(path) for path in paths])
+    name = os.fspath(run)
     if not name:
         raise InputError("run '': expected a run's folder, name or id")
     if name.startswith("models:/"):

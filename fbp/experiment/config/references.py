@@ -89,9 +89,9 @@ def trust(references: Collection[str] = (), code: Collection[str | Path] = ()) -
                 f"{reference!r}"
             )
     paths = [Path(path).resolve() for path in code]
-    for original, path in zip(code, paths, strict=True):
+    for given, path in zip(code, paths, strict=True):
         if not path.is_dir() and not (path.is_file() and path.suffix == ".py"):
-            raise InputError(f"code: expected a Python file or a folder, got {str(original)!r}")
+            raise InputError(f"code: expected a Python file or a folder, got {str(given)!r}")
     return Trust(dict.fromkeys(references), tuple(paths))
 
 
@@ -193,12 +193,12 @@ def resolve(kind: str, reference: str) -> Any:
     """
     reference = canonical(kind, reference)
     policy = _policy.get()
-    stand_in = _file_of(reference, policy.trust) if policy.is_record else None
+    given = _file_of(reference, policy.trust) if policy.is_record else None
     source, _, name = reference.rpartition(":")
     match = _FILE.fullmatch(reference)
     if not match and not _MODULE.fullmatch(reference):
         raise InputError(f"{kind} {reference!r}: expected package.module:function")
-    path = stand_in or (Path(source) if match else None)
+    path = given or (Path(source) if match else None)
     try:
         module = _load(path, source) if path else _import_module(kind, source, reference)
     except InputError:
@@ -213,7 +213,7 @@ def resolve(kind: str, reference: str) -> Any:
     if not hasattr(module, name):
         place = f"the file {path}" if path else f"the module {source}"
         raise InputError(f"{kind} {reference!r}: {place} has no {name!r}")
-    _resolved[reference] = stand_in, module
+    _resolved[reference] = given, module
     return getattr(module, name)
 
 

@@ -64,15 +64,7 @@ def recall(folder: Path, config: Path | None = None) -> Trust:
         if start.config and digest_of_file(config)["sha256"] != start.config:
             return NO_TRUST
         return Trust.from_json(entry)
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        InputError,
-    ):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
         return NO_TRUST
 
 
