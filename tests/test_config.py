@@ -11,7 +11,7 @@ import fbp
 from fbp.errors import InputError
 from fbp.experiment.config import reading, writing
 from fbp.experiment.config.catalogue import CATALOGUE, lookup, summary
-from fbp.experiment.config.references import trust
+from fbp.experiment.config.references import require_trusted_module
 from fbp.experiment.runner import build
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.toml"))
@@ -428,17 +428,19 @@ def test_every_variant_that_is_wrong_is_told(minimal):
     ]
 
 
-def test_models_named_in_records_must_be_trusted(project, monkeypatch):
+def test_models_named_in_records_must_be_installed_or_given(project, monkeypatch):
     (project / "unheard_of.py").write_text("raise SystemExit('executed')")
     monkeypatch.syspath_prepend(str(project))  # as for a script that lies here
     (project / "one.toml").write_text('model = { name = "unheard_of:model" }')
-    (project / "other.py").touch()
-    path = project / "one.toml"
-    reading.require_trusted_names(path, trust(code=[project / "unheard_of.py"]))
-    reading.require_trusted_names(path, trust(["unheard_of:model"]))
-    for trusted in (trust(), trust(code=[project / "other.py"]), trust(["unheard_of:other"])):
-        with pytest.raises(fbp.InputError, match="not fbp's own, which would be executed"):
-            reading.require_trusted_names(path, trusted)
+    require_trusted_module("model", "mlp")
+    require_trusted_module("model", "numpy:zeros")
+    require_trusted_module("model", "unheard_of:model", project / "unheard_of.py")
+    reading.require_trusted_names(project / "one.toml", project / "unheard_of.py")
+    for code in (None, project / "other.py"):
+        with pytest.raises(fbp.InputError, match="not installed; if you trust it"):
+            require_trusted_module("model", "unheard_of:model", code)
+        with pytest.raises(fbp.InputError, match="not installed; if you trust it"):
+            reading.require_trusted_names(project / "one.toml", code)
     for name in ("os:system", "subprocess:run", "importlib.util:find_spec"):
         with pytest.raises(fbp.InputError, match="one of Python's own"):
             lookup("model", name)

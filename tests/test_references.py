@@ -206,7 +206,7 @@ def test_every_kind_can_be_a_users_own(minimal, kind, name, more, where):
     cost, _ = fbp.value_and_grad(built.model, built.loss)(params, x, y)
     assert np.isfinite(cost)
     text = writing.to_toml(config)
-    with references.reading_record(references.named_in(text)):
+    with references.reading_own_run():
         again = reading.parse(reading.tomllib.loads(text), "again")
     assert writing.to_toml(again) == text
 
@@ -275,16 +275,14 @@ class TestMistakesOfEveryKind:
     def test_a_record_that_names_a_file(self, minimal, kind):
         with references.reading_record():
             line = refusal(minimal, override(kind, "./mine.py:net"))
-        assert f"{kind} './mine.py:net': the record names code that is not fbp's own" in line
-        assert "--trust ./mine.py:net" in line
+        assert f"{kind} './mine.py:net': the record names a file of code" in line
         assert "--code mine.py" in line
 
     def test_a_record_that_names_a_module_that_is_not_installed(self, minimal, kind):
         (minimal.parent / "unheard.py").write_text("raise SystemExit('executed')")
         with references.reading_record():
             line = refusal(minimal, override(kind, "unheard:f"))
-        assert f"{kind} 'unheard:f': the record names code that is not fbp's own" in line
-        assert "--trust unheard:f" in line
+        assert f"{kind} 'unheard:f': the record names code that is not installed" in line
         assert "--code unheard.py" in line
 
     def test_an_unknown_argument(self, minimal, kind):
@@ -443,14 +441,13 @@ def test_a_record_with_its_code(minimal):
     code.write_text(OWN)
     table = {"name": "x", **reading.tomllib.loads(minimal.read_text())}
     table["model"] = {"name": "/home/somebody/mine.py:net"}
-    trusted = references.trust(code=[code])
-    with references.reading_record(trusted):
+    with references.reading_record(code):
         config = reading.parse(table, "record")
-        assert config.model.name == "/home/somebody/mine.py:net"
-        assert build.build(config).model.parts["0"].name == "dense(4)"
+    assert config.model.name == f"{code}:net"
+    assert build.build(config).model.parts["0"].name == "dense(4)"
     table["model"] = {"name": "mine:net"}
     (minimal.parent / "mine.py").write_text("raise SystemExit('executed')")
-    with references.reading_record(trusted):
+    with references.reading_record(code):
         assert build.build(reading.parse(table, "record")).model.parts["0"].name == "dense(4)"
 
 

@@ -14,7 +14,7 @@ import fbp
 from fbp.experiment.commands import run_record
 from fbp.experiment.commands.verdict import compare_runs
 from fbp.experiment.config import reading
-from fbp.experiment.config.references import reading_record, trust
+from fbp.experiment.config.references import reading_record
 from fbp.experiment.rundir import environment, history, journal, layout
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.journal import CheckpointLine, Journal
@@ -176,13 +176,13 @@ def a_record_of(project, section, text):
 def test_a_record_that_names_code_is_refused_before_anything_is_imported(project, section, text):
     record = a_record_of(project, section, text)
     with pytest.raises(
-        fbp.InputError, match="the record names code that is not fbp's own"
+        fbp.InputError, match="the record names code that is not installed"
     ) as error:
-        run_record.check_record(None, record, trust())
+        run_record.check_record(None, record, None)
     assert "unheard_of:thing" in str(error.value)
     assert len(str(error.value).splitlines()) == 1
     with pytest.raises(fbp.InputError, match="neither metrics nor checkpoints"):
-        run_record.check_record(None, record, trust(code=[project / "unheard_of.py"]))
+        run_record.check_record(None, record, project / "unheard_of.py")
     assert not (project / "executed").exists()
 
 
@@ -190,7 +190,7 @@ def test_a_record_that_names_code_is_refused_before_anything_is_imported(project
 def test_code_of_a_record_is_not_imported_while_it_is_read(project, section, text):
     record = a_record_of(project, section, text)
     with (
-        pytest.raises(fbp.InputError, match="the record names code that is not fbp's own"),
+        pytest.raises(fbp.InputError, match="the record names code that is not installed"),
         reading_record(),
     ):
         reading.variants(reading.read(record.config), "record")

@@ -34,32 +34,12 @@ uri_option = click.option(
     metavar="URI",
     help="MLflow store to use instead of mlruns/ (default: $MLFLOW_TRACKING_URI, if set).",
 )
-_trust_option = click.option(
-    "--trust",
-    "references",
-    multiple=True,
-    metavar="PACKAGE.MODULE:NAME",
-    help="Code that the record may name, exactly as it does, which is then executed; repeatable.",
-)
-_code_option = click.option(
+code_option = click.option(
     "--code",
-    multiple=True,
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, exists=True),
     metavar="FILE",
-    help="Python file (or folder) that stands for a file or module the record names; repeatable.",
+    help="Python file of your own that the run's configuration names, if it is not installed.",
 )
-
-
-def trust_options(command: Any) -> Any:
-    """Add the options by which a user trusts a record's code; see :func:`given_trust`."""
-    return _trust_option(_code_option(command))
-
-
-def given_trust(references: tuple[str, ...], code: tuple[Path, ...]) -> Any:
-    """Return the trust in what the user named on the command line."""
-    from fbp.experiment.config.references import trust
-
-    return trust(references, code)
 
 
 class _Commands(click.Group):

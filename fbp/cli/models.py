@@ -8,12 +8,11 @@ from typing import Any
 import click
 
 from fbp.cli.base import (
+    code_option,
     experiment_path,
-    given_trust,
     main,
     set_option,
     shown,
-    trust_options,
     uri_option,
     wrapped_entry,
 )
@@ -158,7 +157,7 @@ def list_names(kind: str | None) -> None:
     type=click.IntRange(0, 2**32 - 1),
     help="Seed of the sampling.",
 )
-@trust_options
+@code_option
 @uri_option
 def generate_text(
     run_name: str,
@@ -166,14 +165,12 @@ def generate_text(
     tokens: int,
     temperature: float,
     seed: int,
-    references: tuple[str, ...],
-    code: tuple[Path, ...],
+    code: Path | None,
     tracking_uri: str | None,
 ) -> None:
     """Write text with the language model of RUN: a run's folder, name or MLflow run id."""
     from fbp.experiment.commands.generate import generate
     from fbp.experiment.commands.load import load
 
-    given_trust(references, code)  # for its errors
-    trained = load(run_name, tracking_uri, trust=references, code=code)
+    trained = load(run_name, tracking_uri, code=code)
     click.echo(prompt + generate(trained, prompt, count=tokens, temperature=temperature, seed=seed))

@@ -2,20 +2,11 @@
 
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fbp.cli.base import (
-    experiment_path,
-    given_trust,
-    main,
-    set_option,
-    shown,
-    trust_options,
-    uri_option,
-)
+from fbp.cli.base import experiment_path, main, set_option, shown, uri_option
 
 if TYPE_CHECKING:
     from fbp.experiment.commands.launch import Launched, RunRequest
@@ -46,30 +37,12 @@ def run(experiment: str, overrides: tuple[str, ...], resume: str, tracking_uri: 
 
 @main.command("resume", short_help="resume a run that was interrupted")
 @click.argument("run_name", metavar="RUN")
-@click.option(
-    "--accept-changes",
-    is_flag=True,
-    help="Go on although code of your own has changed since the run began; it is recorded.",
-)
-@trust_options
 @uri_option
-def resume_run(
-    run_name: str,
-    accept_changes: bool,  # noqa: FBT001
-    references: tuple[str, ...],
-    code: tuple[Path, ...],
-    tracking_uri: str | None,
-) -> None:
-    """Resume RUN (its folder, its name, or its MLflow run id) after an interruption.
-
-    A run that was begun on this machine is resumed with the code that it was begun with.
-    """
+def resume_run(run_name: str, tracking_uri: str | None) -> None:
+    """Resume RUN (its folder, its name, or its MLflow run id) after an interruption."""
     from fbp.experiment.commands.launch import resume
 
-    request = _request(tracking_uri)._replace(
-        trusted=given_trust(references, code), accepts_changes=accept_changes
-    )
-    _report(resume(run_name, request))
+    _report(resume(run_name, _request(tracking_uri)))
 
 
 def _request(tracking_uri: str | None) -> "RunRequest":

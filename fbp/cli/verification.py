@@ -1,12 +1,11 @@
 """Commands that verify recorded runs: `fbp verify`, `archive`, `sign`, `reproduce`."""
 
-import os
 import sys
 from pathlib import Path
 
 import click
 
-from fbp.cli.base import given_trust, main, shown, trust_options, uri_option
+from fbp.cli.base import code_option, main, shown, uri_option
 from fbp.cli.training import collect_signals
 from fbp.errors import InputError
 
@@ -21,15 +20,14 @@ from fbp.errors import InputError
 )
 @click.option("--from", "start", type=int, metavar="STEP", help="Train again from this checkpoint.")
 @click.option("--to", "stop", type=int, metavar="STEP", help="Train again up to this checkpoint.")
-@trust_options
+@code_option
 @uri_option
 def verify_run(
     run_name: str,
     signers: Path | None,
     start: int | None,
     stop: int | None,
-    references: tuple[str, ...],
-    code: tuple[Path, ...],
+    code: Path | None,
     tracking_uri: str | None,
 ) -> None:
     """Check that everything recorded of RUN is as it was when the run ended.
@@ -45,7 +43,7 @@ def verify_run(
     holds = verify(run_name, tracking_uri, click.echo, signers)
     if holds and start is not None and stop is not None:
         collect_signals()
-        holds = verify_part(run_name, start, stop, click.echo, given_trust(references, code))
+        holds = verify_part(run_name, start, stop, click.echo, code)
     sys.exit(0 if holds else 1)
 
 
@@ -72,8 +70,8 @@ def archive_run(run_name: str, output: Path | None, with_data: bool) -> None:  #
 @click.option(
     "--key",
     type=click.Path(path_type=Path),
-    default="~/.ssh/id_ed25519",
-    show_default=True,
+    default=Path.home() / ".ssh" / "id_ed25519",
+    show_default="~/.ssh/id_ed25519",
     metavar="FILE",
     help="Private SSH key, or the public one if an agent has the private.",
 )
@@ -85,22 +83,19 @@ def sign_run(run_name: str, key: Path, tracking_uri: str | None) -> None:
     """
     from fbp.experiment.commands.sign import sign
 
-    sign(run_name, Path(os.path.expanduser(key)), tracking_uri, click.echo)
+    sign(run_name, key, tracking_uri, click.echo)
 
 
 @main.command("reproduce", short_help="run a run again from its record; compare every bit")
 @click.argument("run_name", metavar="RUN|FILE")
-@trust_options
+@code_option
 @uri_option
-def reproduce_run(
-    run_name: str, references: tuple[str, ...], code: tuple[Path, ...], tracking_uri: str | None
-) -> None:
+def reproduce_run(run_name: str, code: Path | None, tracking_uri: str | None) -> None:
     """Run RUN again from its record alone and compare every bit.
 
     The exit status is 1 if one bit differs.
     """
     from fbp.experiment.commands.reproduce import reproduce
 
-    trusted = given_trust(references, code)
     collect_signals()
-    sys.exit(0 if reproduce(run_name, tracking_uri, click.echo, trusted) else 1)
+    sys.exit(0 if reproduce(run_name, tracking_uri, click.echo, code) else 1)

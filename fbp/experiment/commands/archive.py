@@ -23,8 +23,8 @@ from fbp.datasets import Dataset, Examples
 from fbp.errors import InputError
 from fbp.experiment.commands.load import local_runs
 from fbp.experiment.config import reading
-from fbp.experiment.config.references import reading_record
-from fbp.experiment.rundir import environment, journal, layout, manifest, tags, trust
+from fbp.experiment.config.references import reading_own_run
+from fbp.experiment.rundir import environment, journal, layout, manifest, tags
 from fbp.experiment.rundir.journal import ChildLine
 from fbp.experiment.rundir.npz import READ_ERRORS, read_arrays, write_arrays
 from fbp.experiment.runner.build import load_data
@@ -139,7 +139,7 @@ def _add_run(file: zipfile.ZipFile, folder: Path, *, with_data: bool) -> None:
     file.writestr(f"{_DATA}/{folder.name}/{_REQUIREMENTS}", _requirements(folder))
     config, fingerprint = layout.config(folder), _fingerprint(folder)
     if with_data and config.exists() and fingerprint:
-        with reading_record(trust.recall(folder)):
+        with reading_own_run():
             dataset = load_data(reading.read(config))
         if dataset.fingerprint != fingerprint:
             raise InputError(f"run {folder.name}: its data are no longer those it was trained with")

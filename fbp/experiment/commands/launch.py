@@ -10,13 +10,13 @@ from fbp.datasets import Dataset
 from fbp.errors import InputError, prefixed_by
 from fbp.experiment.commands.load import local_runs
 from fbp.experiment.config import reading, writing
-from fbp.experiment.config.references import NO_TRUST, Trust, reading_record
+from fbp.experiment.config.references import reading_own_run
 from fbp.experiment.config.schema import Config
-from fbp.experiment.rundir import environment, journal, layout, locks, tags, trust
+from fbp.experiment.rundir import environment, journal, layout, locks, tags
 from fbp.experiment.runner.jax_setup import configure_jax
 from fbp.experiment.runner.loop import Reporter
 from fbp.experiment.runner.run import Outcome, run
-from fbp.experiment.runner.run_start import RunIdentity, check_config_is_unchanged
+from fbp.experiment.runner.run_start import RunIdentity
 from fbp.experiment.runner.trained_model import PYFUNC_CODE
 from fbp.experiment.runner.variants import run_group
 from fbp.experiment.tracking import shipper, store
@@ -43,8 +43,6 @@ class RunRequest(NamedTuple):
         checkpoint_steps: the steps of the checkpoints; None leaves them to the configuration.
         stop_at: the step at which training is broken off; None for a whole run.
         dataset: the data, if they are not to be loaded as the configuration says.
-        trusted: what a resumed run may refer to, beside what it was begun with on this machine.
-        accepts_changes: whether a run is resumed although the user's own code has changed.
     """
 
     make_reporter: Callable[[str], Reporter]
@@ -54,8 +52,6 @@ class RunRequest(NamedTuple):
     checkpoint_steps: Sequence[int] | None = None
     stop_at: int | None = None
     dataset: Dataset | None = None
-    trusted: Trust = NO_TRUST
-    accepts_changes: bool = False
 
 
 class Launched(NamedTuple):
@@ -99,8 +95,7 @@ def launch(
         request.make_reporter(config.name).note(note)
         if unfinished:
             return continue_run(unfinished, request)
-    identity = RunIdentity(path, _label(config.name, overrides), repository=path.resolve().parent)
-    return launch_config(config, identity, request)
+    return launch_config(config, RunIdentity(path, _label(config.name, overrides)), request)
 
 
 def launch_config(config: Config, identity: RunIdentity, request: RunRequest) -> Launched:
@@ -171,16 +166,13 @@ def continue_run(folder: Path, request: RunRequest) -> Launched:
             f"track(..., resume={start.name!r})"
         )
     root = layout.root_of(folder)
-    trusted = trust.recall(folder).and_also(request.trusted)
-    with reading_record(trusted):
-        target = recorded_destination(folder, request.tracking_uri, request.trusted)
-        store.check_not_moved(root)
+    target = recorded_destination(folder, request.tracking_uri)
+    store.check_not_moved(root)
+    source = Path(start.tags.get(tags.SOURCE_NAME, layout.CONFIG))
+    with reading_own_run():
         config = reading.read(layout.config(folder))
-        check_config_is_unchanged(folder, config)
         configure_jax(config.training, environment.read(layout.artifacts(folder)))
-        source = Path(start.tags.get(tags.SOURCE_NAME, layout.CONFIG))
-        identity = RunIdentity(source, start.label, accepts_changes=request.accepts_changes)
-        return _run_with_shipper(config, identity, folder, target, request)
+        return _run_with_shipper(config, RunIdentity(source, start.label), folder, target, request)
 
 
 def _label(name: str, overrides: Sequence[str]) -> str:

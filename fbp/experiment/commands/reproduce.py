@@ -17,12 +17,11 @@ from fbp.experiment.commands.run_record import (
     last_step,
     load_record,
     read_params,
-    trust_in,
 )
 from fbp.experiment.commands.training_process import serve, train_in_subprocess
 from fbp.experiment.commands.verdict import Verdict, compare_runs, shortened, tensor_differences
-from fbp.experiment.config.references import NO_TRUST, Trust, reading_record
-from fbp.experiment.rundir import environment, git_state, journal, layout, manifest, tags
+from fbp.experiment.config import references
+from fbp.experiment.rundir import environment, journal, layout, manifest, tags
 from fbp.experiment.rundir.journal import Journal
 from fbp.experiment.rundir.series import Series, read_series
 from fbp.experiment.rundir.verification import Verification
@@ -41,10 +40,7 @@ _LONGEST_VALUE = 60  # characters of a value of the environment
 
 
 def reproduce(
-    name: str,
-    tracking_uri: str | None,
-    say: Callable[[str], None],
-    trusted: Trust = NO_TRUST,
+    name: str, tracking_uri: str | None, say: Callable[[str], None], code: Path | None = None
 ) -> bool:
     """Train a run (or each run of a group) again and report how it compares.
 
@@ -54,7 +50,7 @@ def reproduce(
         name: the run's id or name, its folder, or the file of an archive.
         tracking_uri: the store. Default: ``MLFLOW_TRACKING_URI``, or the store of this project.
         say: called with each line of the report.
-        trusted: the user's own code that the record may refer to.
+        code: a Python file of the user's own that the configuration names, if not installed.
 
     Returns:
         Whether all runs are identical to their records.
@@ -65,7 +61,7 @@ def reproduce(
     if archive.is_archive(name):
         with archive.opened(Path(name)) as (folders, root):
             results = [
-                _reproduce_run(folders, run, say, trusted, root)
+                _reproduce_run(folders, run, say, code, root)
                 for run in reversed(folders.search())
                 if not folders.children(run)
             ]
@@ -73,7 +69,7 @@ def reproduce(
     with open_runs(tracking_uri, [name]) as runs:
         run = runs.find(name)
         selected = runs.children(run) or [run]
-        results = [_reproduce_run(runs, each, say, trusted) for each in selected]
+        results = [_reproduce_run(runs, each, say, code) for each in selected]
         return all(results)
 
 
@@ -81,7 +77,7 @@ def _reproduce_run(
     runs: RunReader,
     run: RecordedRun,
     say: Callable[[str], None],
-    trusted: Trust,
+    code: Path | None,
     unpacked: Path | None = None,
 ) -> bool:
     """Reproduce one run; return whether it is identical.
@@ -90,15 +86,14 @@ def _reproduce_run(
         runs: the store.
         run: the run.
         say: called with each line of the report.
-        trusted: the user's own code that the record may refer to.
+        code: a Python file of the user's own that the configuration names, if not installed.
         unpacked: the folder of an unpacked archive, which may have the data.
     """
     record = load_record(runs, run)
-    trusted = trust_in(run, record.config).and_also(trusted)
-    verification = check_record(runs, record, trusted)
+    verification = check_record(runs, record, code)
     for line in [*_introduction(record), *_record_lines(verification)]:
         say(line)
-    folder = train_again(record, runs.uri, trusted, unpacked)
+    folder = train_again(record, runs.uri, code, unpacked)
     say(f"  {_trained_as(record, folder)}")
     verdict = compare(record, folder, verification)
     report(runs, record, folder, verdict, say)
@@ -106,7 +101,7 @@ def _reproduce_run(
 
 
 def train_again(
-    record: Record, uri: str | None, trusted: Trust, unpacked: Path | None = None
+    record: Record, uri: str | None, code: Path | None, unpacked: Path | None = None
 ) -> Path:
     """Train the recorded configuration in a subprocess, in the recorded environment.
 
@@ -115,7 +110,7 @@ def train_again(
     Args:
         record: the run.
         uri: where the new run is tracked; None for the record's own tracker.
-        trusted: the user's own code that the record may refer to.
+        code: a Python file of the user's own that the configuration names, if not installed.
         unpacked: the folder of an unpacked archive, which may have the data.
 
     Returns:
@@ -133,7 +128,8 @@ def train_again(
         "tags": {tags.REPRODUCES: record.run.run_id},
         "checkpoint_steps": sorted(record.checkpoints) or None,
         "stop_at": None if record.finished else record.last_step,
-        "trusted": trusted.to_json(),
+        "code": None if code is None else str(code.resolve()),
+        "imported": references.imported_modules(),
         "data": None if unpacked is None else str(unpacked),
         "folder_name": record.run.tags.get(tags.FOLDER, ""),
     }
@@ -182,8 +178,7 @@ def report(
     result = "identical" if verdict.identical else verdict.differences[0]
     writer.tags({tags.REPRODUCTION: result[: journal.LONGEST_MESSAGE]})
     writer.close()
-    destination = recorded_destination(folder, runs.uri)
-    process = shipper.launch(folder, destination, PYFUNC_CODE)
+    process = shipper.launch(folder, recorded_destination(folder, runs.uri), PYFUNC_CODE)
     if not shipper.wait(process, shipper.SEND_SECONDS):
         name = journal.require_start(folder).name
         say(f"  the tag {tags.REPRODUCTION} of run {name} is not sent yet; do that with: fbp sync")
@@ -285,15 +280,12 @@ def _environment_differences(record: Record) -> list[str]:
     ]
     lines = shortened(lines, _MAX_LINES)
     commit = record.run.tags.get(tags.GIT_COMMIT)
-    repository = git_state.read(Path.cwd())
+    repository = environment.git(Path.cwd())
     if not commit or not repository:
         return lines
     if repository["commit"] != commit:
         now = repository["commit"][:_SHORT_DIGEST]
         return [*lines, f"git commit: was {commit[:_SHORT_DIGEST]}, is {now}"]
-    unknown = environment.UNKNOWN
-    if unknown in (record.run.tags.get(tags.GIT_DIRTY), repository["dirty"]):
-        return [*lines, "git: whether the uncommitted changes differ is not known"]
     path = record.artifacts / layout.GIT_DIFF
     diff = path.read_text(encoding="utf-8") if path.exists() else ""
     if diff != repository.get("diff", ""):
@@ -320,6 +312,7 @@ def _train_task(task: dict[str, Any]) -> str:
     if task["data"] is not None:
         data = archive.read_dataset(Path(task["data"]), task["folder_name"])
     request = RunRequest(Bar, task["uri"], **steps, dataset=data)
-    with reading_record(Trust.from_json(task["trusted"])):
+    code = None if task["code"] is None else Path(task["code"])
+    with references.reading_record(code, task["imported"]):
         launched = launch_config(reading.read(Path(task["config"])), identity, request)
     return str(launched.folder.resolve())

@@ -7,8 +7,7 @@ import numpy as np
 
 from fbp.errors import InputError
 from fbp.experiment.config import reading as configuration
-from fbp.experiment.config.references import NO_TRUST, Trust
-from fbp.experiment.rundir import environment, layout, tags, trust
+from fbp.experiment.rundir import environment, layout
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.npz import READ_ERRORS, read_arrays
 from fbp.experiment.rundir.series import Series
@@ -80,13 +79,14 @@ def load_record(runs: RunReader, run: RecordedRun) -> Record:
     )
 
 
-def check_record(runs: RunReader, record: Record, trusted: Trust) -> Verification:
+def check_record(runs: RunReader, record: Record, code: Path | None) -> Verification:
     """Check that a record can be reproduced, and that it is as it was when the run ended.
 
     Raises:
-        InputError: if it names code that is not trusted, or if it has nothing to compare.
+        InputError: if it names code that is neither installed nor given by `code`, or if it has
+            nothing to compare.
     """
-    configuration.require_trusted_names(record.config, trusted)
+    configuration.require_trusted_names(record.config, code)
     if not record.finished and record.last_step is None:
         raise InputError(
             f"run {record.run.name}: its record has neither metrics nor checkpoints; "
@@ -114,14 +114,3 @@ def read_params(path: Path) -> dict[str, np.ndarray] | None:
 def last_step(points: Series) -> int:
     """Return the last step of a metric; 0 if it has no points."""
     return int(points.steps[-1]) if len(points.steps) else 0
-
-
-def trust_in(run: RecordedRun, config: Path) -> Trust:
-    """Return what was trusted when a run was begun, if that was on this machine, by this user.
-
-    Args:
-        run: the run.
-        config: the file of its configuration, which must be the one it was begun with.
-    """
-    folder = layout.run_folder(layout.root(), run.tags.get(tags.FOLDER, ""))
-    return NO_TRUST if folder is None else trust.recall(folder, config)

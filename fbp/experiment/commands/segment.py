@@ -15,7 +15,6 @@ from fbp.errors import InputError, prefixed_by
 from fbp.experiment.commands.training_process import serve, train_in_subprocess
 from fbp.experiment.commands.verdict import compare_runs
 from fbp.experiment.config import reading, references
-from fbp.experiment.config.references import Trust
 from fbp.experiment.rundir import checkpoints, environment, journal, layout
 from fbp.experiment.rundir.checkpoints import Checkpoint
 from fbp.experiment.rundir.npz import digest_of
@@ -30,8 +29,7 @@ def verify_segment(
     start: int,
     stop: int,
     say: Callable[[str], None],
-    trusted: Trust,
-    unpacked: Path | None = None,
+    task: Mapping[str, Any],
 ) -> bool:
     """Train a run again from one checkpoint to another; report how it compares.
 
@@ -40,8 +38,7 @@ def verify_segment(
         start: the step of a checkpoint that the folder has.
         stop: the step of a later checkpoint, of which the digests are enough.
         say: called with each line of the report.
-        trusted: the user's own code that the record may refer to.
-        unpacked: the folder of an unpacked archive, which may have the data.
+        task: what the training process needs beside the folder, see :func:`child`.
 
     Returns:
         Whether the parameters, the state and all metrics in between are the same to the bit.
@@ -69,14 +66,10 @@ def verify_segment(
         _put_back(folder, copy, kept[start], checkpoint)
         facts = environment.read(layout.artifacts(folder))
         variables, _ = environment.restorable_variables(facts)
-        task = {
-            "folder": str(copy),
-            "stop_at": stop,
-            "trusted": trusted.to_json(),
-            "data": unpacked and str(unpacked),
-        }
         with prefixed_by(f"run {folder.name}"):
-            train_in_subprocess(task, facts, variables, _CHILD)
+            train_in_subprocess(
+                {**task, "folder": str(copy), "stop_at": stop}, facts, variables, _CHILD
+            )
         again = _part(copy, start, stop)
         recorded = {
             name: points for name, points in _part(folder, start, stop).items() if name in again
@@ -135,7 +128,8 @@ def _train_task(task: dict[str, Any]) -> str:
     from fbp.experiment.runner.run_start import RunIdentity
 
     folder = Path(task["folder"])
-    with references.reading_record(Trust.from_json(task["trusted"])):
+    code = None if task["code"] is None else Path(task["code"])
+    with references.reading_record(code, task["imported"]):
         config = reading.read(layout.config(folder))
         configure_jax(config.training, environment.read(layout.artifacts(folder)))
         run(

@@ -15,7 +15,7 @@ import numpy as np
 from fbp.errors import InputError
 from fbp.experiment.config import writing
 from fbp.experiment.config.schema import Config
-from fbp.experiment.rundir import checkpoints, journal, layout, locks, trust
+from fbp.experiment.rundir import checkpoints, journal, layout, locks
 from fbp.experiment.rundir import tags as tag_names
 from fbp.experiment.rundir.checkpoints import Checkpoints
 from fbp.experiment.rundir.journal import Journal
@@ -352,7 +352,6 @@ def _begin(folder: Path, request: _Request) -> Tracked:
             run_tags={tag_names.SOURCE_NAME: script.as_posix(), **request.tags},
             sink=request.sink,
         )
-        trust.remember(folder, request.sink)
     writer.close()
     return Tracked(folder, request.keep)
 

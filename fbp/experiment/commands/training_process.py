@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fbp._python import python_with_code
 from fbp.errors import InputError
 
 _VARIABLES_FROM_RECORD = ("XLA_FLAGS", "PJRT_NPROC", "NPROC")  # and all JAX_* but its cache
@@ -48,7 +47,7 @@ def train_in_subprocess(
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "answer.json"
         process = subprocess.Popen(
-            python_with_code(command),
+            [sys.executable, "-c", command],
             stdin=subprocess.PIPE,
             text=True,
             env=inherited | dict(variables),

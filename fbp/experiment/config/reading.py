@@ -17,7 +17,6 @@ from fbp.errors import InputError, did_you_mean
 from fbp.experiment.config import references, validation_messages
 from fbp.experiment.config.arguments import NamedSection, Section, section_model, section_of
 from fbp.experiment.config.catalogue import CATALOGUE
-from fbp.experiment.config.references import Trust
 from fbp.experiment.config.schema import NAMED, PLAIN, Config, TopLevel, VariantSection
 
 
@@ -67,7 +66,7 @@ def _experiments(path: Path) -> str:
     return did_you_mean(path.stem, sorted({file.stem for file in files}))
 
 
-def require_trusted_names(path: Path, trusted: Trust = references.NO_TRUST) -> None:
+def require_trusted_names(path: Path, code: Path | None = None) -> None:
     """Check that what a record's configuration names is trusted; import nothing.
 
     References in the short form of an argument (``activation = "package.module:name"``) are checked
@@ -75,10 +74,11 @@ def require_trusted_names(path: Path, trusted: Trust = references.NO_TRUST) -> N
 
     Args:
         path: the record's ``config.toml``.
-        trusted: what the user trusts.
+        code: a file (or package) that the user gives for the record's code.
 
     Raises:
-        InputError: if the file cannot be read, or if it names code that is not trusted.
+        InputError: if the file cannot be read, or if it names code that is neither installed nor
+            imported already nor `code`.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -87,7 +87,7 @@ def require_trusted_names(path: Path, trusted: Trust = references.NO_TRUST) -> N
         raise InputError(f"{path}: expected a configuration with a model ({error})") from None
     except AssertionError:
         raise InputError(f"{path}: expected a configuration with a model") from None
-    with references.reading_record(trusted):
+    with references.reading_record(code):
         for section, keys in table.items():
             for kind, name in _names(_KINDS_OF_NAMES.get(section, section), keys):
                 references.canonical(kind, name)

@@ -12,9 +12,9 @@ import os
 import platform
 import re
 import stat
+import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +26,6 @@ from fbp.experiment.rundir.redact import redact
 
 _FLAGS = ("enable_x64", "default_prng_impl", "threefry_partitionable", "default_matmul_precision")
 THREADS = "PJRT_NPROC"
-UNKNOWN = "unknown"
-"""Stands for what is only recorded, and could not be found out."""
-
 _MOST_THREADS = 4096  # that a record can ask for
 _PLAIN_FLAG = re.compile(r"--xla_(?!.*(dump|dir|path|file|log))[a-z0-9_]+(=(true|false|\d+)?)?")
 
@@ -89,16 +86,6 @@ def read(artifacts: Path) -> dict[str, Any]:
         for key, value in record.items()
         if key not in sections or isinstance(value, dict)
     }
-
-
-def own_code_of(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return the recorded digests of the user's own code by path; empty if there are none."""
-    files = record.get("own_code")
-    return (
-        {str(path): str(digest) for path, digest in files.items()}
-        if isinstance(files, dict)
-        else {}
-    )
 
 
 def restorable_variables(record: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
@@ -167,6 +154,40 @@ def differences(record: dict[str, Any], current: dict[str, Any]) -> list[Differe
     return [Difference(name, str(old), str(new)) for name, old, new in entries if old != new]
 
 
+def git(folder: Path) -> dict[str, str]:
+    """Return the state of a git repository; empty outside of one.
+
+    Returns:
+        `remote`, `commit`, `branch`, `dirty` (whether files differ from the commit), and, if so,
+        `diff`.
+    """
+
+    def output(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.decode(errors="replace")
+
+    commit = output("rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    status = output("status", "--porcelain") or ""
+    facts = {
+        "remote": redact((output("remote", "get-url", "origin") or "").strip()),
+        "commit": commit.strip(),
+        "branch": (output("rev-parse", "--abbrev-ref", "HEAD") or "").strip(),
+        "dirty": str(bool(status.strip())).lower(),
+    }
+    if status.strip():
+        facts["diff"] = (output("diff", "HEAD") or "") + "".join(
+            f"# untracked: {line[3:]}\n" for line in status.splitlines() if line.startswith("??")
+        )
+    return facts
+
+
 def describe(backend_check: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return versions, flags and devices of this process, as JSON's types.
 
@@ -189,7 +210,7 @@ def describe(backend_check: dict[str, Any] | None = None) -> dict[str, Any]:
         },
         "jax": {
             "jax": jax.__version__,
-            "jaxlib": _version("jaxlib"),
+            "jaxlib": importlib.metadata.version("jaxlib"),
             **{name: getattr(jax.config, f"jax_{name}") for name in _FLAGS},
         },
         "backend_check": backend_check,
@@ -199,54 +220,36 @@ def describe(backend_check: dict[str, Any] | None = None) -> dict[str, Any]:
             if name in ("XLA_FLAGS", "PJRT_NPROC", "NPROC", "OMP_NUM_THREADS")
             or name.startswith("JAX_")
         },
-        "packages": _packages(),
+        "packages": {
+            distribution.name: distribution.version
+            for distribution in sorted(
+                importlib.metadata.distributions(), key=lambda d: d.name.lower()
+            )
+        },
     }
 
 
-def _packages() -> dict[str, str]:
-    """Return the versions of all packages that can be read; a damaged one costs no run."""
-    packages: dict[str, str] = {}
-    for distribution in importlib.metadata.distributions():
-        with contextlib.suppress(Exception):  # whatever a damaged folder of metadata raises
-            name, version = distribution.metadata["Name"], distribution.version
-            if isinstance(name, str) and isinstance(version, str):
-                packages.setdefault(name, version)
-    return dict(sorted(packages.items(), key=lambda item: item[0].lower()))
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except Exception:  # no metadata, or damaged ones
-        return UNKNOWN
-
-
 def write(
-    artifacts: Path,
-    repository: Mapping[str, str],
-    backend_check: dict[str, Any] | None = None,
-    own_code: Mapping[str, str] | None = None,
+    artifacts: Path, repository: dict[str, str], backend_check: dict[str, Any] | None = None
 ) -> None:
     """Write the environment, and uncommitted changes, among a run's artifacts.
 
     Args:
         artifacts: the folder.
-        repository: the state of the code, see :func:`.git_state.read`.
+        repository: the state of the code, see :func:`git`.
         backend_check: see :func:`describe`.
-        own_code: SHA-256 of the files of the user's own code, by path.
     """
-    facts = {**describe(backend_check), "own_code": dict(own_code or {})}
-    text = json.dumps(facts, indent=1)
+    text = json.dumps(describe(backend_check), indent=1)
     (artifacts / layout.ENVIRONMENT).write_text(text, encoding="utf-8")
     if "diff" in repository:
         (artifacts / layout.GIT_DIFF).write_text(repository["diff"], encoding="utf-8")
 
 
-def run_tags(repository: Mapping[str, str]) -> dict[str, str]:
+def run_tags(repository: dict[str, str]) -> dict[str, str]:
     """Return the tags that describe what a run runs on, and the state of its code.
 
     Args:
-        repository: the state of the code, see :func:`.git_state.read`.
+        repository: the state of the code, see :func:`git`.
     """
     device = jax.devices()[0]
     values = {
@@ -255,7 +258,7 @@ def run_tags(repository: Mapping[str, str]) -> dict[str, str]:
         tags.VERSION: fbp.__version__,
         tags.PYTHON: platform.python_version(),
         tags.JAX: jax.__version__,
-        tags.JAXLIB: _version("jaxlib"),
+        tags.JAXLIB: importlib.metadata.version("jaxlib"),
         tags.DEVICE: f"{jax.device_count()} x {device.device_kind}",
         tags.DEVICE_KIND: device.device_kind,
         tags.DEVICE_COUNT: str(jax.device_count()),
@@ -272,8 +275,8 @@ def run_tags(repository: Mapping[str, str]) -> dict[str, str]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except Exception:  # no entry for this user id, as in some containers
-        return UNKNOWN
+    except (KeyError, OSError):  # no entry for this user id, as in some containers
+        return "unknown"
 
 
 def _cpu_flags() -> str:

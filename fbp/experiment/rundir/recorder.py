@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fbp.experiment.rundir import environment, git_state, layout, tags
+from fbp.experiment.rundir import environment, layout, tags
 from fbp.experiment.rundir.journal import Journal, MetricsLine, StepsLine
 from fbp.experiment.rundir.metric_table import is_timing
 from fbp.experiment.rundir.series import metrics_digest, nonfinite, read_series
@@ -34,7 +34,6 @@ def record_start(
     repository: Path,
     run_tags: Mapping[str, str],
     backend_check: dict[str, Any] | None = None,
-    own_code: Mapping[str, str] | None = None,
     **line: Any,
 ) -> None:
     """Write the environment among a run's artifacts, and the first line of its journal.
@@ -44,11 +43,10 @@ def record_start(
         repository: a folder inside the git repository of which the commit is recorded.
         run_tags: tags beside those of the environment, `tags.SOURCE_NAME` among them.
         backend_check: see :func:`fbp.experiment.rundir.environment.describe`.
-        own_code: digests of the files of the user's own code, by path.
         line: for :meth:`Journal.start`.
     """
-    git = git_state.read(repository)
-    environment.write(layout.artifacts(journal.folder), git, backend_check, own_code)
+    git = environment.git(repository)
+    environment.write(layout.artifacts(journal.folder), git, backend_check)
     journal.start(tags={**environment.run_tags(git), **run_tags}, **line)
 
 

@@ -40,9 +40,6 @@ MANIFEST = "fbp.manifest"
 OF_AN_END = (MESSAGE, MANIFEST)
 """Tags that a run loses when it is resumed."""
 
-RESUMED_WITH = "fbp.resumed_with"
-"""What has changed between a run's start and its resumption."""
-
 REPRODUCES = "fbp.reproduces"
 """The id of the run that this one repeats."""
 REPRODUCTION = "fbp.reproduction"

@@ -1,16 +1,15 @@
 """The beginning of a run: where it comes from, its first journal lines, or its resumption."""
 
-import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fbp import _summary
 from fbp.errors import InputError
-from fbp.experiment.config import references, writing
+from fbp.experiment.config import writing
 from fbp.experiment.config.schema import Config
-from fbp.experiment.rundir import checkpoints, environment, journal, layout, tags, trust
+from fbp.experiment.rundir import checkpoints, journal, layout, tags
 from fbp.experiment.rundir.checkpoints import Checkpoint
-from fbp.experiment.rundir.journal import Journal, StartLine, read_checkpoints
+from fbp.experiment.rundir.journal import Journal, read_checkpoints
 from fbp.experiment.rundir.npz import leaf_digest
 from fbp.experiment.rundir.recorder import Recorder, record_start
 from fbp.experiment.runner import backend_check
@@ -22,22 +21,16 @@ from fbp.experiment.runner.loop import (
     restore_loop_state,
 )
 
-_ALLOWED_TO_CHANGE = ("XLA_FLAGS", "threads")  # they are restored, or told by jax_setup
-_LONGEST = 60  # characters of a value in a message
-
 
 class RunIdentity(NamedTuple):
     """Where a run comes from.
 
     Attributes:
-        source: the experiment's file, as it is shown.
+        source: the experiment's file.
         label: the run's name in lists.
         parent: the folder name of the run under which it is shown; None for a run of its own.
         tags: additional tags.
         fingerprint: the fingerprint that the data must have; any if empty.
-        repository: a folder in the git repository whose state is recorded: where the user stands,
-            or where the user's own experiment lies; never where a record says.
-        accepts_changes: whether it is resumed although the user's own code has changed.
     """
 
     source: Path
@@ -45,8 +38,6 @@ class RunIdentity(NamedTuple):
     parent: str | None = None
     tags: dict[str, str] = {}  # noqa: RUF012
     fingerprint: str = ""
-    repository: Path = Path()
-    accepts_changes: bool = False
 
 
 class Start(NamedTuple):
@@ -83,64 +74,12 @@ def start_or_resume(
         recorder = Recorder(Journal(folder))
         _write_start(experiment, identity, recorder.journal)
         return Start(state, recorder)
-    changes = _changes_since_start(experiment.config, identity, folder, start)
     checkpoint = _newest_checkpoint(folder, reporter)
     state = _restored_or_initial(experiment, folder, checkpoint)
     recorder = Recorder(Journal(folder), state.step)
     _write_resume(recorder, checkpoint)
-    if changes:
-        for line in changes:
-            reporter.note(f"changed since the run began: {line}")
-        recorder.journal.tags({tags.RESUMED_WITH: "; ".join(changes)[: journal.LONGEST_MESSAGE]})
     reporter.note(f"going on from step {state.step} of {experiment.steps}")
     return Start(state, recorder)
-
-
-def check_config_is_unchanged(folder: Path, config: Config) -> None:
-    """Check that a run's configuration is the one that it was begun with.
-
-    Raises:
-        InputError: if it is not; which keys have changed is said.
-    """
-    start, text = journal.require_start(folder), layout.config(folder).read_bytes()
-    if hashlib.sha256(text).hexdigest() == start.config:
-        return
-    params = writing.flat_params(config)
-    names = [
-        key for key in params.keys() | start.params if params.get(key) != start.params.get(key)
-    ]
-    keys = ", ".join(sorted(names)) or "its text"
-    raise InputError(
-        f"{layout.config(folder)}: changed since the run began ({keys}); restore it, or start a "
-        "new run with the new configuration"
-    )
-
-
-def _changes_since_start(
-    config: Config, identity: RunIdentity, folder: Path, start: StartLine
-) -> list[str]:
-    """Return what the run runs on and was not begun with: a line for each thing.
-
-    Raises:
-        InputError: if the user's own code has changed, unless that is accepted.
-    """
-    recorded = environment.read(layout.artifacts(folder))
-    known = environment.own_code_of(recorded)
-    current = references.own_code(layout.config(folder).read_text(encoding="utf-8"))
-    changed = [path for path, digest in known.items() if current.get(path, "") != digest]
-    added = [path for path in current if path not in known]
-    files = [*changed, *added]
-    if files and not identity.accepts_changes:
-        raise InputError(
-            f"{start.name}: code of your own has changed since the run began: {', '.join(files)}; "
-            "restore it, or go on with the new code: --accept-changes"
-        )
-    lines = [
-        f"{name}: was {old[:_LONGEST]}, is {new[:_LONGEST]}"
-        for name, old, new in environment.differences(recorded, environment.describe())
-        if name not in _ALLOWED_TO_CHANGE
-    ]
-    return [*(f"own code: {path}" for path in files), *lines]
 
 
 def _check_fingerprint(experiment: Experiment, expected: str | None) -> None:
@@ -232,13 +171,11 @@ def begin_journal(
         run_tags: tags beside those that every run has.
         more: for :meth:`Journal.start`.
     """
-    text = writing.to_toml(config)
-    layout.config(writer.folder).write_text(text, encoding="utf-8")
+    layout.config(writer.folder).write_text(writing.to_toml(config), encoding="utf-8")
     decision = backend_check.decision()
     record_start(
         writer,
-        repository=identity.repository.resolve(),
-        own_code=references.own_code(text),
+        repository=identity.source.resolve().parent,
         backend_check=decision.facts() if decision else None,
         run_tags={
             tags.SOURCE_NAME: identity.source.as_posix(),
@@ -252,7 +189,5 @@ def begin_journal(
         experiment=config.tracking.experiment or config.name,
         sink=config.tracking.sink,
         params=writing.flat_params(config),
-        config=hashlib.sha256(text.encode()).hexdigest(),
         **more,
     )
-    trust.remember(writer.folder, text)

@@ -23,9 +23,6 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from fbp._python import python_with_code
-from fbp.experiment.config import references
-from fbp.experiment.config.references import Trust
 from fbp.experiment.rundir import journal, layout, locks
 from fbp.experiment.rundir.journal import Journal
 from fbp.experiment.rundir.redact import redact_secrets_of
@@ -58,11 +55,10 @@ def launch(folder: Path, destination: Destination, model_code: Path) -> subproce
         destination: where the run is sent.
         model_code: the Python file that loads a trained model in MLflow.
     """
-    trusted = references.named_in(destination.sink).to_json()
-    task = json.dumps([*destination, sinks.reference(destination.sink), str(model_code), trusted])
+    task = json.dumps([*destination, sinks.reference(destination.sink), str(model_code)])
     with open(layout.shipper_log(folder), "ab") as log:
         return subprocess.Popen(
-            [*python_with_code(_COMMAND), str(folder)],
+            [sys.executable, "-c", _COMMAND, str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -250,7 +246,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    *fields, reference, model_code, trusted = json.loads(os.environ.pop(_TASK))
+    *fields, reference, model_code = json.loads(os.environ.pop(_TASK))
     destination = Destination(*fields)
     sys.argv[0] = "fbp"  # MLflow shows it as where a model comes from
     for number in (signal.SIGINT, signal.SIGTERM):  # for the training process, not for this one
@@ -261,8 +257,7 @@ def main() -> int:
     warnings.filterwarnings("ignore", module="mlflow")
 
     def make_shipment(run: Path) -> Shipment:
-        with references.reading_record(Trust.from_json(trusted)):
-            sink = sinks.load(reference)(destination.uri, layout.root_of(run))
+        sink = sinks.load(reference)(destination.uri, layout.root_of(run))
         return Shipment(run, sink, destination, Path(model_code), pictures.draw)
 
     def report(problem: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from fbp.errors import InputError
+from fbp.experiment.config.references import reading_own_run
 
 
 class Destination(NamedTuple):
@@ -137,13 +138,14 @@ def load(reference: str) -> type[Sink]:
     Raises:
         InputError: if there is no such class, or if a method is missing in it.
     """
-    from fbp.experiment.config.catalogue import TRACKERS, lookup
-
-    if reference in TRACKERS.values():
-        module, _, name = reference.partition(":")
+    module, _, name = reference.partition(":")
+    if module.startswith("fbp.experiment.tracking."):
         sink = getattr(importlib.import_module(module), name)
     else:
-        sink = lookup("tracker", reference)
+        from fbp.experiment.config.catalogue import lookup
+
+        with reading_own_run():
+            sink = lookup("tracker", reference)
     missing = [method for method in METHODS if not callable(getattr(sink, method, None))]
     if missing:
         raise InputError(

@@ -7,8 +7,7 @@ from urllib.parse import urlsplit
 
 from fbp._optional import require
 from fbp.errors import InputError
-from fbp.experiment.config.references import NO_TRUST, Trust, reading_record
-from fbp.experiment.rundir import journal, layout, trust
+from fbp.experiment.rundir import journal, layout
 from fbp.experiment.rundir.redact import move_login_to_environment, redact
 from fbp.experiment.tracking import jsonl_sink
 from fbp.experiment.tracking import sink as sinks
@@ -89,15 +88,13 @@ def destination(root: Path, sink: str, chosen: str | None = None) -> Destination
 
 
 def recorded_destination(
-    folder: Path, chosen: str | None = None, trusted: Trust = NO_TRUST, *, override: bool = False
+    folder: Path, chosen: str | None = None, *, override: bool = False
 ) -> Destination:
     """Return where the run of a folder is sent: where it was meant for, or another address.
 
     Args:
         folder: the run's.
         chosen: the other address.
-        trusted: what the run may refer to, beside what it was begun with on this machine: its
-            tracker may be a class of the user's own.
         override: whether ``MLFLOW_TRACKING_URI`` is such an address, for a run that MLflow gets.
     """
     root, path = layout.root_of(folder), layout.destination(folder)
@@ -109,8 +106,7 @@ def recorded_destination(
         chosen = default_uri(root) if sink == "mlflow" else None
     elif not chosen:
         chosen = place or None
-    with reading_record(trust.recall(folder).and_also(trusted)):
-        return destination(root, sink, chosen)
+    return destination(root, sink, chosen)
 
 
 def shown(place: Destination) -> str:
