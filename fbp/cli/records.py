@@ -136,6 +136,7 @@ def ui(port: int, tracking_uri: str | None) -> None:
         "MLFLOW_BACKEND_STORE_URI": uri,  # not an argument: it may hold a password
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PYTHONSAFEPATH": "1",  # nothing is imported from the current folder
     }
     with subprocess.Popen(words, env=os.environ | settings) as server:
         # the server must not outlive this process

@@ -11,6 +11,7 @@ from fbp.experiment.rundir.journal import ChildLine, Journal
 from fbp.experiment.rundir.recorder import Recorder
 from fbp.experiment.rundir.series import last_values
 from fbp.experiment.runner.build import build
+from fbp.experiment.runner.changes import check_resumed, note_changes
 from fbp.experiment.runner.loop import Reporter
 from fbp.experiment.runner.run import Outcome, run
 from fbp.experiment.runner.run_start import RunIdentity, begin_journal
@@ -47,11 +48,15 @@ def run_group(
         with prefixed_by(f"{identity.source}, variant {name!r}"):
             build(variant)  # for its errors; the result is not needed
     resuming = journal.read_start(folder) is not None
+    configs = variants.values()
+    changes = check_resumed(config, identity, folder, configs) if resuming else []
     writer = Journal(folder)
     if resuming:
         writer.resume(0)
+        note_changes(writer, changes, make_reporter(next(iter(variants))))
     else:
-        begin_journal(writer, config, identity, {tags.VARIANTS: ", ".join(variants)})
+        names = {tags.VARIANTS: ", ".join(variants)}
+        begin_journal(writer, config, identity, names, variants=configs)
     outcomes: dict[str, Outcome] = {}
     status, message = "FAILED", "a variant could not be run"
     try:
@@ -59,7 +64,7 @@ def run_group(
             child = _variant_folder(writer, name, f"{config.name}-{name}")
             outcomes[name] = _finished(child) or run(
                 variant,
-                RunIdentity(identity.source, name, folder.name),
+                identity._replace(label=name, parent=folder.name, tags={}, fingerprint=""),
                 child,
                 make_reporter(name),
                 signals=signals,
