@@ -154,6 +154,7 @@ def list_names(kind: str | None) -> None:
 @uri_option
 def generate_text(
     run_name: str,
+    *,
     prompt: str,
     tokens: int,
     temperature: float,

@@ -57,22 +57,22 @@ def load(
         trained = fbp.load("digits_mlp-ab12")
         labels = trained.predict(x).argmax(axis=1)
     """
-    run, given = _checked_name(run), trust_of(trust, code)
+    run, trusted = _checked_name(run), trust_of(trust, code)
     if run.startswith("models:/"):
         uri = mlflow_uri(layout.root(), tracking_uri)
-        return _load_from_mlflow(run, uri, given)
+        return _load_from_mlflow(run, uri, trusted)
     run = re.sub(r"^runs:/([0-9a-f]{32})/model$", r"\1", run)
     path = Path(run)
     root = layout.root()
     is_other_folder = path.is_dir() and not layout.journal(path).exists()
     folder = None if is_other_folder else find_folder(root, run)
     if folder is not None:
-        return _read(layout.model(folder), given)
+        return _read(layout.model(folder), trusted)
     if is_other_folder:
-        return _read(path if (path / layout.PARAMS).exists() else layout.model(path), given)
+        return _read(path if (path / layout.PARAMS).exists() else layout.model(path), trusted)
     configured_uri = tracking_uri or from_environment()
     if configured_uri or layout.database(root).exists():
-        return _load_from_mlflow(run, mlflow_uri(root, configured_uri), given)
+        return _load_from_mlflow(run, mlflow_uri(root, configured_uri), trusted)
     raise InputError(
         f"run {run!r}: there is no such folder, and no run of that name or id in {root}; "
         f"{local_runs(root)}"
@@ -94,9 +94,9 @@ def _checked_name(run: object) -> str:
     return name
 
 
-def _read(folder: Path, given: Trust) -> Trained:
+def _read(folder: Path, trusted: Trust) -> Trained:
     """Read a trained model; its configuration may name what its reader or its maker trusts."""
-    trust = given.joined(trust_store.lookup_model(folder))
+    trust = trusted.joined(trust_store.lookup_model(folder))
     if (folder / layout.CONFIG).exists():
         configuration.require_trusted_names(folder / layout.CONFIG, trust)
     with reading_record(trust):
@@ -110,7 +110,7 @@ def local_runs(root: Path) -> str:
     return f"the newest local runs are {', '.join(newest)}" if newest else "there are no local runs"
 
 
-def _load_from_mlflow(run: str, uri: str, given: Trust) -> Trained:
+def _load_from_mlflow(run: str, uri: str, trusted: Trust) -> Trained:
     """Download the model of a run, or a registered model, and read it."""
     require("a run in MLflow", "mlflow")
     from mlflow.exceptions import MlflowException
@@ -133,4 +133,4 @@ def _load_from_mlflow(run: str, uri: str, given: Trust) -> Trained:
             ) from None
         local = layout.run_folder(layout.root(), run_folder_name)
         own = trust_store.lookup(local, downloaded / layout.CONFIG) if local else NOTHING
-        return _read(downloaded, given.joined(own))
+        return _read(downloaded, trusted.joined(own))

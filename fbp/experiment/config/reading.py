@@ -102,10 +102,10 @@ def require_trusted_names(path: Path, trust: Trust = NOTHING) -> None:
         raise InputError("\n".join(dict.fromkeys(problems)))
 
 
-def same_but_for_places(one: Path, other: Path) -> bool:
+def same_but_for_places(path: Path, other: Path) -> bool:
     """Return whether two configurations' files differ in the places of own code at most."""
     try:
-        return writing.same_but_for_places(_parsed(one), _parsed(other))
+        return writing.same_but_for_places(_parsed(path), _parsed(other))
     except InputError:
         return False
 

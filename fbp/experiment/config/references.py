@@ -113,7 +113,7 @@ def _canonical_in_record(kind: str, name: str, trust: Trust) -> str:
         if match is not None:
             _trusted_files.add(Path(match["path"]).resolve())  # see below
         return exact
-    path = next(filter(None, (file_for(given, name) for given in trust.code)), None)
+    path = next(filter(None, (file_for(source, name) for source in trust.code)), None)
     if path is not None:
         _trusted_files.add(path)  # a model that was loaded goes on to name it
         return f"{path}:{name.rpartition(':')[2]}"
@@ -179,7 +179,7 @@ def resolve(kind: str, reference: str) -> Any:
 
 
 @contextlib.contextmanager
-def _named_errors(what: str, file: str | None) -> Iterator[None]:
+def _named_errors(subject: str, file: str | None) -> Iterator[None]:
     """Turn whatever a user's module raises when it is imported into one line."""
     try:
         yield
@@ -187,10 +187,10 @@ def _named_errors(what: str, file: str | None) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         if file is None or Path(file).exists():  # raised by the code itself
-            raise InputError(f"{what} cannot be imported: {error}") from None
-        raise InputError(f"{what}: there is no file {file}") from None
+            raise InputError(f"{subject} cannot be imported: {error}") from None
+        raise InputError(f"{subject}: there is no file {file}") from None
     except (Exception, SystemExit) as error:
-        raise InputError(f"{what} cannot be imported: {first_line(error)}") from None
+        raise InputError(f"{subject} cannot be imported: {first_line(error)}") from None
 
 
 def _is_defined_in(value: Any, module: ModuleType) -> bool:
@@ -245,8 +245,7 @@ def _searched_last(folders: Iterable[Path]) -> Iterator[None]:
     ]
     for _, entry in moved:
         sys.path.remove(entry)
-    before = list(sys.path)
-    appended = [str(folder) for folder in folders if str(folder) not in before]
+    appended = [str(folder) for folder in folders if str(folder) not in sys.path]
     sys.path.extend(appended)
     importlib.invalidate_caches()
     try:

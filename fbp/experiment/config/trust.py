@@ -120,33 +120,33 @@ def _checked_code(path: Any) -> Path:
     return resolved
 
 
-def file_for(given: Path, name: str) -> Path | None:
+def file_for(source: Path, name: str) -> Path | None:
     """Return the file of the code that a user gives for a reference of a record.
 
     Args:
-        given: a file, which stands for a file or module of its name; or a folder, which stands for
+        source: a file, which stands for a file or module of its name; or a folder, which stands for
             the package that it is, or for the files and packages in it.
         name: the reference.
 
     Returns:
-        The file; None if `given` has none for that reference.
+        The file; None if `source` has none for that reference.
     """
     match = FILE_REFERENCE.fullmatch(name)
     if match:
-        wanted = match["path"].replace("\\", "/").rpartition("/")[2]
-        candidate = given / wanted if given.is_dir() else given
-        return candidate.resolve() if candidate.is_file() and candidate.name == wanted else None
+        file_name = match["path"].replace("\\", "/").rpartition("/")[2]
+        candidate = source / file_name if source.is_dir() else source
+        return candidate.resolve() if candidate.is_file() and candidate.name == file_name else None
     parts = name.partition(":")[0].split(".")
-    if given.is_dir():
+    if source.is_dir():
         inside = parts
-        if (given / "__init__.py").is_file():
-            if parts[0] != given.name:
+        if (source / "__init__.py").is_file():
+            if parts[0] != source.name:
                 return None
             inside = parts[1:]
-        stem = given.joinpath(*inside)
+        stem = source.joinpath(*inside)
         options = [stem / "__init__.py", *([stem.with_name(f"{stem.name}.py")] if inside else [])]
         return next((path.resolve() for path in options if path.is_file()), None)
-    return given if parts == [given.stem] or parts == package_parts(given) else None
+    return source if parts == [source.stem] or parts == package_parts(source) else None
 
 
 def package_parts(path: Path) -> list[str]:

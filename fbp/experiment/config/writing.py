@@ -72,14 +72,14 @@ def _without_place(text: str | None) -> str | None:
     return _QUOTED.sub(lambda match: f"'{_without_place(match[1])}'", text)
 
 
-def same_but_for_places(one: Any, other: Any) -> bool:
+def same_but_for_places(value: Any, other: Any) -> bool:
     """Return whether two configurations, as TOML gives them, differ in places of code at most."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(
-            same_but_for_places(value, other[key]) for key, value in one.items()
+    if isinstance(value, dict) and isinstance(other, dict):
+        return value.keys() == other.keys() and all(
+            same_but_for_places(item, other[key]) for key, item in value.items()
         )
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same_but_for_places, one, other))
-    if isinstance(one, str) and isinstance(other, str):
-        return _without_place(one) == _without_place(other)
-    return type(one) is type(other) and one == other
+    if isinstance(value, list) and isinstance(other, list):
+        return len(value) == len(other) and all(map(same_but_for_places, value, other))
+    if isinstance(value, str) and isinstance(other, str):
+        return _without_place(value) == _without_place(other)
+    return type(value) is type(other) and value == other

@@ -54,7 +54,7 @@ def check_resumed(
     check_config(folder, config)
     recorded = environment.read(layout.artifacts(folder))
     names = names_in([config, *variants])
-    changed, gone = _changed_files(recorded.get("own_code"), names)
+    changed, unloaded = _changed_files(recorded.get("own_code"), names)
     if changed and not identity.accepts_changes:
         raise InputError(
             f"{folder.name}: own code {_listed(changed)} is not what the run was begun with; put "
@@ -65,7 +65,7 @@ def check_resumed(
         f"{name} was {old[:_LONGEST_VALUE]}, is {new[:_LONGEST_VALUE]}"
         for name, old, new in environment.differences(recorded, current)
     ]
-    return [*(f"own code {name}" for name in changed), *gone, *lines]
+    return [*(f"own code {name}" for name in changed), *unloaded, *lines]
 
 
 def note_changes(writer: Journal, changes: list[str], reporter: _Notes) -> None:
