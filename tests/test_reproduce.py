@@ -269,11 +269,16 @@ def test_reproduce_says_where_a_changed_model_first_differs(project, warm):
         == 0
     )
     name = one(project / "mlruns" / "runs").name
-    assert "not installed; if you trust it" in reproduced(project, name, 2)
-    assert "identical to the bit" in reproduced(project, name, 0, "--code", "mine.py")
+    stranger = {"XDG_STATE_HOME": str(project / "stranger")}
+    assert "--trust mine:model" in reproduced(project, name, 2, **stranger)
+    output = reproduced(project, name, 0, "--code", "mine.py", **stranger)
+    assert "identical to the bit" in output
+    assert "your own code is the same" in output
+    assert "identical to the bit" in reproduced(project, name, 0)  # it was begun here
     (project / "mine.py").write_text(MODEL.format("sigmoid"))
     output = reproduced(project, name, 1, "--code", "mine.py")
     assert "DIFFERENT" in output
+    assert "your own code is another in mine.py" in output
     assert "first different metric, at step 0: delta_norm" in output
     assert "parameters first differ at the checkpoint of step 10: tensor" in output
     assert "at step 0 they were the same" in output

@@ -129,7 +129,7 @@ def ui(port: int, tracking_uri: str | None) -> None:
     )
     if uri == uris.default_uri(root):
         store.check_not_moved(root)
-    words = [sys.executable, "-m", "mlflow", "ui", "--workers", "1"]
+    words = [sys.executable, "-P", "-m", "mlflow", "ui", "--workers", "1"]
     words += ["--default-artifact-root", store.artifact_root(root)]
     words += ["--host", "127.0.0.1", "--port", str(port)]
     settings = {

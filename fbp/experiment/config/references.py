@@ -9,6 +9,7 @@ in fbp's own catalogue, and else only what its reader trusts: exact references, 
 that the reader gives (:class:`.trust.Trust`). What is installed or imported does not matter.
 """
 
+import ast
 import contextlib
 import contextvars
 import functools
@@ -106,17 +107,17 @@ def _canonical_in_record(kind: str, name: str, trust: Trust) -> str:
     match = FILE_REFERENCE.fullmatch(name)
     if match is None and not is_module_reference(name):
         raise InputError(f"{kind} {name!a}: expected package.module:function")
+    path = next(filter(None, (file_for(source, name) for source in trust.code)), None)
+    if path is not None:
+        _trusted_files.add(path)  # a model that was loaded goes on to name it
+        return f"{path}:{name.rpartition(':')[2]}"
     exact = name
     if match is not None and Path(match["path"]).is_absolute():  # never in the current folder
         exact = f"{Path(match['path']).resolve()}:{match['name']}"
     if exact in trust.references:
         if match is not None:
-            _trusted_files.add(Path(match["path"]).resolve())  # see below
+            _trusted_files.add(Path(match["path"]).resolve())
         return exact
-    path = next(filter(None, (file_for(source, name) for source in trust.code)), None)
-    if path is not None:
-        _trusted_files.add(path)  # a model that was loaded goes on to name it
-        return f"{path}:{name.rpartition(':')[2]}"
     raise InputError(f"{kind} {name!a}: the record names code outside of fbp; {_hint(name)}")
 
 
@@ -279,12 +280,37 @@ def _load_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
+        _require_own_siblings(path)
         with _searched_last([path.parent]):  # it may import the files beside it
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     return module
+
+
+def _require_own_siblings(path: Path) -> None:
+    """Refuse a file that imports one beside it if a module of that name came from elsewhere.
+
+    Python has one module of a name in a process: the file would get another file's functions.
+    """
+    try:
+        nodes = list(ast.walk(ast.parse(path.read_bytes())))
+    except (SyntaxError, ValueError):  # importing it says so
+        return
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    for name in {name.partition(".")[0] for name in names}:
+        loaded = getattr(sys.modules.get(name), "__file__", None)
+        siblings = (path.parent / f"{name}.py", path.parent / name / "__init__.py")
+        is_beside = any(sibling.is_file() for sibling in siblings)
+        if not loaded or not is_beside or _is_installed(Path(loaded)):
+            continue
+        if Path(loaded).resolve() not in siblings:
+            raise InputError(
+                f"{path}: it imports {name!r} from beside it, but this process has imported "
+                f"{loaded} under that name; use another process, or rename one of the files"
+            )
 
 
 def _module_name(path: Path) -> tuple[Path, str]:

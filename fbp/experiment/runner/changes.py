@@ -4,7 +4,8 @@ The configuration and the data must be the same. The user's own code must be, to
 accepts the change. Another environment is noted, because it may change bits and cannot be helped.
 """
 
-from collections.abc import Iterable
+import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -86,22 +87,44 @@ def check_config(folder: Path, config: Config | None = None) -> None:
 
     Args:
         folder: the run's.
-        config: the configuration that was read from it, which names the changed keys.
+        config: the configuration that was read from it. None if it cannot be read; then the file's
+            plain values are compared, and no name in it means anything.
 
     Raises:
         InputError: if it is another.
     """
     start = journal.require_start(folder)
     path = layout.config(folder)
-    changed = writing.changed_params(start.params, writing.flat_params(config)) if config else []
+    changed = (
+        writing.changed_params(start.params, writing.flat_params(config))
+        if config
+        else _changed_in_file(path, start.params)
+    )
     same_file = not start.config or trust_store.config_digest(path) == start.config
-    if same_file and not changed:
+    if same_file and (not changed or config is None):
         return
     keys = f" in {_listed(changed)}" if changed else ""
     raise InputError(
         f"{folder.name}: its configuration differs{keys} from the one that the run was begun with; "
         f"put {path} back, or start a new run"
     )
+
+
+def _changed_in_file(path: Path, params: Mapping[str, str]) -> list[str]:
+    """Return the plain values of a configuration's file that differ from the recorded params."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    values = {
+        f"{section}_{key}": value
+        for section, keys in table.items()
+        if isinstance(keys, dict)
+        for key, value in keys.items()
+    } | table
+    current = {key: str(x) for key, x in values.items() if isinstance(x, str | int | float)}
+    current = {key: text for key, text in current.items() if text or key in params}
+    return writing.changed_params({key: params.get(key, "") for key in current}, current)
 
 
 def _changed_files(recorded: object, names: list[str]) -> tuple[list[str], list[str]]:
