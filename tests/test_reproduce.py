@@ -15,6 +15,7 @@ from fbp.experiment.commands import run_record
 from fbp.experiment.commands.verdict import compare_runs
 from fbp.experiment.config import reading
 from fbp.experiment.config.references import reading_record
+from fbp.experiment.config.trust import NOTHING, trust_of
 from fbp.experiment.rundir import environment, history, journal, layout
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.journal import CheckpointLine, Journal
@@ -175,14 +176,12 @@ def a_record_of(project, section, text):
 @pytest.mark.parametrize(("section", "text"), RECORDED_CODE)
 def test_a_record_that_names_code_is_refused_before_anything_is_imported(project, section, text):
     record = a_record_of(project, section, text)
-    with pytest.raises(
-        fbp.InputError, match="the record names code that is not installed"
-    ) as error:
-        run_record.check_record(None, record, None)
+    with pytest.raises(fbp.InputError, match="the record names code outside of fbp") as error:
+        run_record.check_record(None, record, NOTHING)
     assert "unheard_of:thing" in str(error.value)
     assert len(str(error.value).splitlines()) == 1
     with pytest.raises(fbp.InputError, match="neither metrics nor checkpoints"):
-        run_record.check_record(None, record, project / "unheard_of.py")
+        run_record.check_record(None, record, trust_of(code=project / "unheard_of.py"))
     assert not (project / "executed").exists()
 
 
@@ -190,7 +189,7 @@ def test_a_record_that_names_code_is_refused_before_anything_is_imported(project
 def test_code_of_a_record_is_not_imported_while_it_is_read(project, section, text):
     record = a_record_of(project, section, text)
     with (
-        pytest.raises(fbp.InputError, match="the record names code that is not installed"),
+        pytest.raises(fbp.InputError, match="the record names code outside of fbp"),
         reading_record(),
     ):
         reading.variants(reading.read(record.config), "record")
@@ -270,11 +269,16 @@ def test_reproduce_says_where_a_changed_model_first_differs(project, warm):
         == 0
     )
     name = one(project / "mlruns" / "runs").name
-    assert "not installed; if you trust it" in reproduced(project, name, 2)
-    assert "identical to the bit" in reproduced(project, name, 0, "--code", "mine.py")
+    stranger = {"XDG_STATE_HOME": str(project / "stranger")}
+    assert "--trust mine:model" in reproduced(project, name, 2, **stranger)
+    output = reproduced(project, name, 0, "--code", "mine.py", **stranger)
+    assert "identical to the bit" in output
+    assert "your own code is the same" in output
+    assert "identical to the bit" in reproduced(project, name, 0)  # it was begun here
     (project / "mine.py").write_text(MODEL.format("sigmoid"))
     output = reproduced(project, name, 1, "--code", "mine.py")
     assert "DIFFERENT" in output
+    assert "your own code is another in mine.py" in output
     assert "first different metric, at step 0: delta_norm" in output
     assert "parameters first differ at the checkpoint of step 10: tensor" in output
     assert "at step 0 they were the same" in output
@@ -298,8 +302,8 @@ def test_a_run_of_a_file_of_the_users_own_is_loaded_resumed_and_reproduced(proje
     done = subprocess.run(command("resume", folder), timeout=240, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     shutil.move(folder, project / "away")
-    assert "the record names a file of code; if you trust it" in reproduced(project, folder.name, 2)
-    with pytest.raises(fbp.InputError, match="the record names a file of code"):
+    assert "the record names code outside of fbp" in reproduced(project, folder.name, 2)
+    with pytest.raises(fbp.InputError, match="the record names code outside of fbp"):
         fbp.load(folder.name)
     assert fbp.load(folder.name, code=own).predict(np.zeros((1, 8, 8, 1))).shape == (1, 10)
     output = reproduced(project, folder.name, 0, "--code", "code/own.py")

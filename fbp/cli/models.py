@@ -13,6 +13,7 @@ from fbp.cli.base import (
     main,
     set_option,
     shown,
+    trust_option,
     uri_option,
     wrapped_entry,
 )
@@ -157,20 +158,23 @@ def list_names(kind: str | None) -> None:
     type=click.IntRange(0, 2**32 - 1),
     help="Seed of the sampling.",
 )
+@trust_option
 @code_option
 @uri_option
 def generate_text(
     run_name: str,
+    *,
     prompt: str,
     tokens: int,
     temperature: float,
     seed: int,
-    code: Path | None,
+    trust: tuple[str, ...],
+    code: tuple[Path, ...],
     tracking_uri: str | None,
 ) -> None:
     """Write text with the language model of RUN: a run's folder, name or MLflow run id."""
     from fbp.experiment.commands.generate import generate
     from fbp.experiment.commands.load import load
 
-    trained = load(run_name, tracking_uri, code=code)
+    trained = load(run_name, tracking_uri, trust=trust, code=code)
     click.echo(prompt + generate(trained, prompt, count=tokens, temperature=temperature, seed=seed))

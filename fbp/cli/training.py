@@ -2,11 +2,20 @@
 
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fbp.cli.base import experiment_path, main, set_option, shown, uri_option
+from fbp.cli.base import (
+    code_option,
+    experiment_path,
+    main,
+    set_option,
+    shown,
+    trust_option,
+    uri_option,
+)
 
 if TYPE_CHECKING:
     from fbp.experiment.commands.launch import Launched, RunRequest
@@ -37,12 +46,31 @@ def run(experiment: str, overrides: tuple[str, ...], resume: str, tracking_uri: 
 
 @main.command("resume", short_help="resume a run that was interrupted")
 @click.argument("run_name", metavar="RUN")
+@click.option(
+    "--accept-changes", is_flag=True, help="Go on although your own code is another than before."
+)
+@trust_option
+@code_option
 @uri_option
-def resume_run(run_name: str, tracking_uri: str | None) -> None:
-    """Resume RUN (its folder, its name, or its MLflow run id) after an interruption."""
-    from fbp.experiment.commands.launch import resume
+def resume_run(
+    run_name: str,
+    accept_changes: bool,  # noqa: FBT001
+    trust: tuple[str, ...],
+    code: tuple[Path, ...],
+    tracking_uri: str | None,
+) -> None:
+    """Resume RUN (its folder, its name, or its MLflow run id) after an interruption.
 
-    _report(resume(run_name, _request(tracking_uri)))
+    Configuration and data must be those that it was begun with, and so must your own code unless
+    you accept its changes.
+    """
+    from fbp.experiment.commands.launch import resume
+    from fbp.experiment.config.trust import trust_of
+
+    request = _request(tracking_uri)._replace(
+        trust=trust_of(trust, code), accepts_changes=accept_changes
+    )
+    _report(resume(run_name, request))
 
 
 def _request(tracking_uri: str | None) -> "RunRequest":

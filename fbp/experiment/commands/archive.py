@@ -23,8 +23,9 @@ from fbp.datasets import Dataset, Examples
 from fbp.errors import InputError
 from fbp.experiment.commands.load import local_runs
 from fbp.experiment.config import reading
-from fbp.experiment.config.references import reading_own_run
-from fbp.experiment.rundir import environment, journal, layout, manifest, tags
+from fbp.experiment.config.references import reading_record
+from fbp.experiment.config.trust import NOTHING, Trust
+from fbp.experiment.rundir import environment, journal, layout, manifest, tags, trust_store
 from fbp.experiment.rundir.journal import ChildLine
 from fbp.experiment.rundir.npz import READ_ERRORS, read_arrays, write_arrays
 from fbp.experiment.runner.build import load_data
@@ -42,13 +43,16 @@ _COMMENT = b"fbp archive, SHA-256 of all before it: "
 # --- writing ----------------------------------------------------------------------------------
 
 
-def archive(name: str, output: Path | None, *, with_data: bool = False) -> Path:
+def archive(
+    name: str, output: Path | None, *, with_data: bool = False, trust: Trust = NOTHING
+) -> Path:
     """Write the record of a run, and of the runs under it, into one file.
 
     Args:
         name: the run's folder, its name, or its id; its folder is on this machine.
         output: the file. Default: the folder's name and ``.fbp.zip``, in the current folder.
         with_data: whether the data set is included, as arrays.
+        trust: which code of the user's own may load the data.
 
     Returns:
         The file.
@@ -75,7 +79,7 @@ def archive(name: str, output: Path | None, *, with_data: bool = False) -> Path:
         raise InputError(f"{path}: this file exists already; choose another name with --output")
     with _new_archive(path) as file:
         for each in folders:
-            _add_run(file, each, with_data=with_data)
+            _add_run(file, each, trust if with_data else None)
     return path
 
 
@@ -130,16 +134,16 @@ def _children(folder: Path) -> list[Path]:
     return [child for child in children if child is not None]
 
 
-def _add_run(file: zipfile.ZipFile, folder: Path, *, with_data: bool) -> None:
-    """Add a run's folder, the versions of its packages, and its data."""
+def _add_run(file: zipfile.ZipFile, folder: Path, trust: Trust | None) -> None:
+    """Add a run's folder, the versions of its packages, and its data unless `trust` is None."""
     locks = (layout.training_lock(folder), layout.shipper_lock(folder))
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path not in locks:
             file.write(path, f"{_RUNS}/{folder.name}/{path.relative_to(folder).as_posix()}")
     file.writestr(f"{_DATA}/{folder.name}/{_REQUIREMENTS}", _requirements(folder))
     config, fingerprint = layout.config(folder), _fingerprint(folder)
-    if with_data and config.exists() and fingerprint:
-        with reading_own_run():
+    if trust is not None and config.exists() and fingerprint:
+        with reading_record(trust.joined(trust_store.lookup(folder))):
             dataset = load_data(reading.read(config))
         if dataset.fingerprint != fingerprint:
             raise InputError(f"run {folder.name}: its data are no longer those it was trained with")

@@ -20,8 +20,17 @@ from fbp.experiment.commands.run_record import (
 )
 from fbp.experiment.commands.training_process import serve, train_in_subprocess
 from fbp.experiment.commands.verdict import Verdict, compare_runs, shortened, tensor_differences
-from fbp.experiment.config import references
-from fbp.experiment.rundir import environment, journal, layout, manifest, tags
+from fbp.experiment.config import reading, references, writing
+from fbp.experiment.config.trust import NOTHING, Trust
+from fbp.experiment.rundir import (
+    environment,
+    journal,
+    layout,
+    manifest,
+    repository,
+    tags,
+    trust_store,
+)
 from fbp.experiment.rundir.journal import Journal
 from fbp.experiment.rundir.series import Series, read_series
 from fbp.experiment.rundir.verification import Verification
@@ -40,7 +49,7 @@ _LONGEST_VALUE = 60  # characters of a value of the environment
 
 
 def reproduce(
-    name: str, tracking_uri: str | None, say: Callable[[str], None], code: Path | None = None
+    name: str, tracking_uri: str | None, say: Callable[[str], None], trust: Trust = NOTHING
 ) -> bool:
     """Train a run (or each run of a group) again and report how it compares.
 
@@ -50,7 +59,7 @@ def reproduce(
         name: the run's id or name, its folder, or the file of an archive.
         tracking_uri: the store. Default: ``MLFLOW_TRACKING_URI``, or the store of this project.
         say: called with each line of the report.
-        code: a Python file of the user's own that the configuration names, if not installed.
+        trust: which code of the user's own the configuration may name.
 
     Returns:
         Whether all runs are identical to their records.
@@ -61,7 +70,7 @@ def reproduce(
     if archive.is_archive(name):
         with archive.opened(Path(name)) as (folders, root):
             results = [
-                _reproduce_run(folders, run, say, code, root)
+                _reproduce_run(folders, run, say, trust, root)
                 for run in reversed(folders.search())
                 if not folders.children(run)
             ]
@@ -69,7 +78,7 @@ def reproduce(
     with open_runs(tracking_uri, [name]) as runs:
         run = runs.find(name)
         selected = runs.children(run) or [run]
-        results = [_reproduce_run(runs, each, say, code) for each in selected]
+        results = [_reproduce_run(runs, each, say, trust) for each in selected]
         return all(results)
 
 
@@ -77,7 +86,7 @@ def _reproduce_run(
     runs: RunReader,
     run: RecordedRun,
     say: Callable[[str], None],
-    code: Path | None,
+    trust: Trust,
     unpacked: Path | None = None,
 ) -> bool:
     """Reproduce one run; return whether it is identical.
@@ -86,14 +95,17 @@ def _reproduce_run(
         runs: the store.
         run: the run.
         say: called with each line of the report.
-        code: a Python file of the user's own that the configuration names, if not installed.
+        trust: which code of the user's own the configuration may name.
         unpacked: the folder of an unpacked archive, which may have the data.
     """
     record = load_record(runs, run)
-    verification = check_record(runs, record, code)
+    local = layout.run_folder(layout.root(), run.tags.get(tags.FOLDER))
+    if local is not None:
+        trust = trust.joined(trust_store.lookup(local, record.config))
+    verification = check_record(runs, record, trust)
     for line in [*_introduction(record), *_record_lines(verification)]:
         say(line)
-    folder = train_again(record, runs.uri, code, unpacked)
+    folder = train_again(record, runs.uri, trust, unpacked)
     say(f"  {_trained_as(record, folder)}")
     verdict = compare(record, folder, verification)
     report(runs, record, folder, verdict, say)
@@ -101,7 +113,7 @@ def _reproduce_run(
 
 
 def train_again(
-    record: Record, uri: str | None, code: Path | None, unpacked: Path | None = None
+    record: Record, uri: str | None, trust: Trust, unpacked: Path | None = None
 ) -> Path:
     """Train the recorded configuration in a subprocess, in the recorded environment.
 
@@ -110,7 +122,7 @@ def train_again(
     Args:
         record: the run.
         uri: where the new run is tracked; None for the record's own tracker.
-        code: a Python file of the user's own that the configuration names, if not installed.
+        trust: which code of the user's own the configuration may name.
         unpacked: the folder of an unpacked archive, which may have the data.
 
     Returns:
@@ -128,8 +140,7 @@ def train_again(
         "tags": {tags.REPRODUCES: record.run.run_id},
         "checkpoint_steps": sorted(record.checkpoints) or None,
         "stop_at": None if record.finished else record.last_step,
-        "code": None if code is None else str(code.resolve()),
-        "imported": references.imported_modules(),
+        "trust": trust.to_json(),
         "data": None if unpacked is None else str(unpacked),
         "folder_name": record.run.tags.get(tags.FOLDER, ""),
     }
@@ -200,7 +211,19 @@ def _trained_as(record: Record, folder: Path) -> str:
     name = journal.require_start(folder).name
     fingerprint = record.run.tags.get(tags.DATA_FINGERPRINT, "")[:_SHORT_DIGEST]
     data = f"the data are the same ({fingerprint})" if fingerprint else "its data are not recorded"
-    return f"trained again as {name}; {data}"
+    return f"trained again as {name}; {data}{_own_code(record, folder)}"
+
+
+def _own_code(record: Record, folder: Path) -> str:
+    """Return whether the user's own code was the same; empty if there is none."""
+    recorded = record.environment.get("own_code", {})
+    present = environment.read(layout.artifacts(folder)).get("own_code", {})
+    if not recorded and not present:
+        return ""
+    changed = [name for name in {**recorded, **present} if recorded.get(name) != present.get(name)]
+    if not changed:
+        return "; your own code is the same"
+    return f"; your own code is another in {', '.join(changed[:_MAX_LINES])}"
 
 
 def _conclusion(record: Record, verdict: Verdict) -> list[str]:
@@ -234,13 +257,23 @@ def _changed_facts(sealed: Mapping[str, Any], record: Record, folder: Path) -> l
     if not sealed:
         return []
     present = manifest.make(folder, {})
+    changed = writing.changed_params(sealed["params"], present["params"])
     lines = [
-        line
-        for part in ("params", "datasets")
-        for line in manifest.differences(sealed[part], present[part], part)
+        *manifest.differences(
+            {name: sealed["params"].get(name) for name in changed},
+            {name: present["params"].get(name) for name in changed},
+            "params",
+        ),
+        *manifest.differences(sealed["datasets"], present["datasets"], "datasets"),
     ]
     if record.finished:
-        lines += manifest.differences(_model_files(sealed), _model_files(present), "model")
+        old, new = _model_files(sealed), _model_files(present)
+        config = f"{layout.MODEL}/{layout.CONFIG}"
+        if reading.same_but_for_places(
+            record.artifacts / config, layout.artifacts(folder) / config
+        ):
+            old.pop(config, None), new.pop(config, None)
+        lines += manifest.differences(old, new, "model")
     return shortened([f"trained again: {line}" for line in lines], _MAX_LINES)
 
 
@@ -280,15 +313,22 @@ def _environment_differences(record: Record) -> list[str]:
     ]
     lines = shortened(lines, _MAX_LINES)
     commit = record.run.tags.get(tags.GIT_COMMIT)
-    repository = environment.git(Path.cwd())
-    if not commit or not repository:
+    state = repository.git(Path.cwd())
+    if not commit or not state:
         return lines
-    if repository["commit"] != commit:
-        now = repository["commit"][:_SHORT_DIGEST]
+    unknown = [
+        f"git: {reason}"
+        for reason in (record.environment.get("unknown", {}).get("git"), state.get("problem"))
+        if reason
+    ]
+    if unknown:  # which is not the same as clean
+        return [*lines, "git: whether the code is the same is unknown", *unknown]
+    if state["commit"] != commit:
+        now = state["commit"][:_SHORT_DIGEST]
         return [*lines, f"git commit: was {commit[:_SHORT_DIGEST]}, is {now}"]
     path = record.artifacts / layout.GIT_DIFF
     diff = path.read_text(encoding="utf-8") if path.exists() else ""
-    if diff != repository.get("diff", ""):
+    if diff != state.get("diff", ""):
         lines.append("git: the uncommitted changes differ (the run's artifact git.diff has them)")
     return lines
 
@@ -301,7 +341,6 @@ def child() -> int:
 def _train_task(task: dict[str, Any]) -> str:
     from fbp.experiment.commands.launch import RunRequest, launch_config
     from fbp.experiment.commands.progress import Bar
-    from fbp.experiment.config import reading
     from fbp.experiment.runner.run_start import RunIdentity
 
     identity = RunIdentity(
@@ -312,7 +351,6 @@ def _train_task(task: dict[str, Any]) -> str:
     if task["data"] is not None:
         data = archive.read_dataset(Path(task["data"]), task["folder_name"])
     request = RunRequest(Bar, task["uri"], **steps, dataset=data)
-    code = None if task["code"] is None else Path(task["code"])
-    with references.reading_record(code, task["imported"]):
+    with references.reading_record(Trust.from_json(task["trust"])):
         launched = launch_config(reading.read(Path(task["config"])), identity, request)
     return str(launched.folder.resolve())

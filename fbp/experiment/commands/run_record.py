@@ -7,6 +7,7 @@ import numpy as np
 
 from fbp.errors import InputError
 from fbp.experiment.config import reading as configuration
+from fbp.experiment.config.trust import Trust
 from fbp.experiment.rundir import environment, layout
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.npz import READ_ERRORS, read_arrays
@@ -79,14 +80,14 @@ def load_record(runs: RunReader, run: RecordedRun) -> Record:
     )
 
 
-def check_record(runs: RunReader, record: Record, code: Path | None) -> Verification:
+def check_record(runs: RunReader, record: Record, trust: Trust) -> Verification:
     """Check that a record can be reproduced, and that it is as it was when the run ended.
 
     Raises:
-        InputError: if it names code that is neither installed nor given by `code`, or if it has
+        InputError: if it names code that is neither fbp's own nor trusted, or if it has
             nothing to compare.
     """
-    configuration.require_trusted_names(record.config, code)
+    configuration.require_trusted_names(record.config, trust)
     if not record.finished and record.last_step is None:
         raise InputError(
             f"run {record.run.name}: its record has neither metrics nor checkpoints; "

@@ -15,6 +15,7 @@ from fbp.errors import InputError, prefixed_by
 from fbp.experiment.commands.training_process import serve, train_in_subprocess
 from fbp.experiment.commands.verdict import compare_runs
 from fbp.experiment.config import reading, references
+from fbp.experiment.config.trust import Trust
 from fbp.experiment.rundir import checkpoints, environment, journal, layout
 from fbp.experiment.rundir.checkpoints import Checkpoint
 from fbp.experiment.rundir.npz import digest_of
@@ -128,13 +129,12 @@ def _train_task(task: dict[str, Any]) -> str:
     from fbp.experiment.runner.run_start import RunIdentity
 
     folder = Path(task["folder"])
-    code = None if task["code"] is None else Path(task["code"])
-    with references.reading_record(code, task["imported"]):
+    with references.reading_record(Trust.from_json(task["trust"])):
         config = reading.read(layout.config(folder))
         configure_jax(config.training, environment.read(layout.artifacts(folder)))
         run(
             config,
-            RunIdentity(Path(layout.CONFIG), folder.name),
+            RunIdentity(Path(layout.CONFIG), folder.name, accepts_changes=True),
             folder,
             Bar(folder.name),
             checkpoint_steps=[task["stop_at"]],

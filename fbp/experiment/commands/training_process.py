@@ -47,7 +47,7 @@ def train_in_subprocess(
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "answer.json"
         process = subprocess.Popen(
-            [sys.executable, "-c", command],
+            [sys.executable, "-P", "-c", command],  # -P: nothing from the current folder
             stdin=subprocess.PIPE,
             text=True,
             env=inherited | dict(variables),

@@ -6,8 +6,9 @@ from pathlib import Path
 from fbp.errors import InputError
 from fbp.experiment.commands import archive as archives
 from fbp.experiment.commands.segment import verify_segment
-from fbp.experiment.config import reading, references
-from fbp.experiment.rundir import layout, signatures
+from fbp.experiment.config import reading
+from fbp.experiment.config.trust import Trust
+from fbp.experiment.rundir import layout, signatures, trust_store
 from fbp.experiment.rundir.verification import Verification
 from fbp.experiment.tracking.folder_runs import find_folder
 from fbp.experiment.tracking.readers import open_runs
@@ -54,9 +55,7 @@ def verify(
         return all(results)
 
 
-def verify_part(
-    name: str, start: int, stop: int, say: Callable[[str], None], code: Path | None
-) -> bool:
+def verify_part(name: str, start: int, stop: int, say: Callable[[str], None], trust: Trust) -> bool:
     """Train the steps between two checkpoints again; return whether they are the same to the bit.
 
     Args:
@@ -64,29 +63,26 @@ def verify_part(
         start: the step of a checkpoint that was kept.
         stop: the step of a later one.
         say: called with each line of the report.
-        code: a Python file of the user's own that the configuration names, if not installed.
+        trust: which code of the user's own the configuration may name.
 
     Raises:
         InputError: if the run's folder is not on this machine, or see :func:`verify_segment`.
     """
-    task = {
-        "code": None if code is None else str(code.resolve()),
-        "imported": references.imported_modules(),
-        "data": None,
-    }
+    task = {"trust": trust.to_json(), "data": None}
     if archives.is_archive(name):
         with archives.opened(Path(name)) as (folders, root):
             runs = [run for run in folders.search() if not folders.children(run)]
             if len(runs) != 1:
                 raise InputError(f"{name}: expected an archive of one run, got {len(runs)}")
             folder = folders.folder(runs[0])
-            reading.require_trusted_names(layout.config(folder), code)
+            reading.require_trusted_names(layout.config(folder), trust)
             return verify_segment(folder, start, stop, say, {**task, "data": str(root)})
     local = find_folder(layout.root(), name)
     if local is None or not layout.config(local).exists():
         raise InputError(f"run {name!r}: --from and --to need the folder of a run made by fbp run")
-    reading.require_trusted_names(layout.config(local), code)
-    return verify_segment(local, start, stop, say, task)
+    trust = trust.joined(trust_store.lookup(local))
+    reading.require_trusted_names(layout.config(local), trust)
+    return verify_segment(local, start, stop, say, {**task, "trust": trust.to_json()})
 
 
 def _report(

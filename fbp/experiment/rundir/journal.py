@@ -74,6 +74,7 @@ class StartLine(Line):
         steps: the number of steps that were planned; 0 if unknown.
         layers: names of the model's layers by path.
         sink: the tracker that the run is sent to, see :mod:`fbp.experiment.tracking.sink`.
+        config: SHA-256 of the configuration's file; empty if there is none.
     """
 
     kind = "start"
@@ -88,6 +89,7 @@ class StartLine(Line):
     steps: int = 0
     layers: Mapping[str, str] = field(default_factory=dict)
     sink: str = "mlflow"
+    config: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,7 +311,7 @@ class Journal:
             experiment: the experiment that the run belongs to.
             params: texts by name.
             tags: texts by name; empty ones are left out, the folder's name is added.
-            more: `inputs`, `parent`, `steps`, `layers`, `sink`, see :class:`StartLine`.
+            more: `inputs`, `parent`, `steps`, `layers`, `sink`, `config`, see :class:`StartLine`.
         """
         self._append(
             StartLine(

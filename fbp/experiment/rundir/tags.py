@@ -40,6 +40,9 @@ MANIFEST = "fbp.manifest"
 OF_AN_END = (MESSAGE, MANIFEST)
 """Tags that a run loses when it is resumed."""
 
+RESUMED_WITH = "fbp.resumed_with"
+"""What was another at the last resume than when the run began: own code, environment."""
+
 REPRODUCES = "fbp.reproduces"
 """The id of the run that this one repeats."""
 REPRODUCTION = "fbp.reproduction"
