@@ -436,8 +436,8 @@ def _check_differences(
         """Compute the cost behind, at and ahead of the point."""
 
         def cost(sign: int) -> Array:
-            at = jax.tree.map(lambda p, d: p + sign * step * d, moved, direction)
-            return _cost(model, loss, at["params"], with_floats(at["input"]), y, key)
+            new = jax.tree.map(lambda p, d: p + sign * step * d, moved, direction)
+            return _cost(model, loss, new["params"], with_floats(new["input"]), y, key)
 
         return cost(-1), cost(0), cost(1)
 
