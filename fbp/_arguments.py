@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from fbp.errors import ArgumentError, InputError
+from fbp.errors import ArgumentError, CallError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -114,7 +114,7 @@ def checked(function: _F) -> _F:
         try:
             bound = signature().bind(*args, **options)
         except TypeError as error:
-            raise InputError(f"{function.__name__}: {error}") from None
+            raise CallError(f"{function.__name__}: {error}") from None
         for name, value in bound.arguments.items():
             _check(function.__name__, name, value, signature().parameters[name])
         return function(*args, **options)
@@ -124,7 +124,8 @@ def checked(function: _F) -> _F:
 
 def _check(function: str, name: str, value: Any, parameter: inspect.Parameter) -> None:
     """Raise ArgumentError if an argument has another type than declared, or is out of range."""
-    if isinstance(value, jax.core.Tracer) or (value is None and parameter.default is None):
+    is_default = value is parameter.default or (_is_whole(value) and value == parameter.default)
+    if isinstance(value, jax.core.Tracer) or is_default:
         return
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
         return

@@ -141,11 +141,6 @@ def cosine_restarts(
     Raises:
         InputError: ``growth`` or ``steps`` is less than 1.
     """
-    if growth < 1 or steps < 1:
-        raise InputError(
-            "cosine_restarts: growth must be at least 1 and steps too, got growth "
-            f"{growth}, steps {steps}"
-        )
 
     def schedule(step: Array) -> Array:
         step = jnp.asarray(step)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fbp._arguments import checked
 from fbp.combinators._parts import call_part, combine_incremental
-from fbp.errors import InputError, ShapeError
+from fbp.errors import ShapeError
 from fbp.layer import (
     IN,
     OUT,
@@ -45,10 +45,6 @@ def repeat(layer: Layer, times: int, *, unroll: int = 1) -> Layer:
         ShapeError: if the layer changes the shape of its input.
     """
     require_layer("repeat", layer)
-    if times < 1:
-        raise InputError(f"repeat: times must be at least 1, got {times}")
-    if unroll < 1:
-        raise InputError(f"repeat: unroll must be at least 1, got {unroll}")
     repeated = _Repeated(layer, times, min(unroll, times))
     return Layer(
         repeated.init,

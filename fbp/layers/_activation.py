@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fbp._arguments import checked
-from fbp.errors import InputError, ShapeError
+from fbp.errors import ShapeError
 from fbp.layer import Array, Cache, Layer, Shape, parameterless
 
 
@@ -254,8 +254,6 @@ def maxout(pieces: int = 2) -> Layer:
         InputError: if ``pieces`` is less than 1.
         ShapeError: if the last axis is not a multiple of ``pieces``.
     """
-    if pieces < 1:
-        raise InputError(f"maxout: pieces must be at least 1, got {pieces}")
 
     def out_shape(shape: Shape) -> Shape:
         if not shape or shape[-1] % pieces:
@@ -266,12 +264,13 @@ def maxout(pieces: int = 2) -> Layer:
         return (*shape[:-1], shape[-1] // pieces)
 
     def forward(x: Array) -> tuple[Array, Cache]:
-        groups = x.reshape(*x.shape[:-1], -1, pieces)
+        groups = x.reshape(*x.shape[:-1], x.shape[-1] // pieces, pieces)
         winner = groups.argmax(axis=-1, keepdims=True)
         return jnp.take_along_axis(groups, winner, axis=-1)[..., 0], winner
 
     def backward(cache: Cache, delta: Array) -> Array:
         mask = cache == jnp.arange(pieces)
-        return jnp.where(mask, delta[..., None], 0).reshape(*delta.shape[:-1], -1)
+        whole = jnp.where(mask, delta[..., None], 0)
+        return whole.reshape(*delta.shape[:-1], delta.shape[-1] * pieces)
 
     return parameterless("maxout", forward, backward, out_shape, name=f"maxout({pieces})")

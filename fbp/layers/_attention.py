@@ -16,7 +16,7 @@ from jax import lax
 
 from fbp import initializers
 from fbp._arguments import checked
-from fbp.errors import InputError, ShapeError
+from fbp.errors import ShapeError
 from fbp.layer import (
     Array,
     Cache,
@@ -153,8 +153,6 @@ def attention(
         InputError: if ``heads`` is less than 1.
         ShapeError: if ``heads`` does not divide F, or inputs do not fit.
     """
-    if heads < 1:
-        raise InputError(f"attention: heads must be at least 1, got {heads}")
     options = _Options(heads, causal, cross, with_lengths, rotary)
     return _attention(options, weights, output_weights)
 

@@ -232,8 +232,6 @@ def _transposed(
 ) -> Layer:
     """Return the transposed convolution that both public ones are."""
     rank = len(window.size)
-    if channels < 1:
-        raise InputError(f"{kind}: channels must be at least 1, got {channels}")
     draw_weights, draw_bias = weights or initializers.he_normal(), bias or initializers.zeros()
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:

@@ -42,11 +42,6 @@ def embedding(vocabulary: int, features: int, *, weights: Initializer | None = N
         InputError: if ``vocabulary`` or ``features`` is less than 1.
         ShapeError: if the input is not integers.
     """
-    if vocabulary < 1 or features < 1:
-        raise InputError(
-            "embedding: vocabulary and features must be at least 1, "
-            f"got {vocabulary} and {features}"
-        )
     draw = weights or initializers.small_normal(0.02)
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
@@ -87,8 +82,6 @@ def unembedding(vocabulary: int, *, weights: Initializer | None = None) -> Layer
         InputError: if ``vocabulary`` is less than 1.
         ShapeError: if the input does not fit.
     """
-    if vocabulary < 1:
-        raise InputError(f"unembedding: vocabulary must be at least 1, got {vocabulary}")
     draw = weights or initializers.small_normal(0.02)
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:

@@ -267,8 +267,6 @@ class _Cache(NamedTuple):
 
 def _recurrent(cell: Cell, features: int, options: _Options) -> Layer:
     """Return the recurrent layer of a cell with the options' adapters."""
-    if features < 1:
-        raise InputError(f"{cell.kind}: features must be at least 1, got {features}")
     if options.output not in ("sequence", "last"):
         raise InputError(
             f"{cell.kind}: output must be 'sequence' or 'last', got {options.output!r}"

@@ -15,8 +15,8 @@ def flatten() -> Layer:
     return _shape_layer(
         "flatten",
         lambda shape: (math.prod(shape),),
-        lambda x: x.reshape(x.shape[0], -1),
-        lambda delta, shape: delta.reshape(-1, *shape),
+        lambda x: x.reshape(x.shape[0], math.prod(x.shape[1:])),
+        lambda delta, shape: delta.reshape(delta.shape[0], *shape),
     )
 
 
@@ -45,7 +45,7 @@ def reshape(shape: Sequence[int]) -> Layer:
         "reshape",
         out_shape,
         lambda x: x.reshape(x.shape[0], *out_shape(x.shape[1:])),
-        lambda delta, shape: delta.reshape(-1, *shape),
+        lambda delta, shape: delta.reshape(delta.shape[0], *shape),
         "x".join(map(str, target)),
     )
 
@@ -158,8 +158,6 @@ def upsample(factor: int) -> Layer:
         InputError: if ``factor`` is less than 1.
         ShapeError: if the input has no spatial axis.
     """
-    if factor < 1:
-        raise InputError(f"upsample: factor must be at least 1, got {factor}")
 
     def out_shape(shape: Shape) -> Shape:
         if len(shape) < 2:
@@ -177,7 +175,7 @@ def upsample(factor: int) -> Layer:
 
     def backward(delta: Array, shape: Shape) -> Array:
         repeated = [part for n in shape[:-1] for part in (n, factor)]
-        blocks = delta.reshape(-1, *repeated, shape[-1])
+        blocks = delta.reshape(delta.shape[0], *repeated, shape[-1])
         return blocks.sum(axis=tuple(range(2, 2 * len(shape) - 1, 2)))
 
     return _shape_layer("upsample", out_shape, forward, backward, str(factor))

@@ -1,5 +1,6 @@
 """Targets brought into the output's shape, and means over the positions of a sequence."""
 
+import math
 from typing import Any
 
 import jax
@@ -20,7 +21,12 @@ def same_shape(name: str, output: Array, target: Array) -> Array:
 
 def mean_over_positions(values: Array) -> Array:
     """Return ``(B,)``: the sum over the last axis, averaged over the positions before it."""
-    return values.reshape(values.shape[0], -1).sum(axis=1) / count_positions(values)
+    return flat_rows(values).sum(axis=1) / count_positions(values)
+
+
+def flat_rows(values: Array) -> Array:
+    """Return ``(B, ...)`` as rows ``(B, F)``, also of a batch without examples."""
+    return values.reshape(values.shape[0], math.prod(values.shape[1:]))
 
 
 def count_positions(values: Array) -> int:
@@ -33,7 +39,7 @@ def count_positions(values: Array) -> int:
 def mean_over_labelled_positions(values: Array, output: Array, target: Array) -> Array:
     """Return ``(B,)`` like :func:`mean_over_positions`, over the positions with a target."""
     costs = weigh_positions(values.sum(axis=-1, keepdims=True), output, target)
-    return costs.reshape(values.shape[0], -1).sum(axis=1)
+    return flat_rows(costs).sum(axis=1)
 
 
 def weigh_positions(values: Array, output: Array, target: Array) -> Array:
@@ -62,7 +68,7 @@ def labelled_examples(loss: Loss, target: Any) -> Array | None:
     )
     if loss.targets != "labels" or not is_integers:
         return None
-    return jnp.asarray(target >= 0).reshape(target.shape[0], -1).any(axis=1)
+    return flat_rows(jnp.asarray(target >= 0)).any(axis=1)
 
 
 def mean_over_labelled(values: Array, labelled: Array | None) -> Array:

@@ -128,8 +128,6 @@ def inception(outputs: int, channels: int = 16, modules: int = 2) -> Layer:
     Raises:
         InputError: there are no modules.
     """
-    if modules < 1:
-        raise InputError(f"inception: modules must be at least 1, got {modules}")
     nodes: dict[str, tuple[Layer | str, ...]] = {"stem": (chain(conv2d(channels, 3), relu()), "x")}
     below = "stem"
 
