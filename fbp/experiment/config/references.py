@@ -16,6 +16,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import os
 import re
 import shlex
 import sys
@@ -224,6 +225,12 @@ def _import_module(kind: str, name: str, reference: str) -> ModuleType:
         return importlib.import_module(name)
 
 
+def _chosen_folders() -> list[Path]:
+    """Return the absolute folders that the user has put into PYTHONPATH."""
+    entries = map(Path, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return [entry for entry in entries if entry.is_absolute()]
+
+
 def _current_folder() -> tuple[Path, ...]:
     try:
         return (Path.cwd(),)
@@ -236,7 +243,8 @@ def _searched_last(folders: Iterable[Path]) -> Iterator[None]:
     """Inside the block, import from `folders` last, and from the current folder no earlier.
 
     Python puts the current folder first: ``./pip.py`` would be taken for the package pip. The
-    folders stay on the path afterwards, because code may import more when it is called.
+    folders stay on the path afterwards, because code may import more when it is called. If the user
+    has put the current folder into PYTHONPATH, it is one of them.
     """
     current = _current_folder()
     moved = [
@@ -246,6 +254,8 @@ def _searched_last(folders: Iterable[Path]) -> Iterator[None]:
     ]
     for _, entry in moved:
         sys.path.remove(entry)
+    if moved and not set(current).isdisjoint(_chosen_folders()):
+        folders = (*folders, *current)
     appended = [str(folder) for folder in folders if str(folder) not in sys.path]
     sys.path.extend(appended)
     importlib.invalidate_caches()
