@@ -34,6 +34,7 @@ from fbp.layer import (
     require_layer,
     require_loss,
 )
+from fbp.losses._targets import labelled_examples, mean_over_labelled
 from fbp.optimizers import apply_updates, global_norm
 
 Metric = Callable[[Array, Array], Array]  # (output, target) -> (B,)
@@ -130,7 +131,11 @@ def make_step(
         grads = delay_until_backward_done(result.grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = apply_updates(state.params, updates)
-        means = {name: metric(result.output, y).mean() for name, metric in (metrics or {}).items()}
+        labelled = labelled_examples(loss, y)
+        means = {
+            name: mean_over_labelled(metric(result.output, y), labelled)
+            for name, metric in (metrics or {}).items()
+        }
         norm = global_norm(result.grads) if gradient_norm else None
         new_state = TrainState(params, opt_state, state.step + 1, state.key)
         return new_state, StepInfo(result.cost, norm, means)
@@ -294,8 +299,8 @@ def make_evaluate(
 ) -> Callable[[Params, Any, Array], dict[str, Array]]:
     """Return a function for the mean cost and metrics over a whole data set, batch by batch.
 
-    Every example counts the same. The last batch may be short: it is computed at its own size,
-    neither dropped nor padded.
+    Every example that has a target counts the same. The last batch may be short: it is computed at
+    its own size, neither dropped nor padded.
 
     Args:
         model: any layer.
@@ -313,16 +318,23 @@ def make_evaluate(
     require_loss("make_evaluate", loss)
 
     def evaluate(params: Params, x: Any, y: Array) -> dict[str, Array]:
-        def sums(x: Any, y: Array) -> dict[str, Array]:
+        def sums_and_count(x: Any, y: Array) -> tuple[dict[str, Array], Any]:
             output, _ = model.forward(params, x)
             values = {"loss": loss.value(output, y)}
             values |= {name: metric(output, y) for name, metric in (metrics or {}).items()}
-            return {name: value.sum() for name, value in values.items()}
+            labelled = labelled_examples(loss, y)
+            if labelled is None:
+                return {name: value.sum() for name, value in values.items()}, _count(x)
+            totals = {name: jnp.where(labelled, value, 0).sum() for name, value in values.items()}
+            return totals, labelled.sum()
 
-        stacked, rest = _map_batches(lambda batch: sums(*batch), (x, y), batch_size, "evaluate")
-        totals = [] if stacked is None else [jax.tree.map(lambda s: s.sum(axis=0), stacked)]
-        totals += [] if rest is None else [rest]
-        return jax.tree.map(lambda *parts: sum(parts) / _count(x), *totals)
+        stacked, rest = _map_batches(
+            lambda batch: sums_and_count(*batch), (x, y), batch_size, "evaluate"
+        )
+        parts = [] if stacked is None else [jax.tree.map(lambda s: s.sum(axis=0), stacked)]
+        parts += [] if rest is None else [rest]
+        totals, count = jax.tree.map(lambda *values: sum(values), *parts)
+        return {name: total / jnp.maximum(count, 1) for name, total in totals.items()}
 
     return evaluate
 

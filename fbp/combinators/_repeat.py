@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fbp._arguments import checked
 from fbp.combinators._parts import call_part, combine_incremental
 from fbp.errors import InputError, ShapeError
 from fbp.layer import (
@@ -23,6 +24,7 @@ from fbp.layer import (
 )
 
 
+@checked
 def repeat(layer: Layer, times: int, *, unroll: int = 1) -> Layer:
     """Repeat a layer ``times`` times in sequence, as one scan over stacked parameters.
 

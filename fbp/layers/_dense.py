@@ -24,10 +24,12 @@ import jax
 import jax.numpy as jnp
 
 from fbp import initializers
+from fbp._arguments import checked
 from fbp.errors import InputError, ShapeError
 from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape
 
 
+@checked
 def dense(
     features: int, *, weights: Initializer | None = None, bias: Initializer | None = None
 ) -> Layer:

@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 
 from fbp import initializers
+from fbp._arguments import checked
 from fbp._kernels import at_least_float32
 from fbp.errors import InputError, ShapeError
 from fbp.layer import (
@@ -20,6 +21,7 @@ from fbp.layer import (
 )
 
 
+@checked
 def embedding(vocabulary: int, features: int, *, weights: Initializer | None = None) -> Layer:
     """Return a row of a table for each token: ``(B, ...)`` integers to ``(B, ..., features)``.
 
@@ -67,6 +69,7 @@ def embedding(vocabulary: int, features: int, *, weights: Initializer | None = N
     )
 
 
+@checked
 def unembedding(vocabulary: int, *, weights: Initializer | None = None) -> Layer:
     """Return the logits ``x w^T``: an embedding's table read the other way.
 
@@ -114,6 +117,7 @@ def unembedding(vocabulary: int, *, weights: Initializer | None = None) -> Layer
     return Layer(init, forward, backward, kind="unembedding", name=f"unembedding({vocabulary})")
 
 
+@checked
 def learned_positions(context: int | None = None, *, weights: Initializer | None = None) -> Layer:
     """Return the layer that adds a learned vector to each position, ``(B, T, F) -> (B, T, F)``.
 

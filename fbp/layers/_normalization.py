@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fbp import initializers
+from fbp._arguments import checked
 from fbp._kernels import at_least_float32
 from fbp._observation import join_observed, split_observed
 from fbp.errors import InputError, ShapeError
@@ -103,6 +104,7 @@ def _over_features(kind: str, epsilon: float | Array, *, centered: bool) -> Laye
     return Layer(init, forward, backward, kind=kind)
 
 
+@checked
 def layer_norm(epsilon: float | Array = 1e-5) -> Layer:
     """Return mean 0 and deviation 1 over the features of each position.
 
@@ -120,6 +122,7 @@ def layer_norm(epsilon: float | Array = 1e-5) -> Layer:
     return _over_features("layer_norm", epsilon, centered=True)
 
 
+@checked
 def rms_norm(epsilon: float | Array = 1e-6) -> Layer:
     """Return a root mean square of 1 over the features of each position.
 
@@ -137,6 +140,7 @@ def rms_norm(epsilon: float | Array = 1e-6) -> Layer:
     return _over_features("rms_norm", epsilon, centered=False)
 
 
+@checked
 def group_norm(groups: int, epsilon: float | Array = 1e-5) -> Layer:
     """Return mean 0 and deviation 1 over all positions and the channels of each group.
 
@@ -213,6 +217,7 @@ def _scale_and_offset(key: Key, shape: Shape) -> dict[str, Array]:
     }
 
 
+@checked
 def batch_norm(epsilon: float | Array = 1e-5) -> Layer:
     """Return mean 0 and deviation 1 over the batch and all positions, for each channel.
 
@@ -298,6 +303,7 @@ def _combine(batches: dict[str, Array]) -> dict[str, Array]:
     return {"mean": means.mean(axis=0), "variance": variances.mean(axis=0) + means.var(axis=0)}
 
 
+@checked
 def weight_norm(layer: Layer) -> Layer:
     """Return the layer with its weight ``w`` written as ``g v / |v|``: length and direction apart.
 

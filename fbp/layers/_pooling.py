@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
+from fbp._arguments import checked
 from fbp._kernels import at_least_float32
 from fbp.errors import ShapeError
 from fbp.layer import Array, Cache, Layer, Shape, array_to_shape, parameterless, shape_to_array
@@ -32,6 +33,7 @@ class _Pooling(NamedTuple):
         return make_window(self.kind, rank, self.size, stride=stride, padding=self.padding)
 
 
+@checked
 def max_pool(
     window: int | Sequence[int],
     *,
@@ -66,6 +68,7 @@ def max_pool(
     return _pool(_Pooling("max_pool", window, stride, padding), forward, backward)
 
 
+@checked
 def avg_pool(
     window: int | Sequence[int],
     *,

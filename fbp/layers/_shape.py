@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
+from fbp._arguments import checked
 from fbp.errors import InputError, ShapeError
 from fbp.layer import Array, Cache, Layer, Shape, array_to_shape, parameterless, shape_to_array
 
@@ -19,6 +20,7 @@ def flatten() -> Layer:
     )
 
 
+@checked
 def reshape(shape: Sequence[int]) -> Layer:
     """Return the layer ``(B, ...) -> (B, *shape)``.
 
@@ -48,6 +50,7 @@ def reshape(shape: Sequence[int]) -> Layer:
     )
 
 
+@checked
 def transpose(order: Sequence[int]) -> Layer:
     """Return an example's axes (without the batch's) in another order.
 
@@ -81,6 +84,7 @@ def transpose(order: Sequence[int]) -> Layer:
     )
 
 
+@checked
 def pad(widths: Sequence[tuple[int, int]]) -> Layer:
     """Return the input with zeros before and after each spatial axis.
 
@@ -110,6 +114,7 @@ def pad(widths: Sequence[tuple[int, int]]) -> Layer:
     )
 
 
+@checked
 def crop(widths: Sequence[tuple[int, int]]) -> Layer:
     """Return the input without some positions before and after each spatial axis.
 
@@ -142,6 +147,7 @@ def crop(widths: Sequence[tuple[int, int]]) -> Layer:
     )
 
 
+@checked
 def upsample(factor: int) -> Layer:
     """Return each position repeated along each spatial axis (nearest neighbour).
 

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from fbp._arguments import checked
 from fbp.layer import Array, Loss
 from fbp.losses._targets import count_positions, mean_over_positions, same_shape
 
@@ -58,6 +59,7 @@ mean_absolute_error = Loss(
 """``C = mean_k |a_k - y_k|``; delta = sign(a - y)/K, 0 at the kink."""
 
 
+@checked
 def huber(threshold: float = 1.0) -> Loss:
     """Return half the squared error up to ``threshold``, linear beyond it. Huber (1964).
 

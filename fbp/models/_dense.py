@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 from fbp import initializers
+from fbp._arguments import checked
 from fbp.blocks import Activation
 from fbp.combinators import chain, residual
 from fbp.errors import InputError
@@ -16,6 +17,7 @@ from fbp.layers import (
 from fbp.models._shared import weights_before
 
 
+@checked
 def mlp(
     outputs: int,
     hidden: Sequence[int] = (128,),
@@ -67,6 +69,7 @@ def mlp(
     return chain(*parts)
 
 
+@checked
 def autoencoder(
     outputs: int,
     hidden: Sequence[int] = (128,),

@@ -18,6 +18,7 @@ from fbp.experiment.config import reading, references
 from fbp.experiment.config.trust import Trust
 from fbp.experiment.rundir import checkpoints, environment, journal, layout
 from fbp.experiment.rundir.checkpoints import Checkpoint
+from fbp.experiment.rundir.journal import CheckpointLine
 from fbp.experiment.rundir.npz import digest_of
 from fbp.experiment.rundir.series import Series, read_series
 
@@ -48,23 +49,14 @@ def verify_segment(
         InputError: if there are no such checkpoints, or if training cannot start.
     """
     digests = journal.read_checkpoints(folder)
-    for option, step in (("--from", start), ("--to", stop)):
-        if step not in digests:
-            raise InputError(f"{option} {step}: expected a checkpoint's step: {_steps(digests)}")
-    if not start < stop:
-        raise InputError(f"--to {stop}: expected a step after {start}")
-    kept = {checkpoints.step_of(path): path for path in checkpoints.files(folder)}
-    if start not in kept:
-        raise InputError(
-            f"--from {start}: the checkpoint of this step was not kept; kept are {_steps(kept)}"
-        )
-    checkpoint = checkpoints.read(kept[start])
+    path = _file_of_checkpoint(folder, start, stop, digests)
+    checkpoint = checkpoints.read(path)
     if digest_of(checkpoint.arrays) != digests[start].state_digest:
         say(f"DIFFERENT: the checkpoint of step {start} is not the one in the journal")
         return False
     with tempfile.TemporaryDirectory() as scratch:
         copy = layout.runs(Path(scratch) / "mlruns") / folder.name
-        _put_back(folder, copy, kept[start], checkpoint)
+        _put_back(folder, copy, path, checkpoint)
         facts = environment.read(layout.artifacts(folder))
         variables, _ = environment.restorable_variables(facts)
         with prefixed_by(f"run {folder.name}"):
@@ -86,6 +78,23 @@ def verify_segment(
             "the parameters, the optimizer state and the random key"
         )
     return verdict.identical
+
+
+def _file_of_checkpoint(
+    folder: Path, start: int, stop: int, digests: Mapping[int, CheckpointLine]
+) -> Path:
+    """Return the file of the checkpoint at `start`; raise InputError if there is none."""
+    for option, step in (("--from", start), ("--to", stop)):
+        if step not in digests:
+            raise InputError(f"{option} {step}: expected a checkpoint's step: {_steps(digests)}")
+    if not start < stop:
+        raise InputError(f"--to {stop}: expected a step after {start}")
+    files = {checkpoints.step_of(path): path for path in checkpoints.files(folder)}
+    if start not in files:
+        raise InputError(
+            f"--from {start}: the checkpoint of this step was not kept; kept are {_steps(files)}"
+        )
+    return files[start]
 
 
 def _part(folder: Path, start: int, stop: int) -> dict[str, Series]:

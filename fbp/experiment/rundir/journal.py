@@ -415,14 +415,14 @@ def _with_checksum(line: bytes) -> bytes:
 # --- reading ----------------------------------------------------------------------------------
 
 
-def _end_of_lines(file: int, before: int | None = None) -> int:
+def _end_of_lines(file: int, limit: int | None = None) -> int:
     """Return where the last whole line of an open file ends, searched from the back.
 
     Args:
         file: its descriptor.
-        before: the number of bytes that are searched; all by default.
+        limit: the number of bytes that are searched; all by default.
     """
-    end = os.fstat(file).st_size if before is None else before
+    end = os.fstat(file).st_size if limit is None else limit
     while end:
         begin = max(0, end - 65536)
         newline = os.pread(file, end - begin, begin).rfind(b"\n")

@@ -57,8 +57,7 @@ def run(
 ) -> Outcome:
     """Train and evaluate; write journal, checkpoints, results and the trained model.
 
-    The run of `folder` is resumed from its last checkpoint if it has begun; it ends as it would
-    have ended without a break.
+    A run that has begun is resumed from its last checkpoint, and ends as it would have without.
 
     Args:
         config: what to train.
@@ -71,19 +70,18 @@ def run(
         dataset: the data, see :func:`.build.build`.
 
     Raises:
-        InputError: if configuration and data do not fit; then the run does not exist, or stays as
-            it was.
+        InputError: if configuration and data do not fit; no run exists then, or it stays as it was.
     """
     experiment = build(config, dataset)
-    start = start_or_resume(experiment, identity, folder, reporter)
-    recorder, journal = start.recorder, start.recorder.journal
+    state, recorder = start_or_resume(experiment, identity, folder, reporter)
+    journal = recorder.journal
     checkpoints = Checkpoints(folder, config.checkpoint.keep, journal)
     reporter.begin(experiment.steps, -(-experiment.steps // experiment.steps_per_epoch))
     try:
         with _collected_signals(signals) as signals:
             loop = Loop(
                 experiment,
-                start.state,
+                state,
                 recorder,
                 checkpoints,
                 reporter,

@@ -58,7 +58,7 @@ def verify(client: Any, run: RecordedRun) -> Verification:
     changes = [] if root == actual else [f"{layout.MANIFEST} is not that of {tags.MANIFEST}"]
     try:
         sealed = manifest.parse(content, layout.MANIFEST)
-        wanted = expected(sealed, actual)
+        sealed_view = expected(sealed, actual)
         if sealed["tracker"].get("run_id") != run.run_id:
             changes.append(f"{layout.MANIFEST} is that of another run")
         shown, others = present(client, run.run_id, sealed)
@@ -66,7 +66,7 @@ def verify(client: Any, run: RecordedRun) -> Verification:
         return Verification(actual, (*changes, f"{layout.MANIFEST} is damaged"))
     except InputError as error:
         return Verification(actual, (*changes, str(error)))
-    changes += manifest.differences(wanted, shown)
+    changes += manifest.differences(sealed_view, shown)
     names = f"{NOT_COVERED} ({', '.join(others[:_MAX_NAMES])})" if others else NOT_COVERED
     return Verification(actual, tuple(changes), covered(sealed, in_tracker=True), names, sealed)
 
@@ -315,8 +315,8 @@ def _each_digest(
 ) -> Iterator[tuple[str, Tree]]:
     for name, size in files.items():
         entry = needed.get(name)
-        wanted = entry.get("bytes", size) if isinstance(entry, dict) else size
-        if entry is None or size != wanted:
+        sealed_size = entry.get("bytes", size) if isinstance(entry, dict) else size
+        if entry is None or size != sealed_size:
             yield name, {"bytes": size, "sha256": ""}
             continue
         with tempfile.TemporaryDirectory() as folder:
