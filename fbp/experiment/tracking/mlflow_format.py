@@ -115,6 +115,8 @@ def _user_code(folder: Path) -> list[str]:
     It is only that of a run which was begun here: a record must not choose what is sent.
     """
     name = tomllib.loads((folder / layout.CONFIG).read_text(encoding="utf-8"))["model"]["name"]
+    if ":" not in name:
+        return []
     trust = trust_store.lookup_model(folder)
     if name not in trust.references or not is_module_reference(name):
         return []
