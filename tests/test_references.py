@@ -11,7 +11,7 @@ import pytest
 import fbp
 from fbp.errors import InputError
 from fbp.experiment.commands import progress
-from fbp.experiment.config import reading, references, schema, writing
+from fbp.experiment.config import reading, references, writing
 from fbp.experiment.config.trust import Trust, trust_of
 from fbp.experiment.rundir import layout, metric_table
 from fbp.experiment.runner import build, loop, test_evaluation
@@ -207,7 +207,7 @@ def test_every_kind_can_be_a_users_own(minimal, kind, name, more, where):
     cost, _ = fbp.value_and_grad(built.model, built.loss)(params, x, y)
     assert np.isfinite(cost)
     text = writing.to_toml(config)
-    with references.reading_record(Trust(frozenset(schema.names_in(config)))):
+    with references.reading_record(Trust(frozenset(writing.names_in(config)))):
         again = reading.parse(reading.tomllib.loads(text), "again")
     assert writing.to_toml(again) == text
 

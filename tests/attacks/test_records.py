@@ -34,6 +34,7 @@ from subprocess import run as imported
 
 import fbp
 import helpers
+import tests.projects
 
 
 def net(outputs: int, width: int = 4):
@@ -42,6 +43,7 @@ def net(outputs: int, width: int = 4):
 
 
 partial = functools.partial(net, width=6)
+borrowed = tests.projects.BORROWED
 """
 NONE = contextlib.nullcontext()
 HELPERS = "def half(width):\n    return width // 2\n"
@@ -98,6 +100,8 @@ REFERENCES = {
     "module here": "trap:trap",
     "a line break": "trap\n:trap",
     "an escape": "trap\x1b[2J:trap",
+    "a file with an escape": "/x/\x1b[2Jtrap.py:trap",
+    "a file with a line break": "/x/\ntrap.py:trap",
 }
 
 
@@ -150,6 +154,7 @@ def test_no_place_of_a_record_names_code_outside_of_the_catalogue(trap, place, r
     with pytest.raises(fbp.InputError) as caught:
         read_record(place, REFERENCES[reference])
     assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.promise("catalogue-only")
@@ -239,12 +244,45 @@ def test_code_means_that_very_file(own, name, code):
 @pytest.mark.promise("given-file")
 @pytest.mark.parametrize(
     "name",
-    ["own:imported", "own:os", "own:functools", "own:__loader__", "own:__getattr__", "own:gone",
-     "own.net:width", "other:net", "a.own:net"],
+    ["own:imported", "own:borrowed", "own:os", "own:functools", "own:__loader__", "own:gone",
+     "own:__getattr__", "own.net:width", "other:net", "a.own:net"],
 )  # fmt: skip
 def test_only_what_a_file_defines_can_be_named(own, name):
     with pytest.raises(fbp.InputError):
         read_record("model", name, trust_of(code=own / "mine" / "own.py"))
+
+
+DECORATED = """
+import functools
+import helpers
+import jax
+from fbp.metrics import metric
+
+
+@metric(higher_is_better=True)
+def decorated(output, target):
+    return output[:, 0]
+
+
+class Callable:
+    def __call__(self, output, target):
+        return output[:, 0]
+
+
+instance = Callable()
+jitted = jax.jit(lambda output, target: output[:, 0])
+partial = functools.partial(helpers.column, index=0)
+beside = helpers.column
+"""
+
+
+@pytest.mark.promise("given-file")
+@pytest.mark.parametrize("name", ["decorated", "instance", "jitted", "partial", "beside"])
+def test_all_that_a_file_makes_can_be_named(own, name):
+    (own / "mine" / "metrics_of_mine.py").write_text(DECORATED)
+    helper = "def column(output, target, index=0):\n    return output[:, index]\n"
+    (own / "mine" / "helpers.py").write_text(helper)
+    read_record("metric", f"metrics_of_mine:{name}", trust_of(code=own / "mine"))
 
 
 @pytest.mark.promise("given-file")

@@ -11,7 +11,7 @@ from fbp.errors import InputError, prefixed_by
 from fbp.experiment.commands.load import local_runs
 from fbp.experiment.config import reading, writing
 from fbp.experiment.config.references import code_folders, is_reference, reading_record
-from fbp.experiment.config.schema import Config, names_in
+from fbp.experiment.config.schema import Config
 from fbp.experiment.config.trust import NOTHING, Trust
 from fbp.experiment.rundir import environment, journal, layout, locks, tags, trust_store
 from fbp.experiment.runner.changes import check_config
@@ -202,7 +202,7 @@ def _recorded_config(folder: Path, trust: Trust) -> Config:
 def _trust_in(config: Config, where: str) -> Trust:
     """Return trust in what the user's own configuration names."""
     configs = [config, *reading.variants(config, where).values()]
-    own = frozenset(name for name in names_in(configs) if is_reference(name))
+    own = frozenset(name for name in writing.names_in(configs) if is_reference(name))
     return Trust(own, folders=code_folders(own))
 
 

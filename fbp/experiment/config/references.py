@@ -12,10 +12,10 @@ that the reader gives (:class:`.trust.Trust`). What is installed or imported doe
 import ast
 import contextlib
 import contextvars
-import functools
 import hashlib
 import importlib
 import importlib.util
+import os
 import re
 import shlex
 import sys
@@ -95,8 +95,8 @@ def canonical(kind: str, name: str) -> str:
     if path not in _trusted_files:
         raise InputError(
             f"{kind} {name!a}: a configuration cannot name a file, because reading it would "
-            f"execute the file; name it on the command line, --set KEY={name}, or name an "
-            f"importable module, package.module:{match['name']}"
+            f"execute the file; name it on the command line, --set KEY={ascii(name)[1:-1]}, or "
+            f"name an importable module, package.module:{match['name']}"
         )
     return f"{path}:{match['name']}"
 
@@ -124,7 +124,7 @@ def _canonical_in_record(kind: str, name: str, trust: Trust) -> str:
 def _hint(name: str) -> str:
     """Return how to trust a reference, for a message."""
     source = name.rpartition(":")[0]
-    if not name.isascii():
+    if not (name.isascii() and name.isprintable()):
         return "not all of its letters are plain ones, so compare it with what you expect"
     if FILE_REFERENCE.fullmatch(name):
         file = shlex.quote(Path(source).name)
@@ -173,8 +173,8 @@ def resolve(kind: str, reference: str) -> Any:
     value = getattr(module, name)
     if is_given and not _is_defined_in(value, module):
         raise InputError(
-            f"{kind} {shown}: {name!r} is not defined in that file, but imported into it from "
-            f"{value.__module__}; if you trust it, say so: --trust {shlex.quote(reference)}"
+            f"{kind} {shown}: {name!r} is not defined in that file, but imported into it; if you "
+            f"trust it, say so: --trust {shlex.quote(reference)}"
         )
     return value
 
@@ -197,17 +197,27 @@ def _named_errors(subject: str, file: str | None) -> Iterator[None]:
 def _is_defined_in(value: Any, module: ModuleType) -> bool:
     """Return whether a file's name means code of its own, not something imported from elsewhere.
 
-    Code of the files beside it counts as its own. A partial application has no home of its own.
+    Code of the files beside it counts as its own. A function and a class say where they were
+    defined; any other object is taken as imported if another module has it, too.
     """
-    if isinstance(value, functools.partial) or not callable(value):
+    if not callable(value):
         return True
     if isinstance(value, types.MethodType):
         value = value.__func__
-    home = getattr(value, "__module__", None)
-    if home == module.__name__:
-        return True
-    file = getattr(sys.modules.get(home or ""), "__file__", None)
+    if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type):
+        homes = [sys.modules.get(str(value.__module__))]
+    else:
+        homes = [
+            other
+            for other in map(sys.modules.get, list(sys.modules))
+            if isinstance(other, ModuleType) and any(x is value for x in vars(other).values())
+        ]
     folder = Path(str(module.__file__)).parent
+    return all(home is module or _lies_below(home, folder) for home in homes)
+
+
+def _lies_below(module: ModuleType | None, folder: Path) -> bool:
+    file = getattr(module, "__file__", None)
     if file is None or _is_installed(Path(file)):
         return False
     return Path(file).resolve().is_relative_to(folder)
@@ -224,6 +234,12 @@ def _import_module(kind: str, name: str, reference: str) -> ModuleType:
         return importlib.import_module(name)
 
 
+def _chosen_folders() -> list[Path]:
+    """Return the absolute folders that the user has put into PYTHONPATH."""
+    entries = map(Path, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return [entry for entry in entries if entry.is_absolute()]
+
+
 def _current_folder() -> tuple[Path, ...]:
     try:
         return (Path.cwd(),)
@@ -236,7 +252,8 @@ def _searched_last(folders: Iterable[Path]) -> Iterator[None]:
     """Inside the block, import from `folders` last, and from the current folder no earlier.
 
     Python puts the current folder first: ``./pip.py`` would be taken for the package pip. The
-    folders stay on the path afterwards, because code may import more when it is called.
+    folders stay on the path afterwards, because code may import more when it is called. If the user
+    has put the current folder into PYTHONPATH, it is one of them.
     """
     current = _current_folder()
     moved = [
@@ -246,6 +263,8 @@ def _searched_last(folders: Iterable[Path]) -> Iterator[None]:
     ]
     for _, entry in moved:
         sys.path.remove(entry)
+    if moved and not set(current).isdisjoint(_chosen_folders()):
+        folders = (*folders, *current)
     appended = [str(folder) for folder in folders if str(folder) not in sys.path]
     sys.path.extend(appended)
     importlib.invalidate_caches()

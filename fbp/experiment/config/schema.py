@@ -7,7 +7,7 @@ Those that name something take the arguments of what they name besides, see
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, PrivateAttr
+from pydantic import AfterValidator, Field, PrivateAttr
 
 from fbp.errors import InputError
 from fbp.experiment.config import references
@@ -192,19 +192,6 @@ class Config(Section):
     variant: list[VariantSection]
 
     _table: dict[str, Any] = PrivateAttr(default_factory=dict)  # as it was read, without defaults
-
-
-def names_in(value: Any) -> list[str]:
-    """Return all names in a configuration, or in a part of it: of the catalogue, and references."""
-    if isinstance(value, list | tuple):
-        return [name for item in value for name in names_in(item)]
-    if not isinstance(value, BaseModel):
-        return []
-    own = [value.name] if isinstance(value, NamedSection) else []
-    own += [value.sink] if isinstance(value, TrackingSection) else []
-    return own + [
-        name for field in type(value).model_fields for name in names_in(getattr(value, field))
-    ]
 
 
 NAMED: Mapping[str, type[NamedSection]] = {

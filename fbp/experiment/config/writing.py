@@ -1,13 +1,15 @@
 """A configuration written: as TOML that reads back as itself, and as flat parameters."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tomli_w
+from pydantic import BaseModel
 
-from fbp.experiment.config.schema import Config
+from fbp.experiment.config.arguments import NamedSection
+from fbp.experiment.config.schema import Config, TrackingSection
 from fbp.experiment.config.trust import FILE_REFERENCE, is_module_reference
 
 _QUOTED = re.compile(r"'([^']*:\w+)'")
@@ -41,6 +43,38 @@ def flat_params(config: Config) -> dict[str, str]:
     table = config.model_dump(serialize_as_any=True)
     collect("", {key: value for key, value in table.items() if key != "variant"})
     return params
+
+
+class Written(NamedTuple):
+    """What a run records of its configuration.
+
+    Attributes:
+        text: see :func:`to_toml`.
+        params: see :func:`flat_params`.
+        names: see :func:`names_in`.
+    """
+
+    text: str
+    params: dict[str, str]
+    names: list[str]
+
+
+def written(config: Config, variants: Iterable[Config] = ()) -> Written:
+    """Return what a run, or a group of variants, records of its configuration."""
+    return Written(to_toml(config), flat_params(config), names_in([config, *variants]))
+
+
+def names_in(value: Any) -> list[str]:
+    """Return all names in a configuration, or in a part of it: of the catalogue, and references."""
+    if isinstance(value, list | tuple):
+        return [name for item in value for name in names_in(item)]
+    if not isinstance(value, BaseModel):
+        return []
+    own = [value.name] if isinstance(value, NamedSection) else []
+    own += [value.sink] if isinstance(value, TrackingSection) else []
+    return own + [
+        name for field in type(value).model_fields for name in names_in(getattr(value, field))
+    ]
 
 
 def changed_params(recorded: Mapping[str, str], current: Mapping[str, str]) -> list[str]:

@@ -58,7 +58,10 @@ def record_start(
     git, own_code = repository.git(code_folder), references.code_files(names)
     environment.write(layout.artifacts(journal.folder), git, backend_check, own_code)
     problem = trust_store.remember(journal.folder, names)
-    texts = {name: environment.encodable(text) for name, text in run_tags.items()}
+    texts = {
+        name: text.encode("utf-8", "replace").decode()  # a file's name may be any bytes
+        for name, text in run_tags.items()
+    }
     journal.start(
         tags={**environment.run_tags(git), **texts},
         config=trust_store.config_digest(layout.config(journal.folder)),

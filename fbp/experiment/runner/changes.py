@@ -11,7 +11,7 @@ from typing import Protocol
 
 from fbp.errors import InputError
 from fbp.experiment.config import references, writing
-from fbp.experiment.config.schema import Config, names_in
+from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import environment, journal, layout, tags, trust_store
 from fbp.experiment.rundir.journal import Journal
 
@@ -54,7 +54,7 @@ def check_resumed(
     """
     check_config(folder, config)
     recorded = environment.read(layout.artifacts(folder))
-    names = names_in([config, *variants])
+    names = writing.names_in([config, *variants])
     changed, unloaded = _changed_files(recorded.get("own_code"), names)
     if changed and not identity.accepts_changes:
         raise InputError(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from fbp import _summary
 from fbp.errors import InputError
 from fbp.experiment.config import writing
-from fbp.experiment.config.schema import Config, names_in
+from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import checkpoints, journal, layout, tags
 from fbp.experiment.rundir.checkpoints import Checkpoint
 from fbp.experiment.rundir.journal import Journal, read_checkpoints
@@ -195,12 +195,13 @@ def begin_journal(
     Returns:
         Why the user's own code cannot be remembered, see :func:`.recorder.record_start`.
     """
-    layout.config(writer.folder).write_text(writing.to_toml(config), encoding="utf-8")
+    record = writing.written(config, variants)
+    layout.config(writer.folder).write_text(record.text, encoding="utf-8")
     decision = backend_check.decision()
     return record_start(
         writer,
         code_folder=identity.code_folder or current_folder(),
-        names=names_in([config, *variants]),
+        names=record.names,
         backend_check=decision.facts() if decision else None,
         run_tags={
             tags.SOURCE_NAME: identity.source.as_posix(),
@@ -213,6 +214,6 @@ def begin_journal(
         label=identity.label,
         experiment=config.tracking.experiment or config.name,
         sink=config.tracking.sink,
-        params=writing.flat_params(config),
+        params=record.params,
         **more,
     )

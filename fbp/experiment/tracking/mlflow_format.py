@@ -2,18 +2,20 @@
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import re
+import sys
 import tomllib
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import fbp
-from fbp.experiment.rundir import layout, tags
+from fbp.experiment.config.trust import is_module_reference
+from fbp.experiment.rundir import layout, tags, trust_store
 from fbp.experiment.tracking import store
 
 POINTS = 2500  # per metric: the dashboard reads no more at once
@@ -108,11 +110,18 @@ def log_model(folder: Path, code: Path, run_id: str, uri: str) -> None:
 
 
 def _user_code(folder: Path) -> list[str]:
-    """Return the file or package of a user's own model, which the configuration names."""
+    """Return the file or package of a user's own model, which the configuration names.
+
+    It is only that of a run which was begun here: a record must not choose what is sent.
+    """
     name = tomllib.loads((folder / layout.CONFIG).read_text(encoding="utf-8"))["model"]["name"]
     if ":" not in name:
         return []
-    spec = importlib.util.find_spec(name.partition(":")[0].partition(".")[0])
+    trust = trust_store.lookup_model(folder)
+    if name not in trust.references or not is_module_reference(name):
+        return []
+    path = [*sys.path, *map(str, trust.folders)]
+    spec = PathFinder.find_spec(name.partition(":")[0].partition(".")[0], path)
     if spec is None or spec.origin is None:
         return []
     origin = Path(spec.origin)
