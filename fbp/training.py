@@ -34,9 +34,12 @@ from fbp.layer import (
     require_layer,
     require_loss,
 )
+from fbp.metrics import has_target, mean_over_targets
 from fbp.optimizers import apply_updates, global_norm
 
 Metric = Callable[[Array, Array], Array]  # (output, target) -> (B,)
+
+_TARGETS = ""  # among sums: how many examples have a target
 
 # fold_in constants: independent keys for shuffling, layers, augmentation
 _SHUFFLING, _LAYERS, _AUGMENTATION = 0, 1, 2
@@ -130,7 +133,10 @@ def make_step(
         grads = delay_until_backward_done(result.grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = apply_updates(state.params, updates)
-        means = {name: metric(result.output, y).mean() for name, metric in (metrics or {}).items()}
+        means = {
+            name: mean_over_targets(metric(result.output, y), result.output, y)
+            for name, metric in (metrics or {}).items()
+        }
         norm = global_norm(result.grads) if gradient_norm else None
         new_state = TrainState(params, opt_state, state.step + 1, state.key)
         return new_state, StepInfo(result.cost, norm, means)
@@ -294,8 +300,8 @@ def make_evaluate(
 ) -> Callable[[Params, Any, Array], dict[str, Array]]:
     """Return a function for the mean cost and metrics over a whole data set, batch by batch.
 
-    Every example counts the same. The last batch may be short: it is computed at its own size,
-    neither dropped nor padded.
+    Every example that has a target counts the same. The last batch may be short: it is computed at
+    its own size, neither dropped nor padded.
 
     Args:
         model: any layer.
@@ -317,12 +323,16 @@ def make_evaluate(
             output, _ = model.forward(params, x)
             values = {"loss": loss.value(output, y)}
             values |= {name: metric(output, y) for name, metric in (metrics or {}).items()}
-            return {name: value.sum() for name, value in values.items()}
+            counted = has_target(output, y)
+            sums = {name: jnp.where(counted, value, 0).sum() for name, value in values.items()}
+            return {**sums, _TARGETS: counted.sum()}
 
         stacked, rest = _map_batches(lambda batch: sums(*batch), (x, y), batch_size, "evaluate")
         totals = [] if stacked is None else [jax.tree.map(lambda s: s.sum(axis=0), stacked)]
         totals += [] if rest is None else [rest]
-        return jax.tree.map(lambda *parts: sum(parts) / _count(x), *totals)
+        means = jax.tree.map(lambda *parts: sum(parts) / _count(x), *totals)
+        share = means.pop(_TARGETS)  # exactly 1 if all examples have a target
+        return {name: mean / share for name, mean in means.items()}
 
     return evaluate
 

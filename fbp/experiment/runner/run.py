@@ -160,7 +160,7 @@ def _finish(loop: Loop, folder: Path, status: str, message: str) -> None:
     if status == "FINISHED":
         if best and best.step != state.step:
             recorder.metrics(state.step + 1, best.metrics)  # of the model that is saved
-        tested = test_evaluation.evaluate_and_write(experiment, params, folder)
+        tested = test_evaluation.evaluate_and_write(experiment, params, folder, loop.reporter.note)
         recorder.metrics(state.step, tested | _best_metrics(loop))
     _write_summary(experiment, folder, loop.reporter)
     stopped_early = state.step < experiment.steps and status == "FINISHED"
