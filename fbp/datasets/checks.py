@@ -1,5 +1,6 @@
 """Checks of a data set, and its conversion to the types of its attributes."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -242,11 +243,11 @@ def _is_exact(values: np.ndarray) -> bool:
     return bool(fits.all()) and bool((floats.astype(values.dtype) == values).all())
 
 
-_BLOCK = 2**20  # numbers at a time, so that no check copies a large array
+_BLOCK = 2**17  # numbers at a time, so that no check copies a large array
 
 
 def row_blocks(values: np.ndarray) -> list[slice]:
-    """Return slices of rows that cover an array, each of about a million numbers; at least one."""
-    size = max(1, values[:1].size)
+    """Return slices of rows that cover an array, each of about 100,000 numbers; at least one."""
+    size = max(1, math.prod(values.shape[1:]))
     step = max(1, _BLOCK // size)
     return [slice(start, start + step) for start in range(0, max(len(values), 1), step)]

@@ -17,7 +17,8 @@ import numpy as np
 from fbp.datasets.file_targets import NUMBER, Targets, bad
 from fbp.errors import did_you_mean, first_line, listed
 
-_BLOCK_BYTES = 2**24  # read at a time; a row must fit into it
+_BLOCK_BYTES = 2**22  # read at a time; a row must fit into it
+_CELL_BYTES = 256  # more than a number needs
 _BOOLEANS = {"true": 1.0, "false": 0.0}
 _VALUE = re.compile(NUMBER.pattern + r"|\s*([+-]?(nan|inf|infinity)|true|false)\s*", re.I | re.A)
 _COMMA = re.compile(r"\s*[+-]?\d+(,\d+)+\s*", re.ASCII)
@@ -85,7 +86,7 @@ def read_csv(path: Path, target: str | None, *, header: bool | None) -> Table:
             notes=(*layout.notes, f"true and false read as 1 and 0 in {columns}")
         )
     if not len(features):
-        raise bad(f"expected rows of examples in {path}, got none")
+        raise _no_rows(path)
     if not np.isfinite(features).all():
         _find_booleans(layout, "a number is missing or too large")
     _check_whole_numbers(layout, features)
@@ -93,6 +94,10 @@ def read_csv(path: Path, target: str | None, *, header: bool | None) -> Table:
     where = f"column {layout.names[layout.target]!r} of {path}"
     targets = Targets(where, None, texts, codes, functools.partial(_line_of, layout, layout.target))
     return Table(features, targets, layout.notes)
+
+
+def _no_rows(path: Path) -> Exception:
+    return bad(f"expected rows of examples in {path}, got none")
 
 
 def _read_layout(path: Path, target: str | None, *, header: bool | None) -> _Layout:
@@ -194,7 +199,7 @@ def _read_values(
         layout.path,
         read_options=arrow_csv.ReadOptions(
             use_threads=False,
-            block_size=_BLOCK_BYTES,
+            block_size=max(_BLOCK_BYTES, _CELL_BYTES * len(layout.names)),
             column_names=[str(i) for i in range(len(layout.names))],
             skip_rows=layout.blank_lines,
             skip_rows_after_names=int(layout.has_header),
@@ -274,6 +279,8 @@ def _find_booleans(layout: _Layout, problem: str) -> tuple[int, ...]:
             kinds.add(column)
             if is_bad or (column in booleans and column in numeric):
                 raise _bad_cell(layout, line, column, cells[column])
+    if not booleans and not numeric:
+        raise _no_rows(layout.path)
     if not booleans:
         raise bad(f"{layout.path} cannot be read as .csv ({problem})")
     return tuple(sorted(booleans))

@@ -13,7 +13,7 @@ from fbp.layer import TargetKind
 Task = Literal["auto", "classification", "regression"]
 
 NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
-_WHOLE = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)  # what int() takes at any length
+_WHOLE = re.compile(r"0|-?[1-9]\d{0,40}", re.ASCII)  # what int() takes at any length
 _CODE = re.compile(r"[+-]?0\d+", re.ASCII)
 
 

@@ -118,6 +118,8 @@ def _inputs(path: Path, name: str, x: np.ndarray, tokens: tuple[str, ...]) -> np
         return x
     if x.dtype.kind not in "biuf":
         raise bad(f"expected real numbers as features in {path}, got {x.dtype}")
+    if x.ndim < 2 or not x.size:
+        raise bad(f"expected features {name} (N, ...) in {path}, got shape {x.shape}")
     return as_floats(f"{name} of {path}", x)
 
 

@@ -11,7 +11,7 @@ from fbp.datasets.file_targets import Targets, bad
 from fbp.datasets.npz_files import check_memory
 from fbp.errors import InputError, first_line, listed
 
-_BLOCK = 2**22  # numbers read at a time
+_BLOCK = 2**19  # numbers read at a time; allocators keep more than larger blocks
 
 
 def read_parquet(path: Path, target: str | None) -> Table:

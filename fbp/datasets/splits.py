@@ -262,7 +262,7 @@ def _arranged(
     return result
 
 
-_TEMPORARY = 2**23  # numbers of the largest temporary array
+_TEMPORARY = 2**22  # numbers of the largest temporary array
 
 
 def _reordered_in_place(values: np.ndarray, order: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from fbp.datasets.checks import row_blocks
 from fbp.experiment.config.schema import Config
 from fbp.layer import Layer, Loss
 
+_EXAMPLES_PER_CLASS = 5  # fewer are more probably numbers to predict
 _LARGE = 100.0  # beyond it a network with common initial weights saturates or diverges
 _NORMALIZING = ("batch_norm", "layer_norm", "rms_norm", "group_norm")
 _IN_SEQUENCE = ("chain", "repeat", "recompute", "precision", "tie", "weight_norm")
@@ -35,9 +36,22 @@ def suspicions(
         has_tokens: whether the inputs are tokens and no numbers.
     """
     return (
+        *_many_classes(loss, data),
         *_unscaled(config, model, loss, data, has_tokens=has_tokens),
         *_wrong_output(config, model, loss),
     )
+
+
+def _many_classes(loss: Loss, data: Splits) -> Iterator[str]:
+    y = data.train.y
+    if loss.targets != "labels" or y.dtype.kind == "f" or y.ndim > 1:
+        return
+    classes = len(np.unique(y))
+    if classes > 20 and classes * _EXAMPLES_PER_CLASS > len(y):
+        yield (
+            f"{len(y):,} training examples have {classes:,} different labels; if these are numbers "
+            "to predict, take a loss on numbers, such as 'mean_squared_error'"
+        )
 
 
 def _unscaled(
