@@ -321,11 +321,11 @@ def make_evaluate(
     def evaluate(params: Params, x: Any, y: Array) -> dict[str, Array]:
         def sums(x: Any, y: Array) -> dict[str, Array]:
             output, _ = model.forward(params, x)
-            values = {"loss": loss.value(output, y)}
-            values |= {name: metric(output, y) for name, metric in (metrics or {}).items()}
+            values = {name: metric(output, y) for name, metric in (metrics or {}).items()}
             counted = has_target(output, y)
             sums = {name: jnp.where(counted, value, 0).sum() for name, value in values.items()}
-            return {**sums, _TARGETS: counted.sum()}
+            # the cost of an example without a target is 0
+            return {"loss": loss.value(output, y).sum(), **sums, _TARGETS: counted.sum()}
 
         stacked, rest = _map_batches(lambda batch: sums(*batch), (x, y), batch_size, "evaluate")
         totals = [] if stacked is None else [jax.tree.map(lambda s: s.sum(axis=0), stacked)]
