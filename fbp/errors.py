@@ -102,12 +102,22 @@ def prefixed_by(source: object) -> Iterator[None]:
         raise InputError("\n".join(lines)) from None
 
 
+_MAX_LISTED = 12  # names in a message
+
+
+def listed(names: Iterable[object], most: int = _MAX_LISTED) -> str:
+    """Return ``a, b, c``, with the number of further names if there are more than ``most``."""
+    texts = [str(name) for name in names]
+    further = f" and {len(texts) - most:,} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + further
+
+
 def did_you_mean(wrong: str, valid: Iterable[str]) -> str:
-    """Return ``did you mean 'x'?`` with the nearest valid names, or all of them if none is near."""
+    """Return ``did you mean 'x'?`` with the nearest valid names, or names if none is near."""
     import difflib  # slow to import, and seldom needed
 
     names = list(valid)
     near = difflib.get_close_matches(wrong, names, n=3, cutoff=0.5)
     if near:
         return f"did you mean {' or '.join(map(repr, near))}?"
-    return f"expected one of {', '.join(names)}"
+    return f"expected one of {listed(names, 40)}"

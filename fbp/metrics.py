@@ -1,15 +1,19 @@
 """Metrics: numbers observed beside the loss, one per example.
 
 Each is a :class:`Metric`: a function ``(output, target) -> (B,)`` with its name, its better
-direction and the format in which tables show it.
+direction and the format in which tables show it. Means are over the examples that have a target:
+:func:`mean_over_targets`.
 """
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
+from fbp.errors import InputError, ShapeError
 from fbp.layer import Array
 
 MetricFunction = Callable[..., Array]  # (output, target, ...) -> (B,)
@@ -84,6 +88,65 @@ def metric(
     return lambda function: Metric(function, higher_is_better=higher_is_better, format=format)
 
 
+def has_target(output: Any, target: Any) -> Array:
+    """Return which examples have a target, ``(B,)`` booleans.
+
+    An example of labels has none if they are all negative. Numbers and rows are always targets.
+
+    Args:
+        output: ``(B, ..., K)``, the model's outputs.
+        target: labels ``(B, ...)``, or an array of another kind.
+    """
+    if not _are_labels(output, target):
+        return jnp.ones(jax.tree.leaves(target)[0].shape[:1], bool)
+    return (target >= 0).reshape(target.shape[0], -1).any(axis=1)
+
+
+def mean_over_targets(values: Array, output: Any, target: Any) -> Array:
+    """Return the mean of one number per example over the examples that have a target.
+
+    Args:
+        values: ``(B,)``, what a metric gives for `output` and `target`.
+        output: ``(B, ..., K)``, the model's outputs.
+        target: the targets, see :func:`has_target`.
+
+    Returns:
+        A scalar; NaN if no example has a target.
+
+    >>> output, labels = jnp.eye(3), jnp.array([0, 2, -1])   # right, wrong, without a target
+    >>> float(mean_over_targets(accuracy(output, labels), output, labels))
+    0.5
+    """
+    if not _are_labels(output, target):
+        return values.mean()
+    counted = has_target(output, target)
+    # the factor is exactly 1, and moves no bit, if all have a target
+    return jnp.where(counted, values, 0).mean() * (len(values) / counted.sum())
+
+
+def _are_labels(output: Any, target: Any) -> bool:
+    return (
+        isinstance(output, jax.Array | np.ndarray)
+        and bool(jnp.issubdtype(target.dtype, jnp.integer))
+        and target.ndim == output.ndim - 1
+    )
+
+
+def _checked_labels(name: str, labels: Array, classes: int) -> Array:
+    """Return which labels are beyond the classes, if that is only known on the device.
+
+    Raises:
+        InputError: if a label is beyond the classes and the values are known.
+    """
+    beyond = labels >= classes
+    if not isinstance(beyond, jax.core.Tracer) and bool(beyond.any()):
+        raise InputError(
+            f"{name}: expected labels from 0 to {classes - 1} (negative without a target), got "
+            f"{int(labels.max())}; count classes from 0"
+        )
+    return beyond
+
+
 @metric(higher_is_better=True, format=".2%")
 def accuracy(output: Array, target: Array) -> Array:
     """Return 1 if the largest output is the class of the target, else 0.
@@ -92,25 +155,38 @@ def accuracy(output: Array, target: Array) -> Array:
         output: ``(B, K)``, or ``(B, T, K)`` for sequences. A single output neuron ``(B, 1)``
             counts as the logit of class 1.
         target: integer labels ``(B,)`` or ``(B, T)``, or one-hot (or soft) rows like ``output``.
-            A negative label counts as no target.
+            A negative label, or a row of zeros, says that there is no target.
 
     Returns:
-        Float array ``(B,)``. The positions of a sequence that have a target are averaged.
+        Float array ``(B,)``. The positions of a sequence that have a target are averaged. NaN for
+        an example without a target, so that it is never taken for a wrong one:
+        :func:`mean_over_targets` leaves it out. NaN for a label beyond the classes, too, if it is
+        only known on the device.
+
+    Raises:
+        InputError: if a label is beyond the classes and the values are known.
+        ShapeError: if the target fits neither form.
     """
-    labels = (
-        target
-        if jnp.issubdtype(target.dtype, jnp.integer) and target.ndim == output.ndim - 1
-        else None
-    )
-    if output.shape[-1] == 1:
-        hits = (output[..., 0] > 0) == ((target[..., 0] if labels is None else labels) > 0.5)
+    single = output.shape[-1] == 1
+    if _are_labels(output, target) and target.shape == output.shape[:-1]:
+        labels, counted = target, target >= 0
+        beyond = _checked_labels("accuracy", labels, 2 if single else output.shape[-1])
+    elif target.shape == output.shape:
+        labels = target[..., 0] > 0.5 if single else target.argmax(axis=-1)
+        # of a single neuron, 0 is class 0 and no empty row
+        counted = jnp.ones(labels.shape, bool) if single else (target != 0).any(axis=-1)
+        beyond = jnp.zeros(labels.shape, bool)
     else:
-        hits = output.argmax(axis=-1) == (target.argmax(axis=-1) if labels is None else labels)
-    rows = hits.astype(jnp.float32).reshape(hits.shape[0], -1)
-    if labels is None or labels.ndim == 1:
-        return rows.mean(axis=1)
-    counted = (labels >= 0).reshape(rows.shape)
-    return (rows * counted).sum(axis=1) / jnp.maximum(counted.sum(axis=1), 1)
+        raise ShapeError(
+            f"accuracy expects integer labels of shape {output.shape[:-1]} or rows of shape "
+            f"{output.shape}, got {target.dtype} of shape {target.shape}"
+        )
+    hits = (output[..., 0] > 0) == (labels > 0) if single else output.argmax(axis=-1) == labels
+    values = jnp.where(beyond, jnp.nan, hits.astype(jnp.float32))
+    rows, counted = (array.reshape(hits.shape[0], -1) for array in (values, counted))
+    count = counted.sum(axis=1)
+    mean = jnp.where(counted, rows, 0).sum(axis=1) / jnp.maximum(count, 1)
+    return jnp.where(count > 0, mean, jnp.nan)
 
 
 @metric(higher_is_better=False)
@@ -123,5 +199,13 @@ def absolute_error(output: Array, target: Array) -> Array:
 
     Returns:
         Float array ``(B,)``.
+
+    Raises:
+        ShapeError: if the shapes differ.
     """
+    if output.shape != target.shape:
+        raise ShapeError(
+            f"absolute_error expects a target of the output's shape {output.shape}, got "
+            f"{target.shape}"
+        )
     return jnp.abs(output - target).reshape(output.shape[0], -1).mean(axis=1)

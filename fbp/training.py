@@ -39,6 +39,7 @@ from fbp.optimizers import apply_updates, global_norm
 
 Metric = Callable[[Array, Array], Array]  # (output, target) -> (B,)
 
+
 # fold_in constants: independent keys for shuffling, layers, augmentation
 _SHUFFLING, _LAYERS, _AUGMENTATION = 0, 1, 2
 

@@ -3,12 +3,14 @@
 ``make fuzz`` runs many more cases.
 """
 
+import csv
 import functools
 import gzip
 import json
 import shutil
 import struct
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -149,15 +151,141 @@ def data_file(kind):
     return buffer.getvalue()
 
 
+LOSS_TARGETS = st.sampled_from([None, "labels", "one_hot", "signs", "shares", "counts", "numbers"])
+TASKS = st.sampled_from(["auto", "classification", "regression"])
+
+
+def checked_and_split(path, **arguments):
+    """A file read, checked and split as a run does, and the same in its own memory."""
+
+    def use():
+        data = fbp.datasets.check(fbp.datasets.file(path=str(path), **arguments))
+        fingerprint = data.fingerprint
+        options = {"seed": 0, "standardize": not data.tokens, "validation": 0.3, "test": 0.3}
+        copied = used_or_refused(lambda: fbp.datasets.prepare(data, **options))
+        assert data.fingerprint == fingerprint
+        if copied is not None:
+            reused = fbp.datasets.prepare(data, **options, overwrite=True)
+            for one, other in zip(copied[:3], reused[:3], strict=True):
+                np.testing.assert_array_equal(one.x, other.x)
+                np.testing.assert_array_equal(one.y, other.y)
+                assert np.isfinite(one.x).all()
+        return data
+
+    return used_or_refused(use)
+
+
 @pytest.mark.parametrize("kind", ["npz", "csv", "parquet"])
-@given(**CHANGES)
-def test_data_files_with_changed_bytes(tmp_path_factory, kind, places, bytes_):
+@given(loss_targets=LOSS_TARGETS, task=TASKS, **CHANGES)
+def test_data_files_with_changed_bytes(tmp_path_factory, kind, loss_targets, task, places, bytes_):
     path = tmp_path_factory.getbasetemp() / f"fuzz.{kind}"
     path.write_bytes(changed(data_file(kind), places, bytes_))
-    found = used_or_refused(lambda: fbp.datasets.check(fbp.datasets.file(path=str(path))))
+    found = checked_and_split(path, loss_targets=loss_targets, task=task)
     if found is not None:
-        assert np.isfinite(found.train.x).all()
         assert len(found.train.x) == len(found.train.y)
+
+
+CELLS = st.one_of(
+    st.sampled_from(
+        [
+            "1",
+            "-1",
+            "0",
+            "2.5",
+            "007",
+            "1e400",
+            "nan",
+            "NA",
+            "",
+            " ",
+            "true",
+            "False",
+            "1,5",
+            "x",
+            "inf",
+            "9007199254740993",
+            '"',
+            "\n",
+            "a\nb",
+            ";",
+            "\ufeff",
+            "\0",
+            "Unnamed: 0",
+            "-100",
+        ]
+    ),
+    st.text(max_size=4),
+    st.integers().map(str),
+    st.floats().map(str),
+)
+
+
+@given(
+    rows=st.lists(st.lists(CELLS, max_size=4), max_size=6),
+    names=st.one_of(st.none(), st.just(["a", "b", "c"])),
+    ends=st.sampled_from(["\n", "\r\n", "\r"]),
+    quoting=st.booleans(),
+    header=st.sampled_from([None, True, False]),
+    target=st.sampled_from([None, "a", "c", "2", ""]),
+    loss_targets=LOSS_TARGETS,
+    task=TASKS,
+)
+def test_tables_of_any_cells(
+    tmp_path_factory, rows, names, ends, quoting, header, target, loss_targets, task
+):
+    """A table is read as Python's own reader reads it, or refused in one line."""
+    path = tmp_path_factory.getbasetemp() / "cells.csv"
+    rows = rows if names is None else [names, *rows]
+    with open(path, "w", encoding="utf-8", newline="", errors="replace") as file:
+        if quoting:
+            csv.writer(file, lineterminator=ends).writerows(rows)
+        else:
+            file.write(ends.join(",".join(row) for row in rows))
+    found = checked_and_split(
+        path, header=header, target=target, loss_targets=loss_targets, task=task
+    )
+    if found is not None:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            whole = [row for row in csv.reader(file) if row]
+        assert len(found.train.x) == len(whole) - (header is not False)
+        assert len({len(row) for row in whole}) == 1
+
+
+DTYPES = ["<f8", ">f8", "<f4", "<f2", "<i8", ">i4", "u1", "?", "<U3", "<c8", "<M8[s]", "|V4", "|O"]
+
+
+@given(
+    x=st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(-2, 6), max_size=3)),
+    y=st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(-2, 6), max_size=2)),
+    stored=st.integers(0, 300),
+    test=st.booleans(),
+    vocabulary=st.sampled_from([None, 1, 300]),
+    loss_targets=LOSS_TARGETS,
+    task=TASKS,
+    content=st.binary(min_size=1, max_size=16),
+)
+def test_archives_of_any_headers(
+    tmp_path_factory, x, y, stored, test, vocabulary, loss_targets, task, content
+):
+    """An archive whose headers promise what they like; often what is stored."""
+    path = tmp_path_factory.getbasetemp() / "headers.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, (dtype, shape) in {
+            "x": x,
+            "y": y,
+            **({"x_test": x, "y_test": y} if test else {}),
+        }.items():
+            header = {"descr": dtype, "fortran_order": False, "shape": tuple(shape)}
+            text = f"{header!r}".ljust(117).encode() + b"\n"
+            size = abs(int(np.prod(shape))) * np.dtype(dtype).itemsize if stored % 4 else stored
+            archive.writestr(
+                f"{name}.npy",
+                b"\x93NUMPY\x01\x00"
+                + len(text).to_bytes(2, "little")
+                + text
+                + (content * (size // len(content) + 1))[:size],
+            )
+    checked_and_split(path, vocabulary=vocabulary, loss_targets=loss_targets, task=task)
 
 
 @given(**CHANGES)

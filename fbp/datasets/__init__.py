@@ -6,11 +6,8 @@ need numpy alone; scikit-learn's data sets and tables need the extra ``run``.
 
 from fbp.datasets.base import Dataset as Dataset
 from fbp.datasets.base import Examples as Examples
-from fbp.datasets.base import Splits as Splits
-from fbp.datasets.base import Standardization as Standardization
 from fbp.datasets.base import as_autoencoding as as_autoencoding
-from fbp.datasets.base import check as check
-from fbp.datasets.base import prepare as prepare
+from fbp.datasets.checks import check as check
 from fbp.datasets.files import file as file
 from fbp.datasets.images import cifar10 as cifar10
 from fbp.datasets.images import fashion_mnist as fashion_mnist
@@ -24,6 +21,9 @@ from fbp.datasets.sklearn_data import diabetes as diabetes
 from fbp.datasets.sklearn_data import digits as digits
 from fbp.datasets.sklearn_data import iris as iris
 from fbp.datasets.sklearn_data import wine as wine
+from fbp.datasets.splits import Splits as Splits
+from fbp.datasets.splits import Standardization as Standardization
+from fbp.datasets.splits import prepare as prepare
 from fbp.datasets.synthetic import circles as circles
 from fbp.datasets.synthetic import linear as linear
 from fbp.datasets.synthetic import moons as moons

@@ -1,19 +1,28 @@
 """The user's own data: ``.npz``, ``.csv`` and ``.parquet`` files."""
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from fbp._optional import require
-from fbp.datasets.base import Dataset, Examples, classification, regression
-from fbp.errors import ArgumentError
-
-Task = Literal["auto", "classification", "regression"]
+from fbp.datasets import file_targets
+from fbp.datasets.base import Dataset, Examples
+from fbp.datasets.checks import as_floats
+from fbp.datasets.csv_files import read_csv
+from fbp.datasets.file_targets import Classes, Targets, Task, bad
+from fbp.datasets.npz_files import read_npz
+from fbp.datasets.parquet_files import read_parquet
+from fbp.layer import TargetKind
 
 
 def file(
-    path: str, target: str | None = None, *, task: Task = "auto", vocabulary: int | None = None
+    path: str,
+    target: str | None = None,
+    *,
+    task: Task = "auto",
+    header: bool | None = None,
+    vocabulary: int | None = None,
+    loss_targets: TargetKind | None = None,
 ) -> Dataset:
     """Read examples from a file of your own.
 
@@ -23,224 +32,143 @@ def file(
             example and one column per feature.
         target: the column to predict, the last one by default; for ``.npz``, the name of the array
             in place of ``y``.
-        task: ``auto`` takes integers and texts as classes, floats as numbers to predict.
+        task: ``classification``, ``regression`` or ``auto``, by which the task follows from
+            ``loss_targets``. Without them, texts and whole numbers are classes, and floats are
+            numbers to predict.
+        header: whether the first row of a ``.csv`` file holds the names of its columns. By default
+            it does, and a first row with a number in it is refused.
         vocabulary: number of tokens, if ``x (N, T)`` of an ``.npz`` file holds tokens. ``y`` may
             then have a token for each position, negative if the position has none.
+        loss_targets: the targets that the loss takes, ``loss.targets``. A run supplies them.
 
     Returns:
-        The data set, named after the file.
+        The data set, named after the file. Its ``notes`` say what was guessed. Labels are numbered
+        in the order of numbers, or of texts; a negative one says that the example has no target.
 
     Raises:
-        InputError: the file is missing or damaged, or a column cannot be used.
+        InputError: the file is missing or damaged, a column cannot be used, or the task is open.
     """
     try:
         location = Path(path).expanduser()
     except RuntimeError as error:  # ~user, of a user that does not exist
-        raise _bad_file(f"{path!r}: {error}") from None
+        raise bad(f"{path!r}: {error}") from None
     if not location.is_file():
         problem = "which is a folder" if location.is_dir() else "which does not exist"
-        raise _bad_file(f"expected a file, got {path!r}, {problem}")
-    if vocabulary is not None:
-        return _read_tokens(location, target or "y", vocabulary)
-    readers = {".npz": _read_npz, ".csv": _read_table, ".parquet": _read_table}
-    if location.suffix not in readers:
-        raise _bad_file(f"expected a file ending in .npz, .csv or .parquet, got {location.name!r}")
-    return readers[location.suffix](location, target, task)
-
-
-def _bad_file(problem: str, argument: str = "path") -> ArgumentError:
-    return ArgumentError("file", argument, problem)
-
-
-def _arrays(path: Path, target: str) -> dict[str, np.ndarray]:
-    """Return the arrays of an ``.npz`` file, among them ``x`` and the target."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # damaged archives raise a dozen types
-        raise _bad_file(f"{path} cannot be read as .npz ({error})") from None
-    if not {"x", target} <= set(arrays):
-        raise _bad_file(
-            f"expected arrays 'x' and {target!r} in {path}, got "
-            f"{', '.join(sorted(arrays)) or 'none'}"
-        )
-    return arrays
-
-
-def _read_tokens(path: Path, target: str, vocabulary: int) -> Dataset:
-    """Return sequences of tokens; :func:`check` sees that they are below ``vocabulary``."""
-    if path.suffix != ".npz":
-        raise _bad_file(f"expected tokens in an .npz file, got {path.name!r}", "vocabulary")
-    arrays = _arrays(path, target)
-    names = tuple(map(str, range(vocabulary)))
-    x, y = arrays["x"], arrays[target]
-    if x.dtype.kind not in "iu" or x.ndim != 2:
-        raise _bad_file(
-            f"expected tokens x (N, T), whole numbers, in {path}, got {x.dtype} {x.shape}",
-            "vocabulary",
-        )
-    if y.ndim == 1:
-        return _with_test(
-            path, _labelled(path, x, y)._replace(tokens=names), arrays, target, tokens=True
-        )
-    dataset = Dataset(path.stem, _positions(path, x, y), None, names, names)
-    if "x_test" not in arrays:
-        return dataset
-    return dataset._replace(
-        test=_positions(path, arrays["x_test"], _test_targets(path, arrays, target))
+        raise bad(f"expected a file, got {path!r}, {problem}")
+    ending = location.suffix.lower()
+    if ending not in (".npz", ".csv", ".parquet"):
+        raise bad(f"expected a file ending in .npz, .csv or .parquet, got {location.name!r}")
+    if vocabulary is not None and ending != ".npz":
+        raise bad(f"expected tokens in an .npz file, got {location.name!r}", "vocabulary")
+    if header is not None and ending != ".csv":
+        raise bad(f"expected a .csv file, got {location.name!r}; remove it", "header")
+    if ending == ".npz":
+        return _from_npz(location, target or "y", task, vocabulary, loss_targets)
+    require("fbp.datasets.file", "pyarrow")
+    table = (
+        read_csv(location, target, header=header)
+        if ending == ".csv"
+        else read_parquet(location, target)
     )
+    x = as_floats(f"features of {location}", table.features)
+    dataset, _ = _dataset(location, x, table.targets, task, loss_targets)
+    return dataset._replace(notes=(*table.notes, *dataset.notes))
 
 
-def _positions(path: Path, x: np.ndarray, y: np.ndarray) -> Examples:
+def _from_npz(
+    path: Path,
+    target: str,
+    task: Task,
+    vocabulary: int | None,
+    loss_targets: TargetKind | None,
+) -> Dataset:
+    arrays = read_npz(path, target)
+    tokens = () if vocabulary is None else tuple(map(str, range(vocabulary)))
+    if "x_test" in arrays and f"{target}_test" not in arrays:
+        raise bad(
+            f"{path} has an array 'x_test', and so needs {target + '_test'!r}, which is missing"
+        )
+    x, y = _inputs(path, "x", arrays.pop("x"), tokens), arrays.pop(target)
+    x_test = _inputs(path, "x_test", arrays.pop("x_test"), tokens) if "x_test" in arrays else None
+    y_test = arrays.pop(f"{target}_test", None)
+    if tokens and y.ndim == 2:
+        test = None if x_test is None else _positions(path, x_test, y_test)
+        return Dataset(path.stem, _positions(path, x, y), test, tokens, tokens)
+    dataset, classes = _dataset(path, x, _array(path, target, y), task, loss_targets)
+    dataset = dataset._replace(tokens=tokens)
+    if x_test is None:
+        return dataset
+    targets = _array(path, f"{target}_test", y_test)
+    labels = (
+        file_targets.as_numbers(targets)
+        if classes is None
+        else file_targets.like(classes, targets, loss_targets)
+    )
+    return dataset._replace(test=Examples(x_test, _columns(labels, classes)))
+
+
+def _inputs(path: Path, name: str, x: np.ndarray, tokens: tuple[str, ...]) -> np.ndarray:
+    """Return tokens as they are, and numbers as floats."""
+    if tokens:
+        if x.dtype.kind not in "iu" or x.ndim != 2:
+            raise bad(
+                f"expected tokens {name} (N, T), whole numbers, in {path}, got {x.dtype} {x.shape}",
+                "vocabulary",
+            )
+        return x
+    if x.dtype.kind not in "biuf":
+        raise bad(f"expected real numbers as features in {path}, got {x.dtype}")
+    if x.ndim < 2 or not x.size:
+        raise bad(f"expected features {name} (N, ...) in {path}, got shape {x.shape}")
+    return as_floats(f"{name} of {path}", x)
+
+
+def _positions(path: Path, x: np.ndarray, y: np.ndarray | None) -> Examples:
     """Return tokens with a target for each position."""
-    if x.dtype.kind not in "iu" or y.dtype.kind not in "iu" or y.shape != x.shape:
-        raise _bad_file(
+    if y is None or y.dtype.kind not in "iu" or y.shape != x.shape:
+        got = "none" if y is None else f"y {y.dtype} {y.shape}"
+        raise bad(
             f"expected tokens, and a target for each position, in {path}, got x {x.dtype} "
-            f"{x.shape} and "
-            f"y {y.dtype} {y.shape}"
+            f"{x.shape} and {got}"
         )
     return Examples(x, y)
 
 
-def _test_targets(path: Path, arrays: dict[str, np.ndarray], target: str) -> np.ndarray:
-    if f"{target}_test" not in arrays:
-        raise _bad_file(
-            f"{path} has an array 'x_test', and so needs {target + '_test'!r}, which is missing"
-        )
-    return arrays[f"{target}_test"]
+def _array(path: Path, name: str, y: np.ndarray | None) -> Targets:
+    """Return the targets in an array of numbers or texts."""
+    where = f"array {name!r} of {path}"
+    if y is None or y.dtype.kind not in "biufU":
+        raise bad(f"expected numbers or texts in {where}, got {'none' if y is None else y.dtype}")
+    if y.dtype.kind == "U":
+        if y.ndim != 1:
+            raise bad(f"expected one label per example in {where}, got shape {y.shape}")
+        return file_targets.from_texts(where, y)
+    return Targets(where, y)
 
 
-def _read_npz(path: Path, target: str | None, task: Task) -> Dataset:
-    target = target or "y"
-    arrays = _arrays(path, target)
-    dataset = _dataset(path, arrays["x"], arrays[target], task)
-    return _with_test(path, dataset, arrays, target)
-
-
-def _with_test(
-    path: Path,
-    dataset: Dataset,
-    arrays: dict[str, np.ndarray],
-    target: str,
-    *,
-    tokens: bool = False,
-) -> Dataset:
-    """Return the data set with the file's test part, if it has one."""
-    if tokens:
-        dataset = dataset._replace(train=Examples(arrays["x"], dataset.train.y))
-    if "x_test" not in arrays:
-        return dataset
-    test_y = _test_targets(path, arrays, target)
-    test_x = arrays["x_test"] if tokens else _features(path, arrays["x_test"])
-    if dataset.classes:
-        test_y = _as_integers(path, test_y)
-        class_index = {name: i for i, name in enumerate(dataset.classes)}
-        unknown = sorted({str(label) for label in test_y.tolist()} - set(class_index))
-        if unknown:
-            raise _bad_file(
-                f"{path} has test labels that the training part lacks: {', '.join(unknown)}"
-            )
-        labels = np.array([class_index[str(label)] for label in test_y.tolist()], np.int32)
-        return dataset._replace(test=Examples(test_x, labels))
-    return dataset._replace(test=regression("test", test_x, _numbers(path, test_y)).train)
-
-
-def _read_table(path: Path, target: str | None, task: Task) -> Dataset:
-    require("fbp.datasets.file", "pandas", *(["pyarrow"] if path.suffix == ".parquet" else []))
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except Exception as error:  # the readers raise a dozen types, of three libraries
-        summary = next(iter(str(error).splitlines()), type(error).__name__)
-        raise _bad_file(f"{path} cannot be read as {path.suffix} ({summary})") from None
-    if not len(table):
-        raise _bad_file(f"expected rows of examples in {path}, got none")
-    if path.suffix == ".csv" and all(_is_number(column) for column in table.columns):
-        raise _bad_file(
-            f"expected names of columns in the first row of {path}, got numbers; add a header"
-        )
-    if table.shape[1] < 2:
-        raise _bad_file(f"expected at least two columns in {path}, got {list(table.columns)}")
-    target = target or str(table.columns[-1])
-    if target not in table.columns:
-        raise _bad_file(
-            f"expected a column of {path} ({', '.join(map(str, table.columns))}), got {target!r}",
-            "target",
-        )
-    features = table.drop(columns=target)
-    texts = [
-        str(column) for column in features if not pd.api.types.is_numeric_dtype(features[column])
-    ]
-    if texts:
-        raise _bad_file(
-            f"expected numbers in every feature column of {path}, got text in {', '.join(texts)}"
-        )
-    if table[target].isna().any():
-        raise _bad_file(
-            f"expected a target in every row of {path}, got empty cells in column {target!r}"
-        )
-    return _dataset(path, features.to_numpy(np.float32), table[target].to_numpy(), task)
-
-
-def _dataset(path: Path, x: np.ndarray, y: np.ndarray, task: Task) -> Dataset:
-    x = _features(path, x)
-    if x.ndim < 2 or y.ndim < 1 or len(x) != len(y) or not x.size:
-        raise _bad_file(
+def _dataset(
+    path: Path, x: np.ndarray, targets: Targets, task: Task, loss_targets: TargetKind | None
+) -> tuple[Dataset, Classes | None]:
+    """Return the training examples as a data set, and its classes if it has some."""
+    y = targets.numbers if targets.numbers is not None else targets.codes
+    assert y is not None
+    if x.ndim < 2 or y.ndim < 1 or len(x) != len(y) or not x.size or not y.size:
+        raise bad(
             f"expected features (N, ...) and N targets in {path}, got shapes {x.shape} and "
             f"{y.shape}"
         )
-    if task == "auto":
-        task = "regression" if np.issubdtype(y.dtype, np.floating) else "classification"
-    if task == "regression":
-        return regression(path.stem, x, _numbers(path, y))
-    return _labelled(path, x, y)
+    decided, guess = file_targets.decide(targets, task, loss_targets)
+    notes = (guess,) if guess else ()
+    if decided == "regression":
+        numbers = _columns(file_targets.as_numbers(targets), None)
+        return Dataset(path.stem, Examples(x, numbers), notes=notes), None
+    classes = file_targets.as_classes(targets, loss_targets)
+    labels = _columns(classes.labels, classes)
+    return Dataset(path.stem, Examples(x, labels), classes=classes.names, notes=notes), classes
 
 
-def _labelled(path: Path, x: np.ndarray, y: np.ndarray) -> Dataset:
-    if y.ndim != 1:
-        raise _bad_file(f"expected one label per example in {path}, got targets of shape {y.shape}")
-    y = _as_integers(path, y)
-    try:
-        values = sorted(set(y.tolist()))
-    except TypeError:
-        raise _bad_file(
-            f"expected numbers or texts as labels in {path}, got a mixture or lists"
-        ) from None
-    index = {value: i for i, value in enumerate(values)}
-    return classification(path.stem, x, [index[value] for value in y.tolist()], values)
-
-
-def _features(path: Path, x: np.ndarray) -> np.ndarray:
-    if x.dtype.kind not in "biuf":
-        raise _bad_file(f"expected real numbers as features in {path}, got {x.dtype}")
-    return x.astype(np.float32)
-
-
-def _numbers(path: Path, y: np.ndarray) -> np.ndarray:
-    if y.dtype.kind not in "biuf" or y.ndim < 1:
-        raise _bad_file(
-            f"expected real numbers as targets in {path} for a regression, got {y.dtype}",
-            "task",
-        )
-    return y
-
-
-def _as_integers(path: Path, y: np.ndarray) -> np.ndarray:
-    """Return labels that are whole numbers as integers, others unchanged."""
-    if not np.issubdtype(y.dtype, np.floating):
-        return y
-    if not np.isfinite(y).all() or (y != np.round(y)).any():
-        raise _bad_file(
-            f"expected whole numbers as labels in {path}, got fractions, NaN or infinity",
-            "task",
-        )
-    return y.astype(np.int64)
-
-
-def _is_number(text: object) -> bool:
-    try:
-        float(str(text))
-    except ValueError:
-        return False
-    return True
+def _columns(y: np.ndarray, classes: Classes | None) -> np.ndarray:
+    """Return labels as int32, and numbers as floats ``(N, K)``."""
+    if classes is not None:
+        return y.astype(np.int32)
+    return as_floats("targets", y.reshape(len(y), -1))

@@ -79,7 +79,11 @@ def _optimizer(value: Any) -> Optimizer | None:
 
 
 KINDS: Mapping[str, Kind] = {
-    "data": Kind("a function that returns a Dataset", _instance_of(Dataset)),
+    "data": Kind(
+        "a function that returns a Dataset",
+        _instance_of(Dataset),
+        from_runner=frozenset({"loss_targets"}),
+    ),
     "model": Kind(
         "a function that returns a Layer",
         _instance_of(Layer),

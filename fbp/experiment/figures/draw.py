@@ -25,7 +25,6 @@ from fbp.experiment.rundir import journal, layout, model_facts, results
 from fbp.experiment.rundir.results import Results
 from fbp.experiment.rundir.series import read_series
 
-_MAX_CLASSES = 30  # beyond, the cells of a confusion matrix cannot be read
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -108,8 +107,8 @@ def _pictures_of_results(
     """Return the pictures for which a run has arrays."""
     pictures: _Pictures = {}
     confusion, weights = data.confusion, data.first_weights
-    if confusion is not None and len(confusion) == len(classes) <= _MAX_CLASSES:
-        pictures["confusion_matrix"] = lambda: classification.confusion_matrix(confusion, classes)
+    if classes and confusion is not None:
+        pictures["confusion_matrix"] = lambda: _confusion_matrix(data, classes)
     if classes and data.misclassified_x is not None and data.misclassified_x.ndim == 4:
         pictures["misclassified"] = lambda: _misclassified(data, classes)
     if classes and data.grid is not None:
@@ -134,11 +133,16 @@ def _model(folder: Path) -> Figure:
     return model_drawing.draw(_diagram.from_json(table))
 
 
+def _confusion_matrix(data: Results, classes: Sequence[str]) -> Figure:
+    shown = [classes[label] for label in _required(data.confusion_classes)]
+    return classification.confusion_matrix(_required(data.confusion), shown, of=len(classes))
+
+
 def _misclassified(data: Results, classes: Sequence[str]) -> Figure:
     return images.misclassified(
         _required(data.misclassified_x),
-        [classes[label] for label in _required(data.misclassified_true)],
-        [classes[label] for label in _required(data.misclassified_predicted)],
+        [classification.label(classes[i]) for i in _required(data.misclassified_true)],
+        [classification.label(classes[i]) for i in _required(data.misclassified_predicted)],
         _required(data.misclassified_confidence),
     )
 

@@ -15,8 +15,11 @@ class Results(NamedTuple):
     N is the number of test examples that are shown, K the number of classes.
 
     Attributes:
-        first_weights: `(in, out)`, the first matrix among the parameters.
-        confusion: `(K, K)`, counts of test examples by true and by predicted class.
+        first_weights: `(H * W, neurons)`, if the examples are gray images: weights into the first
+            neurons of the first layer.
+        confusion: `(C, C)`, counts of test examples by true and by predicted class, for the C
+            classes that are confused most often.
+        confusion_classes: `(C,)`, these classes.
         misclassified_x: `(N, *shape)`, misclassified test examples, the most confident ones first.
         misclassified_true: `(N,)`, their labels.
         misclassified_predicted: `(N,)`, the labels that the model predicts.
@@ -25,8 +28,8 @@ class Results(NamedTuple):
             target.
         originals: `(N, *shape)`, for autoencoders: test examples.
         reconstructions: `(N, *shape)`, the model's outputs for them.
-        predicted: `(B, K)`, for regressions: predictions for the test part.
-        true: `(B, K)`, its targets.
+        predicted: `(N, K)`, for regressions: predictions for the first test examples.
+        true: `(N, K)`, their targets.
         grid: `(rows, columns, K)`, for examples of two features: probabilities over the plane.
         grid_extent: `(2, 2)`, the lower left and the upper right corner of the grid.
         points: `(N, 2)`, training examples.
@@ -35,6 +38,7 @@ class Results(NamedTuple):
 
     first_weights: np.ndarray | None = None
     confusion: np.ndarray | None = None
+    confusion_classes: np.ndarray | None = None
     misclassified_x: np.ndarray | None = None
     misclassified_true: np.ndarray | None = None
     misclassified_predicted: np.ndarray | None = None

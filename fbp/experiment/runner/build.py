@@ -15,6 +15,7 @@ from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import metric_table
 from fbp.experiment.runner import fit_checks
 from fbp.experiment.runner.construct import construct
+from fbp.experiment.runner.suspicions import suspicions
 from fbp.layer import Layer, Loss, Optimizer, Shape
 from fbp.metrics import Metric
 from fbp.optimizers.masks import Mask
@@ -26,7 +27,8 @@ class Experiment(NamedTuple):
 
     Attributes:
         config: the configuration.
-        dataset: the data set as loaded.
+        dataset: the data set without its examples.
+        fingerprint: that of the data set as loaded.
         data: its three parts, scaled, with targets in the form that the loss takes.
         shape: the shape of one example.
         model, loss, optimizer: the functions.
@@ -36,10 +38,13 @@ class Experiment(NamedTuple):
         batch_size: in examples.
         steps_per_epoch, steps: in steps; the last batch of an epoch is left out if it is not full.
         interval: the number of steps between evaluations.
+        notes: what a person should know before training: the task, what was guessed, and what
+            probably is a mistake; a line each.
     """
 
     config: Config
     dataset: Dataset
+    fingerprint: str
     data: Splits
     shape: Shape
     model: Layer
@@ -52,6 +57,7 @@ class Experiment(NamedTuple):
     steps_per_epoch: int
     steps: int
     interval: int
+    notes: tuple[str, ...]
 
 
 class _Counts(NamedTuple):
@@ -74,10 +80,13 @@ def build(config: Config, dataset: Dataset | None = None) -> Experiment:
     Raises:
         InputError: one line that says what does not fit.
     """
-    with as_keys_of("data", dataset="reconstruct"):
-        dataset = dataset or load_data(config)
-        data = _split(config, dataset)
     loss = build_loss(config)
+    with as_keys_of("data", dataset="reconstruct"):
+        dataset = dataset or load_data(config, loss)
+        fingerprint = dataset.fingerprint
+        data = _split(config, dataset)
+        dataset = dataset._replace(train=_without_rows(dataset.train), test=None)
+    _check_missing_targets(data, config, loss)
     data = _with_targets(data, config, loss, len(dataset.classes))
     _check_direction(config, dataset)
     shape = data.train.x.shape[1:]
@@ -93,18 +102,40 @@ def build(config: Config, dataset: Dataset | None = None) -> Experiment:
     name, metric = config.optimizer.name, config.selection.metric
     fit_checks.check_training(trial, optimizer, name, metric)
     augment = build_augmentation(config, shape, trial)
+    notes = (
+        f"data {dataset.name!r}: {'; '.join((dataset.task, *dataset.notes))}",
+        *data.notes,
+        *suspicions(config, model, loss, data, has_tokens=bool(dataset.tokens)),
+    )
     return Experiment(
-        config, dataset, data, shape, model, loss, optimizer, schedule, observed, augment, *counts
+        config,
+        dataset,
+        fingerprint,
+        data,
+        shape,
+        model,
+        loss,
+        optimizer,
+        schedule,
+        observed,
+        augment,
+        *counts,
+        notes,
     )
 
 
-def load_data(config: Config) -> Dataset:
+def load_data(config: Config, loss: Loss | None = None) -> Dataset:
     """Return the data set that a configuration names, checked.
+
+    Args:
+        config: the configuration.
+        loss: its loss, which says what its targets are; built by default.
 
     Raises:
         InputError: if there is no such file, or if it cannot be learned from.
     """
-    dataset = construct(config.data)
+    loss = loss or build_loss(config)
+    dataset = construct(config.data, loss_targets=loss.targets)
     if not is_reference(config.data.name):
         dataset = datasets.check(dataset)
     else:
@@ -123,7 +154,34 @@ def _split(config: Config, dataset: Dataset) -> Splits:
         limit=section.limit,
         standardize=section.standardize,
         standardize_targets=section.standardize_targets,
+        overwrite=not is_reference(section.name),  # whose arrays may be in use elsewhere
     )
+
+
+def _without_rows(examples: Examples) -> Examples:
+    """Return no examples, of the same shapes and dtypes; the memory of the others can be freed."""
+    return Examples(*(np.empty((0, *array.shape[1:]), array.dtype) for array in examples))
+
+
+def _check_missing_targets(data: Splits, config: Config, loss: Loss) -> None:
+    """Check that positions without a target are labels, because rows could not say so.
+
+    Raises:
+        InputError: if the loss takes no labels, or if they are smoothed into rows.
+    """
+    parts = (data.train, data.validation, data.test)
+    if all(part.y.dtype.kind == "f" or (part.y >= 0).all() for part in parts):
+        return
+    if loss.targets != "labels":
+        raise InputError(
+            f"loss.name: {config.loss.name!r} takes no labels, but some positions have no target "
+            "(a negative label); take a loss on labels, such as 'softmax_cross_entropy'"
+        )
+    if config.loss.label_smoothing:
+        raise InputError(
+            "loss.label_smoothing: expected a target at each position, got positions without one "
+            "(a negative label); remove it"
+        )
 
 
 def _check_direction(config: Config, dataset: Dataset) -> None:

@@ -109,6 +109,7 @@ def check_model(
     _check_caches(config.model.name, model, params, x)
     trial = Trial(model, loss, metrics, x, y, params, output)
     _check_loss(config.loss.name, trial)
+    _check_coupling(config.loss.name, trial, examples)
     _check_metrics(trial)
     _check_gradients(config.model.name, trial)
     _check_memory(trial)
@@ -200,6 +201,39 @@ def _check_loss(name: str, trial: Trial) -> None:
                 f"loss {name!r}: expected a {part} of shape ({expected}{',' * (len(shape) == 1)}), "
                 f"got {_with_batch(value)}"
             )
+
+
+_PROBED = 8  # examples of the batch in which a user's own loss is computed
+
+
+def _check_coupling(name: str, trial: Trial, examples: Examples) -> None:
+    """Check that a user's own loss says so if it couples the examples of a batch; this runs it.
+
+    Raises:
+        InputError: if the cost of an example changes when others join its batch.
+    """
+    if not is_reference(name) or trial.loss.coupled:
+        return
+    y = jnp.asarray(examples.y[:_PROBED])
+    shape = (len(y), *trial.output.shape[1:])
+    output = jax.random.normal(jax.random.key(0), shape, trial.output.dtype)
+    if trial.loss.takes_probabilities:
+        output = jax.nn.softmax(output)
+    with naming("loss", name):
+        alone = jnp.concatenate(
+            [trial.loss.value(output[i : i + 1], y[i : i + 1]) for i in range(min(2, len(y)))]
+        )
+        together = trial.loss.value(output, y)[: len(alone)]
+    if not np.allclose(alone, together, rtol=1e-3, atol=1e-5, equal_nan=True):
+        raise InputError(
+            f"loss {name!r}: expected a cost of each example alone, but that of the first two is "
+            f"{_numbers(alone)} alone and {_numbers(together)} in a batch of {len(y)}; say so with "
+            "coupled=True, or mend it"
+        )
+
+
+def _numbers(values: Array) -> str:
+    return " and ".join(f"{float(value):.4g}" for value in values)
 
 
 def _with_batch(value: Any) -> str:

@@ -73,6 +73,8 @@ def run(
         InputError: if configuration and data do not fit; no run exists then, or it stays as it was.
     """
     experiment = build(config, dataset)
+    for note in experiment.notes:
+        reporter.note(note)
     state, recorder = start_or_resume(experiment, identity, folder, reporter)
     journal = recorder.journal
     checkpoints = Checkpoints(folder, config.checkpoint.keep, journal)
@@ -159,7 +161,7 @@ def _finish(loop: Loop, folder: Path, status: str, message: str) -> None:
     if status == "FINISHED":
         if best and best.step != state.step:
             recorder.metrics(state.step + 1, best.metrics)  # of the model that is saved
-        tested = test_evaluation.evaluate_and_write(experiment, params, folder)
+        tested = test_evaluation.evaluate_and_write(experiment, params, folder, loop.reporter.note)
         recorder.metrics(state.step, tested | _best_metrics(loop))
     _write_summary(experiment, folder, loop.reporter)
     stopped_early = state.step < experiment.steps and status == "FINISHED"

@@ -98,10 +98,10 @@ def start_or_resume(
 
 def _check_fingerprint(experiment: Experiment, expected: str | None) -> None:
     dataset = experiment.dataset
-    if expected and expected != dataset.fingerprint:
+    if expected and expected != experiment.fingerprint:
         raise InputError(
             f"data {dataset.name}: not what the run was begun with (fingerprint "
-            f"{dataset.fingerprint[:12]}, expected {expected[:12]}); give it the same data, or "
+            f"{experiment.fingerprint[:12]}, expected {expected[:12]}); give it the same data, or "
             "start a new run"
         )
 
@@ -165,7 +165,7 @@ def _write_start(experiment: Experiment, identity: RunIdentity, writer: Journal)
         writer,
         experiment.config,
         identity,
-        {tags.DATA_FINGERPRINT: dataset.fingerprint},
+        {tags.DATA_FINGERPRINT: experiment.fingerprint},
         inputs=inputs,
         parent=identity.parent,
         steps=experiment.steps,

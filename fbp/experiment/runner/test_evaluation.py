@@ -1,6 +1,13 @@
-"""The last evaluation of a run: metrics on the test part, and the arrays for its pictures."""
+"""The last evaluation of a run: metrics on the test part, and the arrays for its pictures.
 
+The test part is predicted by groups of batches, so that outputs of many classes never stand in
+memory together. What is kept for pictures is bounded, whatever the numbers of classes and targets;
+and if it fails, the run goes on without it.
+"""
+
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,26 +15,53 @@ import numpy as np
 
 from fbp import training
 from fbp.datasets import Standardization
+from fbp.datasets.checks import row_blocks
+from fbp.errors import first_line
 from fbp.experiment.rundir import results
-from fbp.experiment.rundir.npz import flatten_by_path
 from fbp.experiment.rundir.results import Results
 from fbp.experiment.runner.build import Experiment
 from fbp.experiment.runner.loop import EVALUATION_BATCH, evaluation_batch
 from fbp.experiment.runner.trained_model import PREDICTION_BATCH
-from fbp.layer import Loss, Params
+from fbp.layer import Loss, Params, Shape
 
 _MAX_EXAMPLES = 25  # misclassified examples, reconstructions
 _MAX_POINTS = 1000  # training examples on the picture of a decision boundary
 _GRID_SIZE = 200  # points along each side of a decision boundary's grid
+_MAX_OUTPUTS = 2**24  # numbers of the outputs that stand in memory together
+_MAX_NUMBERS = 2**22  # numbers of the examples that are kept for a picture
+_MAX_TARGETS = 2**14  # numbers on the picture of a regression
+_MAX_NEURONS = 40  # whose weights are drawn
+MAX_CLASSES = 30
+"""The number of classes of a confusion matrix: those that are confused most often."""
 
 
-def evaluate_and_write(experiment: Experiment, params: Params, folder: Path) -> dict[str, float]:
+class _Group(NamedTuple):
+    """Some batches of the test part.
+
+    Attributes:
+        rows: their place in the test part.
+        output: the model's output.
+        y: the targets.
+    """
+
+    rows: slice
+    output: jax.Array
+    y: jax.Array
+
+
+def evaluate_and_write(
+    experiment: Experiment,
+    params: Params,
+    folder: Path,
+    note: Callable[[str], None] = lambda text: None,
+) -> dict[str, float]:
     """Predict the test part; write `results.npz` into the run's folder.
 
     Args:
         experiment: what was trained.
         params: the trained parameters.
         folder: the run's folder.
+        note: takes the reason if the arrays for pictures cannot be made.
 
     Returns:
         The metrics on the test part by name, `test_loss` and others.
@@ -35,85 +69,226 @@ def evaluate_and_write(experiment: Experiment, params: Params, folder: Path) -> 
     Raises:
         OSError: if the disk is full.
     """
+    metrics, collector = _Means(experiment), _Collector(experiment)
+    problem = ""
+    for group in _groups(experiment, params):
+        metrics.add(group)
+        problem = problem or _attempt(collector.add, group)
+    measured = Results()
+    if not problem:
+        try:
+            measured = collector.results(params)
+        except Exception as error:
+            problem = f"{type(error).__name__}: {first_line(error)}"
+    if problem:
+        note(f"the test part has no pictures: {problem}")
+    results.write(folder, measured)
+    return metrics.values()
+
+
+def _attempt(function: Callable[[_Group], None], group: _Group) -> str:
+    """Call a function that only serves pictures; return why it failed, or an empty text."""
+    try:
+        function(group)
+    except Exception as error:
+        return f"{type(error).__name__}: {first_line(error)}"
+    return ""
+
+
+def _groups(experiment: Experiment, params: Params) -> Iterator[_Group]:
+    """Yield the test part in groups of batches; all of it at once if its outputs are small."""
     test = experiment.data.test
-    forward = jax.jit(
-        training.make_predict(experiment.model, batch_size=min(EVALUATION_BATCH, len(test.x)))
+    batch_size = min(EVALUATION_BATCH, len(test.x))
+    forward = jax.jit(training.make_predict(experiment.model, batch_size=batch_size))
+    one = jax.eval_shape(
+        forward, params, jax.ShapeDtypeStruct((1, *test.x.shape[1:]), test.x.dtype)
     )
-    output, y = forward(params, jnp.asarray(test.x)), jnp.asarray(test.y)
-    metrics = {"test_loss": _mean_loss(experiment, output, y)}
-    metrics |= {
-        f"test_{name}": float(metric(output, y).mean())
-        for name, metric in experiment.metrics.items()
-    }
-    measured = _measure(experiment, output)
-    if measured.predicted is not None and measured.true is not None:
-        metrics["test_r2"] = _r2(measured.predicted, measured.true)
-    if experiment.shape == (2,) and experiment.dataset.classes:
-        measured = _with_boundary(measured, experiment, params)
-    results.write(folder, measured._replace(first_weights=_first_matrix(params)))
-    return metrics
+    unit = batch_size if not experiment.loss.coupled else evaluation_batch(experiment)
+    size = max(1, _MAX_OUTPUTS // max(1, one.size) // unit) * unit
+    for start in range(0, len(test.x), size):
+        rows = slice(start, start + size)
+        yield _Group(rows, forward(params, jnp.asarray(test.x[rows])), jnp.asarray(test.y[rows]))
 
 
-def _mean_loss(experiment: Experiment, output: jax.Array, y: jax.Array) -> float:
-    """Return the mean cost; of a loss that couples examples, over batches as in training."""
-    size = evaluation_batch(experiment) if experiment.loss.coupled else len(y)
-    batches = [slice(start, start + size) for start in range(0, len(y), size)]
-    costs = [experiment.loss.value(output[batch], y[batch]) for batch in batches]
-    return float((jnp.concatenate(costs) if len(costs) > 1 else costs[0]).mean())
+class _Means:
+    """The metrics on the test part, group by group.
+
+    Args:
+        experiment: what was trained.
+    """
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self.columns: dict[str, list[jax.Array]] = {
+            name: [] for name in ("loss", *experiment.metrics)
+        }
+        self.squared_error = 0.0
+
+    def add(self, group: _Group) -> None:
+        """Measure one group."""
+        self.columns["loss"].append(_costs(self.experiment, group))
+        for name, metric in self.experiment.metrics.items():
+            self.columns[name].append(metric(group.output, group.y))
+        if _is_regression(self.experiment):
+            true, predicted = _in_units(self.experiment, group)
+            self.squared_error += float(((true - predicted) ** 2).sum())
+
+    def values(self) -> dict[str, float]:
+        """Return the means by name."""
+        metrics = {
+            f"test_{name}": float((jnp.concatenate(parts) if len(parts) > 1 else parts[0]).mean())
+            for name, parts in self.columns.items()
+        }
+        if _is_regression(self.experiment):
+            variation = _variation(self.experiment)
+            metrics["test_r2"] = 1 - self.squared_error / variation if variation else float("nan")
+        return metrics
 
 
-def _measure(experiment: Experiment, output: jax.Array) -> Results:
-    """Return the results that fit the kind of the experiment."""
-    if experiment.dataset.sequence:
-        if not _takes_single_positions(experiment.loss, output, experiment.data.test.y):
-            return Results()
-        return Results(loss_by_position=_loss_by_position(experiment, output))
-    if experiment.config.data.reconstruct:
-        return _reconstructed(experiment, np.asarray(experiment.loss.inverse_link(output)))
-    if experiment.dataset.classes:
-        return _classified(experiment, np.asarray(experiment.loss.inverse_link(output)))
+def _is_regression(experiment: Experiment) -> bool:
+    return not experiment.dataset.classes and not experiment.config.data.reconstruct
+
+
+def _costs(experiment: Experiment, group: _Group) -> jax.Array:
+    """Return the cost of each example; of a loss that couples them, over batches as in training."""
+    count, value = len(group.y), experiment.loss.value
+    size = evaluation_batch(experiment) if experiment.loss.coupled else count
+    batches = [slice(start, start + size) for start in range(0, count, size)]
+    costs = [value(group.output[batch], group.y[batch]) for batch in batches]
+    return jnp.concatenate(costs) if len(costs) > 1 else costs[0]
+
+
+def _in_units(experiment: Experiment, group: _Group) -> tuple[np.ndarray, np.ndarray]:
+    """Return the targets and predictions of a regression in the targets' own units, float64."""
     scaling = experiment.data.target_scaling
-    return Results(
-        predicted=_unscaled(scaling, np.asarray(output)),
-        true=_unscaled(scaling, experiment.data.test.y),
-    )
+    true, predicted = np.asarray(group.y), np.asarray(group.output)
+    return _unscaled(scaling, true), _unscaled(scaling, predicted)
 
 
 def _unscaled(scaling: Standardization | None, values: np.ndarray) -> np.ndarray:
-    return scaling.undo(values) if scaling else values
+    return scaling.undo(values) if scaling else values.astype(np.float64)
+
+
+def _variation(experiment: Experiment) -> float:
+    """Return the sum of squares of the test targets about their means, in their own units."""
+    y, scaling = experiment.data.test.y, experiment.data.target_scaling
+    scale = scaling.scale if scaling else 1.0
+    mean = y.mean(axis=0, dtype=np.float64)
+    return sum(float((((y[rows] - mean) * scale) ** 2).sum()) for rows in row_blocks(y))
+
+
+class _Collector:
+    """The arrays for the pictures of the test part, group by group; none grows without a bound.
+
+    Args:
+        experiment: what was trained.
+    """
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self.columns: list[tuple[np.ndarray, ...]] = []
+        self.reconstructed = Results()
+
+    def add(self, group: _Group) -> None:
+        """Keep of one group what its pictures need."""
+        experiment, output = self.experiment, group.output
+        if experiment.dataset.sequence:
+            if _takes_single_positions(experiment.loss, output, group.y):
+                self.columns.append(_loss_by_position(experiment.loss, group))
+        elif experiment.config.data.reconstruct:
+            if group.rows.start == 0:
+                self.reconstructed = _reconstructed(experiment, output)
+        elif experiment.dataset.classes:
+            probabilities = np.asarray(experiment.loss.inverse_link(output))
+            self.columns.append((probabilities.argmax(axis=1), probabilities.max(axis=1)))
+        elif not self.columns:
+            few = group._replace(
+                y=_few_targets(group.y),
+                output=_few_targets(output),
+            )
+            self.columns.append(_in_units(experiment, few))
+
+    def results(self, params: Params) -> Results:
+        """Return the arrays for all pictures."""
+        experiment = self.experiment
+        measured = self._of_groups() if self.columns else self.reconstructed
+        if experiment.shape == (2,) and 0 < len(experiment.dataset.classes) <= MAX_CLASSES:
+            measured = _with_boundary(measured, experiment, params)
+        return measured._replace(first_weights=_first_weights(params, experiment.shape))
+
+    def _of_groups(self) -> Results:
+        first, second = zip(*self.columns, strict=True)
+        if self.experiment.dataset.sequence:
+            totals, counts = sum(first), sum(second)
+            means = np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
+            return Results(loss_by_position=means)
+        if self.experiment.dataset.classes:
+            return _classified(self.experiment, np.concatenate(first), np.concatenate(second))
+        return Results(true=first[0], predicted=second[0])
+
+
+def _few_targets(values: jax.Array) -> jax.Array:
+    """Return the first targets of the first examples, as many as a picture can show."""
+    count = max(1, _MAX_TARGETS // values[0].size)
+    return values[:count, :_MAX_TARGETS]
+
+
+def _few(size: int) -> int:
+    """Return how many examples of `size` numbers are kept for a picture."""
+    return min(_MAX_EXAMPLES, _MAX_NUMBERS // max(size, 1))
 
 
 def _labels(y: np.ndarray) -> np.ndarray:
     return y if y.ndim == 1 else y.argmax(axis=1)
 
 
-def _r2(predicted: np.ndarray, true: np.ndarray) -> float:
-    """Return the coefficient of determination; NaN if all targets are equal."""
-    variation = float(((true - true.mean(axis=0)) ** 2).sum())
-    if not variation:
-        return float("nan")
-    return 1 - float(((true - predicted) ** 2).sum()) / variation
-
-
-def _classified(experiment: Experiment, probabilities: np.ndarray) -> Results:
+def _classified(experiment: Experiment, predicted: np.ndarray, confidence: np.ndarray) -> Results:
     """Return the confusion matrix and the most confident misclassifications."""
     x, true = experiment.data.test.x, _labels(experiment.data.test.y)
-    predicted, classes = probabilities.argmax(axis=1), len(experiment.dataset.classes)
-    confusion = np.zeros((classes, classes), np.int64)
-    np.add.at(confusion, (true, predicted), 1)
+    shown = most_confused(true, predicted, len(experiment.dataset.classes))
     wrong = np.flatnonzero(predicted != true)
-    confidence = probabilities[wrong].max(axis=1)
-    wrong = wrong[np.argsort(-confidence, kind="stable")][:_MAX_EXAMPLES]
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][: _few(x[0].size)]
     return Results(
-        confusion=confusion,
-        misclassified_x=_unscaled(experiment.data.input_scaling, x[wrong]),
+        confusion=confusion(true, predicted, shown),
+        confusion_classes=shown,
+        misclassified_x=_unscaled(experiment.data.input_scaling, x[wrong]).astype(np.float32),
         misclassified_true=true[wrong],
         misclassified_predicted=predicted[wrong],
-        misclassified_confidence=probabilities[wrong].max(axis=1),
+        misclassified_confidence=confidence[wrong],
     )
 
 
-def _takes_single_positions(loss: Loss, output: jax.Array, y: np.ndarray) -> bool:
+def most_confused(true: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Return the classes that a confusion matrix shows, in their order.
+
+    Args:
+        true: `(N,)`, the labels of the test examples.
+        predicted: `(N,)`, the labels that the model predicts.
+        classes: the number of classes.
+
+    Returns:
+        All classes, or the `MAX_CLASSES` that take part in most errors.
+    """
+    if classes <= MAX_CLASSES:
+        return np.arange(classes)
+    wrong = predicted != true
+    errors = np.bincount(true[wrong], minlength=classes)
+    errors += np.bincount(predicted[wrong], minlength=classes)
+    return np.sort(np.argsort(-errors, kind="stable")[:MAX_CLASSES])
+
+
+def confusion(true: np.ndarray, predicted: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """Return `(C, C)` counts by true and by predicted class, of the C classes in `shown`."""
+    rows, columns = np.searchsorted(shown, true), np.searchsorted(shown, predicted)
+    last = len(shown) - 1
+    rows, columns = np.minimum(rows, last), np.minimum(columns, last)
+    counted = (shown[rows] == true) & (shown[columns] == predicted)
+    matrix = np.zeros((len(shown), len(shown)), np.int64)
+    np.add.at(matrix, (rows[counted], columns[counted]), 1)
+    return matrix
+
+
+def _takes_single_positions(loss: Loss, output: jax.Array, y: Any) -> bool:
     """Return whether a loss of sequences gives a cost for each position alone, too."""
     count = output.shape[0] * output.shape[1]
     shapes = (jax.ShapeDtypeStruct((count, *array.shape[2:]), array.dtype) for array in (output, y))
@@ -123,31 +298,36 @@ def _takes_single_positions(loss: Loss, output: jax.Array, y: np.ndarray) -> boo
         return False
 
 
-def _loss_by_position(experiment: Experiment, output: jax.Array) -> np.ndarray:
-    """Return the mean loss at each position, over the examples that have a target at it."""
-    y = jnp.asarray(experiment.data.test.y)
+def _loss_by_position(loss: Loss, group: _Group) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sum of the costs at each position, and how many examples have a target at it."""
+    output, y = group.output, group.y
     labels = y if y.ndim == 2 else y.argmax(axis=-1)
-    has_target = np.asarray((labels >= 0) if y.ndim == 2 else y.sum(axis=-1) > 0)
+    has_target = np.asarray((labels >= 0) if y.ndim == 2 else (y != 0).any(axis=-1))
     flat = output.reshape(-1, output.shape[-1]), y.reshape(-1, *y.shape[2:])
-    costs = np.asarray(experiment.loss.value(*flat)).reshape(has_target.shape)
-    counts = has_target.sum(axis=0)
-    totals = (costs * has_target).sum(axis=0)
-    return np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
+    costs = np.asarray(loss.value(*flat)).reshape(has_target.shape)
+    return np.where(has_target, costs, 0).sum(axis=0), has_target.sum(axis=0)
 
 
-def _reconstructed(experiment: Experiment, output: np.ndarray) -> Results:
+def _reconstructed(experiment: Experiment, output: jax.Array) -> Results:
     """Return test examples and their reconstructions."""
-    x, shape = experiment.data.test.x[:_MAX_EXAMPLES], experiment.shape
-    reconstructions = _unscaled(experiment.data.target_scaling, output[:_MAX_EXAMPLES])
+    shape = experiment.shape
+    few = _few(int(np.prod(shape)))
+    reconstructions = np.asarray(experiment.loss.inverse_link(output[:few]))
     return Results(
-        originals=_unscaled(experiment.data.input_scaling, x),
-        reconstructions=reconstructions.reshape(-1, *shape),
+        originals=_unscaled(experiment.data.input_scaling, experiment.data.test.x[:few]),
+        reconstructions=_unscaled(experiment.data.target_scaling, reconstructions).reshape(
+            -1, *shape
+        ),
     )
 
 
-def _first_matrix(params: Params) -> np.ndarray | None:
-    """Return the first parameter that is a matrix, in the order of layers; None if none is."""
-    return next((array for array in flatten_by_path(params).values() if array.ndim == 2), None)
+def _first_weights(params: Params, shape: Shape) -> np.ndarray | None:
+    """Return weights into the first neurons if they can be drawn as gray images; None otherwise."""
+    first = next((leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2), None)
+    is_gray_image = len(shape) == 3 and shape[-1] == 1
+    if first is None or not is_gray_image or len(first) != np.prod(shape):
+        return None
+    return np.asarray(first[:, :_MAX_NEURONS])
 
 
 def _with_boundary(measured: Results, experiment: Experiment, params: Params) -> Results:

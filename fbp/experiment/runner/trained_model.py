@@ -80,8 +80,9 @@ class Trained(NamedTuple):
         Raises:
             InputError: if `x` has another shape, or is not of the model's tokens.
         """
-        x = self._with_shape(np.asarray(x) if self.tokens else np.asarray(x, np.float32))
-        x = self.inputs.apply(x) if self.inputs else x
+        x = self._with_shape(np.asarray(x) if self.tokens else np.asarray(x, np.float64))
+        if not self.tokens:  # narrowed after scaling
+            x = self.inputs.apply(x) if self.inputs else x.astype(np.float32)
         raw = self.forward(self.params, jnp.asarray(x))
         output = np.asarray(build_loss(self.config).inverse_link(raw))
         return self.targets.undo(output) if self.targets else output
