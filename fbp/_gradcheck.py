@@ -49,7 +49,8 @@ TOLERANCE = 1e-10  # against jax.vjp, relative to the tensor's norm
 DIFFERENCE_TOLERANCE = 1e-6  # against finite differences, relative to the tensor's norm
 
 _WORSE_THAN_AUTODIFF = 8  # times: how much worse a gradient in its own dtype may be
-_OWN_ROUNDING = 32  # times the dtype's eps: an error that any gradient may have
+_OWN_ROUNDING = 256  # times the dtype's eps: an error that any gradient may have, by sums
+_LARGEST_ROUNDING = 0.1  # however large eps is
 
 _KINK = 0.01  # slopes on two sides that differ by more than this share have a kink between them
 _ROUNDING = 4 * np.finfo(np.float64).eps  # below this share of the largest norm lies rounding
@@ -248,7 +249,8 @@ def _own_dtype_rows(narrow: _Narrow | None, reference: Grads) -> list[Row]:
         error, of_autodiff = (
             float(np.linalg.norm(gradient - exact)) / resolution for gradient in (ours, autodiff)
         )
-        tolerance = max(_WORSE_THAN_AUTODIFF * of_autodiff, _OWN_ROUNDING * eps)
+        floor = min(_OWN_ROUNDING * eps, _LARGEST_ROUNDING)
+        tolerance = max(_WORSE_THAN_AUTODIFF * of_autodiff, floor)
         rows.append(Row("model", path_of(keys), "float64", ours.shape, norm, error, tolerance))
     return rows
 

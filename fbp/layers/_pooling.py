@@ -145,8 +145,8 @@ def _require_input_in_windows(kind: str, window: Window, shape: Shape) -> None:
     sizes = zip(
         shape, window.size, window.stride, window.pads(shape), window.output(shape), strict=True
     )
-    for n, size, stride, (before, _), count in sizes:
-        if count and (before >= size or (count - 1) * stride - before >= n):
+    for n, size, stride, (low, _), count in sizes:
+        if count and (low >= size or (count - 1) * stride - low >= n):
             raise ShapeError(
                 f"{kind}: expected that each window holds a part of the input, but with this "
                 f"padding one of size {size} lies in padding alone; pad by less than the window"
