@@ -160,7 +160,7 @@ def _share_memory(dataset: Dataset) -> bool:
     """Return whether two arrays of a data set may overlap, as those of an autoencoding do."""
     arrays = [*dataset.train, *(dataset.test or ())]
     pairs = itertools.combinations(arrays, 2)
-    return any(np.may_share_memory(first, second) for first, second in pairs)
+    return any(np.may_share_memory(array, other) for array, other in pairs)
 
 
 def _notes(
@@ -181,13 +181,13 @@ def _notes(
         if not is_scaled and values.dtype == np.float64:
             coarse = _coarse_columns(values, rows["train"])
             if len(coarse):
-                what, key = (
+                noun, key = (
                     ("features", "standardize")
                     if kind == "x"
                     else ("targets", "standardize_targets")
                 )
                 notes.append(
-                    f"{len(coarse)} of {values[0].size} {what} (the first is number {coarse[0]}, "
+                    f"{len(coarse)} of {values[0].size} {noun} (the first is number {coarse[0]}, "
                     f"counted from 0) change so little that float32 cannot tell their values "
                     f"apart; set data.{key} = true"
                 )
@@ -209,13 +209,13 @@ def _coarse_columns(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def _fit(values: np.ndarray, rows: np.ndarray) -> Standardization:
     """Return mean and deviation of some rows, in float64, by blocks of rows."""
     blocks = [rows[block] for block in row_blocks(values[: len(rows)])]
-    shape, first = values.shape[1:], values[rows[0]]
+    shape, origin = values.shape[1:], values[rows[0]]
     total, varies = np.zeros(shape), np.zeros(shape, bool)
     for block in blocks:
         chunk = values[block]
-        total += (chunk.astype(np.float64) - first).sum(axis=0)
-        varies |= (chunk != first).any(axis=0)
-    mean = first + total / len(rows)
+        total += (chunk.astype(np.float64) - origin).sum(axis=0)
+        varies |= (chunk != origin).any(axis=0)
+    mean = origin + total / len(rows)
     squares = np.zeros(shape)
     for block in blocks:
         squares += ((values[block].astype(np.float64) - mean) ** 2).sum(axis=0)

@@ -594,6 +594,16 @@ def test_a_confusion_matrix_never_costs_the_run(classes):
     assert classification.confusion_matrix(matrix, names, of=classes).axes
 
 
+@pytest.mark.promise("pictures-bounded")
+def test_rows_over_very_many_classes_are_refused_before_they_are_made(tmp_path):
+    y = np.arange(1_000_000)
+    np.savez(tmp_path / "d.npz", x=np.zeros((len(y), 1), np.float32), y=y)
+    data = {"name": "file", "path": str(tmp_path / "d.npz"), "task": "classification"}
+    for loss, smoothing in (("cross_entropy", 0.1), ("quadratic", 0.0)):
+        line = refusal(lambda: built(data, loss, smoothing))  # noqa: B023
+        assert "take a loss on labels" in line
+
+
 def evaluated(folder, data, loss="softmax_cross_entropy", **sections):
     experiment = built(data, loss, **sections)
     params, _ = experiment.model.init(jax.random.key(0), experiment.shape)

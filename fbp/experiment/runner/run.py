@@ -72,8 +72,6 @@ def run(
             it was.
     """
     experiment = build(config)
-    for note in experiment.notes:
-        reporter.note(note)
     start = start_or_resume(experiment, identity, folder, reporter)
     recorder, journal = start.recorder, start.recorder.journal
     checkpoints = Checkpoints(folder, config.checkpoint.keep, journal)

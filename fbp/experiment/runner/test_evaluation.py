@@ -100,11 +100,11 @@ def _groups(experiment: Experiment, params: Params) -> Iterator[_Group]:
     test = experiment.data.test
     batch_size = min(EVALUATION_BATCH, len(test.x))
     forward = jax.jit(training.make_predict(experiment.model, batch_size=batch_size))
-    one = jax.eval_shape(
+    output_shape = jax.eval_shape(
         forward, params, jax.ShapeDtypeStruct((1, *test.x.shape[1:]), test.x.dtype)
     )
     unit = batch_size if not experiment.loss.coupled else evaluation_batch(experiment)
-    size = max(1, _MAX_OUTPUTS // max(1, one.size) // unit) * unit
+    size = max(1, _MAX_OUTPUTS // max(1, output_shape.size) // unit) * unit
     for start in range(0, len(test.x), size):
         rows = slice(start, start + size)
         yield _Group(rows, forward(params, jnp.asarray(test.x[rows])), jnp.asarray(test.y[rows]))
@@ -217,14 +217,14 @@ class _Collector:
         return measured._replace(first_weights=_first_weights(params, experiment.shape))
 
     def _of_groups(self) -> Results:
-        first, second = zip(*self.columns, strict=True)
+        left, right = zip(*self.columns, strict=True)
         if self.experiment.dataset.sequence:
-            totals, counts = sum(first), sum(second)
+            totals, counts = sum(left), sum(right)
             means = np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
             return Results(loss_by_position=means)
         if self.experiment.dataset.classes:
-            return _classified(self.experiment, np.concatenate(first), np.concatenate(second))
-        return Results(true=first[0], predicted=second[0])
+            return _classified(self.experiment, np.concatenate(left), np.concatenate(right))
+        return Results(true=left[0], predicted=right[0])
 
 
 def _few_targets(values: jax.Array) -> jax.Array:
@@ -323,11 +323,11 @@ def _reconstructed(experiment: Experiment, output: jax.Array) -> Results:
 
 def _first_weights(params: Params, shape: Shape) -> np.ndarray | None:
     """Return weights into the first neurons if they can be drawn as gray images; None otherwise."""
-    first = next((leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2), None)
+    weights = next((leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2), None)
     is_gray_image = len(shape) == 3 and shape[-1] == 1
-    if first is None or not is_gray_image or len(first) != np.prod(shape):
+    if weights is None or not is_gray_image or len(weights) != np.prod(shape):
         return None
-    return np.asarray(first[:, :_MAX_NEURONS])
+    return np.asarray(weights[:, :_MAX_NEURONS])
 
 
 def _with_boundary(measured: Results, experiment: Experiment, params: Params) -> Results:
