@@ -103,13 +103,20 @@ def prefixed_by(source: object) -> Iterator[None]:
 
 
 _MAX_LISTED = 12  # names in a message
+_MAX_LETTERS = 60  # of each
 
 
 def listed(names: Iterable[object], most: int = _MAX_LISTED) -> str:
-    """Return ``a, b, c``, with the number of further names if there are more than ``most``."""
+    """Return ``a, b, c`` on one line; of many names the first ones and the number of the others."""
     texts = [str(name) for name in names]
     further = f" and {len(texts) - most:,} more" if len(texts) > most else ""
-    return ", ".join(texts[:most]) + further
+    return ", ".join(map(_shortened, texts[:most])) + further
+
+
+def _shortened(text: str) -> str:
+    """Return a text without control characters, cut if it is long."""
+    short = text if len(text) <= _MAX_LETTERS else f"{text[:_MAX_LETTERS]}..."
+    return short if short.isprintable() else ascii(short)[1:-1]
 
 
 def did_you_mean(wrong: str, valid: Iterable[str]) -> str:

@@ -220,13 +220,27 @@ CELLS = st.one_of(
 )
 
 
+GOOD_ROWS = st.tuples(
+    st.sampled_from(["1", "2.5", " -3e2", "0"]),
+    st.sampled_from(["4", "+.5", "9007199254740992"]),
+    st.sampled_from(["x", "y", "NA", "1", "2", "-1", "007"]),
+)
+ODD_ROWS = st.one_of(
+    st.lists(CELLS, max_size=4),
+    st.tuples(CELLS, st.just("1"), st.just("x")),
+    st.tuples(st.just("1"), st.just("1"), CELLS),
+)
+
+
 @given(
-    rows=st.lists(st.lists(CELLS, max_size=4), max_size=6),
-    names=st.one_of(st.none(), st.just(["a", "b", "c"])),
+    rows=st.tuples(
+        st.lists(GOOD_ROWS, min_size=4, max_size=9), st.lists(ODD_ROWS, max_size=1)
+    ).flatmap(lambda rows: st.permutations([*rows[0], *rows[1]])),
+    names=st.sampled_from([["a", "b", "c"], ["", "a", "c"], ["a", "b", "c"], None]),
     ends=st.sampled_from(["\n", "\r\n", "\r"]),
     quoting=st.booleans(),
-    header=st.sampled_from([None, True, False]),
-    target=st.sampled_from([None, "a", "c", "2", ""]),
+    header=st.sampled_from([None, None, True, False]),
+    target=st.sampled_from([None, None, "a", "c", "2", ""]),
     loss_targets=LOSS_TARGETS,
     task=TASKS,
 )
@@ -254,9 +268,14 @@ def test_tables_of_any_cells(
 DTYPES = ["<f8", ">f8", "<f4", "<f2", "<i8", ">i4", "u1", "?", "<U3", "<c8", "<M8[s]", "|V4", "|O"]
 
 
+SHAPES = st.one_of(
+    st.sampled_from([(6, 2), (6,), (6, 2)]), st.lists(st.integers(-2, 6), max_size=3)
+)
+
+
 @given(
-    x=st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(-2, 6), max_size=3)),
-    y=st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(-2, 6), max_size=2)),
+    x=st.tuples(st.sampled_from(DTYPES), SHAPES),
+    y=st.tuples(st.sampled_from(DTYPES), SHAPES),
     stored=st.integers(0, 300),
     test=st.booleans(),
     vocabulary=st.sampled_from([None, 1, 300]),

@@ -93,7 +93,7 @@ def test_the_library_works_without_the_extra_and_says_what_to_install(tmp_path, 
         "fbp.datasets.iris needs scikit-learn, which is not installed; "
         "install it with: pip install 'fbp[run]'"
     )
-    assert problems["fbp.datasets.file('d.csv')"].startswith("fbp.datasets.file needs pandas, ")
+    assert problems["fbp.datasets.file('d.csv')"].startswith("fbp.datasets.file needs pyarrow, ")
     assert problems["fbp.load"].startswith("fbp.experiment needs pydantic, tomli-w, ")
     assert problems["fbp.load"].endswith("install them with: pip install 'fbp[run]'")
     assert not any("\n" in problem for problem in problems.values())

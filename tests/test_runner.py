@@ -436,7 +436,7 @@ class TestBadInput:
         (project / "d.csv").write_text("a,b\n" + "1,0\n2,1\n" * 20 + f"{value},1\n")
         write_config(project)
         output = self.refused("run", "small.toml", "--set", "data={name='file', path='d.csv'}")
-        assert "NaN or infinity in 1 of 41 rows, the first in row 40" in output
+        assert f"got text '{value}' in column 'a', line 42; fill or remove it" in output
         self.no_run(project)
 
 

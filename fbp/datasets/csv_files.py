@@ -8,6 +8,7 @@ reader: to say at which line, or which columns hold true and false.
 import csv
 import functools
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,35 +103,27 @@ def _no_rows(path: Path) -> Exception:
 
 def _read_layout(path: Path, target: str | None, *, header: bool | None) -> _Layout:
     """Return names and meaning of the columns, from the first row."""
-    first_row, blank_lines = _first_row(path)
-    if len(first_row) < 2:
-        other = next(
-            (mark for mark in (";", "\t", "|") if first_row and mark in first_row[0]), None
-        )
+    cells, blank_lines = _first_row(path)
+    if len(cells) < 2:
+        other = next((mark for mark in (";", "\t", "|") if cells and mark in cells[0]), None)
         hint = f"; save it with commas, not {other!r}, and with decimal points" if other else ""
-        raise bad(
-            f"expected at least two columns in {path}, got {listed(first_row) or 'none'!r}{hint}"
-        )
-    values = [cell for cell in first_row if _VALUE.fullmatch(cell)]
+        raise bad(f"expected at least two columns in {path}, got {listed(cells) or 'none'!r}{hint}")
+    values = [cell for cell in cells if _VALUE.fullmatch(cell)]
     if header is None and values:
         raise bad(
-            f"expected names of columns in the first_row row of {path}, got {listed(first_row, 6)}; set "
+            f"expected names of columns in the first row of {path}, got {listed(cells, 6)}; set "
             "header = false if this row is an example, or header = true if these are names",
             "header",
         )
     has_header = header is not False
-    names = tuple(first_row) if has_header else tuple(map(str, range(len(first_row))))
+    names = tuple(cells) if has_header else tuple(map(str, range(len(cells))))
     notes = [] if has_header else [f"no names of columns, so they are called 0 to {len(names) - 1}"]
     unnamed = [i for i, name in enumerate(names) if not name or re.fullmatch(r"Unnamed: \d+", name)]
-    duplicates = (
-        sorted({name for name in names if name and names.count(name) > 1})
-        if (len(set(names)) < len(names))
-        else []
-    )
+    duplicates = [name for name, count in Counter(names).items() if name and count > 1]
     if duplicates:
         raise bad(f"expected different names of columns in {path}, got {listed(duplicates)} twice")
     if unnamed[:1] == [0]:
-        notes.append("left out the first_row column, an index without a name")
+        notes.append("left out the first column, an index without a name")
     used = [i for i in range(len(names)) if i not in unnamed]
     index = _target_index(path, names, used, target)
     if target is None:

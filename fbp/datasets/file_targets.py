@@ -1,6 +1,7 @@
 """What the targets of a user's file are: classes or numbers, and which."""
 
 import re
+import unicodedata
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from fbp.layer import TargetKind
 Task = Literal["auto", "classification", "regression"]
 
 NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+_NEARLY_NUMBER = re.compile(r"\s*[^\w\s]{0,2}\s*\d")  # such as 1,5 or $7 or 2020-01-01
 _WHOLE = re.compile(r"0|-?[1-9]\d{0,40}", re.ASCII)  # what int() takes at any length
 _CODE = re.compile(r"[+-]?0\d+", re.ASCII)
 
@@ -100,17 +102,24 @@ def decide(
     if task != "auto":
         return task, ""
     form = _form(targets)
+    takes_classes = loss_targets in ("labels", "one_hot", "signs")
     if targets.numbers is not None and targets.numbers.ndim != 1:
+        if takes_classes:
+            raise bad(
+                f"expected one label per example, of shape (N,), in {targets.where} for this loss, "
+                f"got shape {targets.numbers.shape}; of rows over the classes take argmax(axis=1)",
+                "target",
+            )
         return "regression", ""
     if loss_targets is None:
         return _guess(targets, form)
-    if loss_targets in ("labels", "one_hot", "signs"):
+    if takes_classes:
         if form == "fractions" or (form == "mixture" and _has_fractions(targets)):
             raise _open(targets, "fractions", loss_targets, "which are no classes")
         return "classification", ""
-    if form == "texts":
+    if form == "texts" and not any(map(_NEARLY_NUMBER.match, targets.texts)):
         return "classification", ""
-    if form == "mixture":
+    if form in ("mixture", "texts"):
         text = next(text for text in targets.texts if not NUMBER.fullmatch(text))
         raise bad(
             f"expected numbers as targets in {targets.where} for this loss, got {text!r}"
@@ -238,17 +247,21 @@ def _named(targets: Targets) -> tuple[list[str], np.ndarray]:
 
 
 def _check_same_number(targets: Targets) -> None:
-    """Raise InputError if a label is written in two ways, such as 1 and 1.0."""
-    written: dict[float, str] = {}
+    """Raise InputError if a label is written in two ways that look or are the same.
+
+    Such are 1 and 1.0, labels with blanks around them, and two encodings of one letter.
+    """
+    written: dict[float | str, str] = {}
     for text in targets.texts:
-        if NUMBER.fullmatch(text) and not _CODE.fullmatch(text):
-            other = written.setdefault(float(text), text)
-            if other != text:
-                raise bad(
-                    f"expected one spelling of each label in {targets.where}, got {other!r}"
-                    f"{targets.locate(other)} and {text!r}{targets.locate(text)}",
-                    "target",
-                )
+        is_number = NUMBER.fullmatch(text) and not _CODE.fullmatch(text)
+        same = float(text) if is_number else unicodedata.normalize("NFC", text.strip())
+        other = written.setdefault(same, text)
+        if other != text:
+            raise bad(
+                f"expected one spelling of each label in {targets.where}, got {other!r}"
+                f"{targets.locate(other)} and {text!r}{targets.locate(text)}",
+                "target",
+            )
 
 
 def like(classes: Classes, targets: Targets, loss_targets: TargetKind | None) -> np.ndarray:

@@ -50,12 +50,13 @@ def read_npz(path: Path, target: str) -> dict[str, np.ndarray]:
                     f"{listed(sorted(members)) or 'none'}",
                     argument,
                 )
-            needed = {name: members[name] for name in names if name in members}
+            members_to_read = {name: members[name] for name in names if name in members}
             headers = {
-                name: _checked_header(path, archive, name, info) for name, info in needed.items()
+                name: _checked_header(path, archive, name, info)
+                for name, info in members_to_read.items()
             }
             check_memory(path, sum(header.size for header in headers.values()))
-            return {name: _read(archive, info) for name, info in needed.items()}
+            return {name: _read(archive, info) for name, info in members_to_read.items()}
     except InputError:
         raise
     except Exception as error:  # damaged archives raise a dozen types

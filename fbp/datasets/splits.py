@@ -160,7 +160,7 @@ def _share_memory(dataset: Dataset) -> bool:
     """Return whether two arrays of a data set may overlap, as those of an autoencoding do."""
     arrays = [*dataset.train, *(dataset.test or ())]
     pairs = itertools.combinations(arrays, 2)
-    return any(np.may_share_memory(*pair) for pair in pairs)
+    return any(np.may_share_memory(array, other) for array, other in pairs)
 
 
 def _notes(
@@ -253,13 +253,26 @@ def _arranged(
         result = _reordered_in_place(values, order)
         if scaling:
             for rows in row_blocks(result):
-                result[rows] = scaling.scaled(result[rows])
+                result[rows] = _narrowed(scaling.scaled(result[rows]))
         return result
     result = np.empty((len(order), *values.shape[1:]), dtype)
     for rows in row_blocks(result):
         chunk = values[order[rows]]
-        result[rows] = scaling.scaled(chunk) if scaling else chunk
+        result[rows] = _narrowed(scaling.scaled(chunk)) if scaling else chunk
     return result
+
+
+def _narrowed(scaled: np.ndarray) -> np.ndarray:
+    """Return scaled numbers as float32; raise InputError if one is too large for it."""
+    with np.errstate(over="ignore"):
+        narrow = scaled.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        columns = np.flatnonzero(~np.isfinite(narrow).reshape(len(narrow), -1).all(axis=0))
+        raise InputError(
+            f"standardized, number {columns[0]} of an example (counted from 0) is too large for "
+            "float32, because it hardly varies in the training part; leave it out"
+        )
+    return narrow
 
 
 _TEMPORARY = 2**22  # numbers of the largest temporary array

@@ -91,6 +91,11 @@ REFUSED = {
     "not UTF-8": (b"a,c\n1,x\n2,\xff\n", "expected UTF-8"),
     "UTF-16": ("a,c\n1,x\n2,y\n".encode("utf-16"), "expected UTF-8"),
     "one label in two spellings": ("a,c\n1,1\n2,1.0\n3,x\n", "one spelling of each label"),
+    "a label with blanks": ("a,c\n1,x\n2, x\n3,y\n", "one spelling of each label"),
+    "two encodings of a letter": ("a,c\n1,\u00e9\n2,e\u0301\n3,y\n", "one spelling of each label"),
+    "dates": ("a,c\n2020-01-01,x\n2020-01-02,y\n", "got text '2020-01-01'"),
+    "percent": ("a,c\n50%,x\n2%,y\n", "got text '50%'"),
+    "a name with control letters": ("a\x1b[31m\n1\n", "at least two columns"),
     "numbers and NA as targets": ("a,c\n1,1.5\n2,NA\n", "got numbers and 'NA' (line 3)"),
 }
 
@@ -104,6 +109,9 @@ def test_csv_that_cannot_be_used_is_refused_with_its_place(tmp_path, case):
 
 
 READ = {
+    "names over two lines": ('"a\nb",b,c\n' + FOUR, {}, [1, 3, 5, 7], ("a", "b")),
+    "byte order mark and blank lines": ("\ufeff\n\na,b,c\n" + FOUR, {}, [1, 3, 5, 7], ("a", "b")),
+    "blank lines without a header": ("\n\n" + FOUR, {"header": False}, [1, 3, 5, 7], ("a", "b")),
     "byte order mark": ("\ufeffa,b,c\n" + FOUR, {}, [1, 3, 5, 7], ("a", "b")),
     "blank lines": ("\n\na,b,c\n\n" + FOUR + "\n\n", {}, [1, 3, 5, 7], ("a", "b")),
     "Windows lines": ("a,b,c\r\n" + FOUR.replace("\n", "\r\n"), {}, [1, 3, 5, 7], ("a", "b")),
@@ -312,6 +320,8 @@ TASKS = {
     "bits, sigmoid": (BITS, "sigmoid_cross_entropy", "data.task"),
     "codes, squared error": (["007", "010"] * 20, "mean_squared_error", "data.task"),
     "missing, squared error": (["1.5", "NA"] * 20, "mean_squared_error", "got 'NA' (line 3)"),
+    "prices, squared error": (["1,500", "$7"] * 20, "mean_squared_error", "expected numbers"),
+    "dates, squared error": (["2020-01-01", "2021-01-01"] * 20, "huber", "expected numbers"),
     "signs, softmax": (["-1", "1"] * 20, "softmax_cross_entropy", "at least two classes"),
 }
 
@@ -582,6 +592,16 @@ def test_a_confusion_matrix_never_costs_the_run(classes):
     assert {0, classes - 1} <= set(shown.tolist())
     names = [f"class {label}" for label in shown]
     assert classification.confusion_matrix(matrix, names, of=classes).axes
+
+
+@pytest.mark.promise("pictures-bounded")
+def test_rows_over_very_many_classes_are_refused_before_they_are_made(tmp_path):
+    y = np.arange(1_000_000)
+    np.savez(tmp_path / "d.npz", x=np.zeros((len(y), 1), np.float32), y=y)
+    data = {"name": "file", "path": str(tmp_path / "d.npz"), "task": "classification"}
+    for loss, smoothing in (("cross_entropy", 0.1), ("quadratic", 0.0)):
+        line = refusal(lambda: built(data, loss, smoothing))  # noqa: B023
+        assert "take a loss on labels" in line
 
 
 def evaluated(folder, data, loss="softmax_cross_entropy", **sections):
@@ -860,3 +880,13 @@ def test_a_run_records_the_fingerprint_of_the_data_as_loaded(tmp_path):
         assert built(data | more).fingerprint == loaded
     assert built(data, seed=3).fingerprint == loaded
     assert len(built(data).dataset.train.x) == 0
+
+
+@pytest.mark.promise("scaled-in-float64")
+def test_a_feature_that_varies_in_the_test_part_alone_is_told():
+    train = np.array([[0.0], [1e-38]] * 20)
+    data = Dataset(
+        "d", Examples(train, np.zeros((40, 1))), Examples(train[:9] + 9, np.zeros((9, 1)))
+    )
+    line = refusal(lambda: prepare(check(data), seed=0, standardize=True))
+    assert "number 0 of an example (counted from 0) is too large for float32" in line

@@ -102,10 +102,13 @@ def build(config: Config, dataset: Dataset | None = None) -> Experiment:
     name, metric = config.optimizer.name, config.selection.metric
     fit_checks.check_training(trial, optimizer, name, metric)
     augment = build_augmentation(config, shape, trial)
-    notes = (
-        f"data {dataset.name!r}: {'; '.join((dataset.task, *dataset.notes))}",
-        *data.notes,
-        *suspicions(config, model, loss, data, has_tokens=bool(dataset.tokens)),
+    notes = suspicions(
+        model,
+        loss,
+        data,
+        loss_name=config.loss.name,
+        has_tokens=bool(dataset.tokens),
+        is_autoencoding=config.data.reconstruct,
     )
     return Experiment(
         config,
@@ -120,8 +123,13 @@ def build(config: Config, dataset: Dataset | None = None) -> Experiment:
         observed,
         augment,
         *counts,
-        notes,
+        (*_data_notes(dataset, data), *notes),
     )
+
+
+def _data_notes(dataset: Dataset, data: Splits) -> tuple[str, ...]:
+    """Return one line with the task and all guesses, and what is known of the parts."""
+    return f"data {dataset.name!r}: {'; '.join((dataset.task, *dataset.notes))}", *data.notes
 
 
 def load_data(config: Config, loss: Loss | None = None) -> Dataset:
@@ -400,6 +408,12 @@ def _with_targets(data: Splits, config: Config, loss: Loss, classes: int) -> Spl
     def encoded(examples: Examples, smooth: float) -> Examples:
         if loss.targets == "labels" and not smooth:
             return examples
+        fit_checks.check_size(
+            f"loss {config.loss.name!r}: the rows of {len(examples.y):,} targets over {classes:,} "
+            "classes",
+            4 * examples.y.size * classes,
+            "; take a loss on labels, such as 'softmax_cross_entropy', without label_smoothing",
+        )
         rows = np.asarray(
             losses.smooth_labels(jnp.asarray(examples.y), classes, smooth), np.float32
         )

@@ -299,11 +299,20 @@ def _check_memory(trial: Trial) -> None:
         InputError: if they do not.
     """
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trial.params))
+    check_size("model: its parameters", size)
+
+
+def check_size(subject: str, size: int, hint: str = "") -> None:
+    """Check that arrays of `size` bytes fit into the memory of this machine.
+
+    Raises:
+        InputError: if they do not.
+    """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > memory:
         raise InputError(
-            f"model: its parameters take {size / 1e9:,.0f} GB, but this machine has "
-            f"{memory / 1e9:,.0f} GB"
+            f"{subject} take {size / 1e9:,.0f} GB, but this machine has {memory / 1e9:,.0f} GB"
+            f"{hint}"
         )
 
 

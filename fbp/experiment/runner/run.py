@@ -72,7 +72,7 @@ def run(
     Raises:
         InputError: if configuration and data do not fit; no run exists then, or it stays as it was.
     """
-    experiment = _built(config, dataset, reporter)
+    experiment = build(config, dataset)
     state, recorder = start_or_resume(experiment, identity, folder, reporter)
     journal = recorder.journal
     checkpoints = Checkpoints(folder, config.checkpoint.keep, journal)
@@ -104,14 +104,6 @@ def run(
         checkpoints.close()
         journal.close()
     return Outcome(status, message, recorder.latest, folder, stopped_by_signal)
-
-
-def _built(config: Config, dataset: Dataset | None, reporter: Reporter) -> Experiment:
-    """Build the experiment and show its notes."""
-    experiment = build(config, dataset)
-    for note in experiment.notes:
-        reporter.note(note)
-    return experiment
 
 
 @contextlib.contextmanager

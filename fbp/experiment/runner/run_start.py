@@ -68,7 +68,8 @@ def start_or_resume(
         experiment: what is trained.
         identity: where it comes from; a resumed run keeps what it has.
         folder: the run's folder.
-        reporter: takes the step of a resumption and warnings about damaged checkpoints.
+        reporter: takes the notes about the data, the step of a resumption and warnings about
+            damaged checkpoints.
 
     Raises:
         InputError: if the data, the configuration, the user's own code or the checkpoint is not
@@ -77,6 +78,8 @@ def start_or_resume(
     start = journal.read_start(folder)
     fingerprint = start.tags.get(tags.DATA_FINGERPRINT) if start else identity.fingerprint
     _check_fingerprint(experiment, fingerprint)
+    for note in experiment.notes:
+        reporter.note(note)
     if start is None:
         state = initial_loop_state(experiment)  # may need more memory than there is: no run then
         recorder = Recorder(Journal(folder))

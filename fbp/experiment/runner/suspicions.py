@@ -8,7 +8,6 @@ import numpy as np
 
 from fbp.datasets import Splits
 from fbp.datasets.checks import row_blocks
-from fbp.experiment.config.schema import Config
 from fbp.layer import Layer, Loss
 
 _EXAMPLES_PER_CLASS = 5  # fewer are more probably numbers to predict
@@ -24,21 +23,29 @@ _NOT_PROBABILITIES = (
 
 
 def suspicions(
-    config: Config, model: Layer, loss: Loss, data: Splits, *, has_tokens: bool
+    model: Layer,
+    loss: Loss,
+    data: Splits,
+    *,
+    loss_name: str,
+    has_tokens: bool,
+    is_autoencoding: bool,
 ) -> tuple[str, ...]:
     """Return what is probably a mistake, a line each.
 
     Args:
-        config: the configuration.
         model: the model.
         loss: the loss.
         data: the three parts.
+        loss_name: the name of the loss in the configuration.
         has_tokens: whether the inputs are tokens and no numbers.
+        is_autoencoding: whether the targets are the inputs.
     """
     return (
         *_many_classes(loss, data),
-        *_unscaled(config, model, loss, data, has_tokens=has_tokens),
-        *_wrong_output(config, model, loss),
+        *(() if has_tokens else _unscaled_features(model, data)),
+        *(() if is_autoencoding else _unscaled_targets(loss, data)),
+        *_wrong_output(model, loss, loss_name),
     )
 
 
@@ -54,20 +61,21 @@ def _many_classes(loss: Loss, data: Splits) -> Iterator[str]:
         )
 
 
-def _unscaled(
-    config: Config, model: Layer, loss: Loss, data: Splits, *, has_tokens: bool
-) -> Iterator[str]:
-    if not has_tokens and data.input_scaling is None and not _ends(model, 0) & {*_NORMALIZING}:
+def _unscaled_features(model: Layer, data: Splits) -> Iterator[str]:
+    if data.input_scaling is None and not _end_kind(model, 0) & {*_NORMALIZING}:
         low, high = _range(data.train.x)
         if max(-low, high) > _LARGE:
             yield (
                 f"features span {low:,.6g} to {high:,.6g}, from which networks learn badly; set "
                 "data.standardize = true"
             )
+
+
+def _unscaled_targets(loss: Loss, data: Splits) -> Iterator[str]:
     y = data.train.y
     if y.dtype.kind == "f" and loss.targets == "numbers" and data.target_scaling is None:
         low, high = _range(y)
-        if max(-low, high) > _LARGE and not config.data.reconstruct:
+        if max(-low, high) > _LARGE:
             yield (
                 f"targets span {low:,.6g} to {high:,.6g}, from which networks learn badly; set "
                 "data.standardize_targets = true"
@@ -79,8 +87,8 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     return min(float(b.min()) for b in blocks), max(float(b.max()) for b in blocks)
 
 
-def _wrong_output(config: Config, model: Layer, loss: Loss) -> Iterator[str]:
-    last, name = _ends(model, -1), config.loss.name
+def _wrong_output(model: Layer, loss: Loss, name: str) -> Iterator[str]:
+    last = _end_kind(model, -1)
     links: dict[Any, str] = {jax.nn.softmax: "softmax", jax.nn.sigmoid: "sigmoid"}
     link = links.get(loss.inverse_link)
     if link is not None and last & {*_PROBABILITIES}:
@@ -97,7 +105,7 @@ def _wrong_output(config: Config, model: Layer, loss: Loss) -> Iterator[str]:
         )
 
 
-def _ends(model: Layer, place: int) -> set[str]:
+def _end_kind(model: Layer, place: int) -> set[str]:
     """Return the kind of the first (0) or last (-1) layer of a chain; nothing if it is unknown."""
     while model.parts:
         parts = [part for part in model.parts.values() if part.kind not in _SHAPES]

@@ -100,11 +100,11 @@ def _groups(experiment: Experiment, params: Params) -> Iterator[_Group]:
     test = experiment.data.test
     batch_size = min(EVALUATION_BATCH, len(test.x))
     forward = jax.jit(training.make_predict(experiment.model, batch_size=batch_size))
-    single = jax.eval_shape(
+    output_shape = jax.eval_shape(
         forward, params, jax.ShapeDtypeStruct((1, *test.x.shape[1:]), test.x.dtype)
     )
     unit = batch_size if not experiment.loss.coupled else evaluation_batch(experiment)
-    size = max(1, _MAX_OUTPUTS // max(1, single.size) // unit) * unit
+    size = max(1, _MAX_OUTPUTS // max(1, output_shape.size) // unit) * unit
     for start in range(0, len(test.x), size):
         rows = slice(start, start + size)
         yield _Group(rows, forward(params, jnp.asarray(test.x[rows])), jnp.asarray(test.y[rows]))

@@ -80,7 +80,8 @@ class Trained(NamedTuple):
         Raises:
             InputError: if `x` has another shape, or is not of the model's tokens.
         """
-        x = self._with_shape(np.asarray(x) if self.tokens else np.asarray(x, np.float64))
+        x = np.asarray(x)
+        x = self._with_shape(x if self.tokens or x.dtype.kind in "biuf" else x.astype(np.float64))
         if not self.tokens:  # narrowed after scaling
             x = self.inputs.apply(x) if self.inputs else x.astype(np.float32)
         raw = self.forward(self.params, jnp.asarray(x))
