@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fbp._observation import (
     ObservedGrads,
@@ -20,7 +21,7 @@ from fbp._observation import (
     leaf_paths,
     split_observed,
 )
-from fbp.errors import ShapeError
+from fbp.errors import InputError, ShapeError
 from fbp.layer import (
     Array,
     Cache,
@@ -34,6 +35,7 @@ from fbp.layer import (
     require_layer,
     require_loss,
 )
+from fbp.losses._targets import labelled_examples, mean_over_labelled
 
 Result = TypeVar("Result", covariant=True)
 
@@ -76,8 +78,8 @@ class GradientFunction(Protocol[Result]):
             y: the targets, as the loss takes them.
             key: for layers that draw random numbers; None means evaluation.
             cost_weights: ``(B,)``, so that the total cost is ``sum(cost_weights * C_i)``. None
-                stands for 1/B each, the mean; weights of 1 give the sum, and a mask is
-                ``mask / mask.sum()``.
+                stands for the mean over the examples that have a target, 1/B each if all
+                have; weights of 1 give the sum.
         """
         ...
 
@@ -109,17 +111,18 @@ def backpropagate(model: Layer, loss: Loss) -> GradientFunction[BackpropResult]:
     ) -> BackpropResult:
         output, cache = model.forward(params, x, key=key)
         costs = loss.value(output, y)
+        if not costs.shape[0]:
+            raise ShapeError("a batch needs at least one example, got none")
         # equation (1); the factor sigma' follows in the last activation's backward
         output_delta = loss.delta(output, y)
         if cost_weights is None:
-            cost, share = costs.mean(), 1 / costs.shape[0]
-            output_delta = jax.tree.map(lambda d: d * share, output_delta)
+            labelled = labelled_examples(loss, y)
+            cost, share = mean_over_labelled(costs, labelled), _share(costs, labelled)
+            output_delta = jax.tree.map(lambda d: d * share.astype(d.dtype), output_delta)
         else:
-            weights = _checked_weights(cost_weights, costs)
-            cost = (weights * costs).sum()
-            output_delta = jax.tree.map(
-                lambda d: d * weights.reshape(-1, *[1] * (d.ndim - 1)).astype(d.dtype), output_delta
-            )
+            weights = _checked_weights(loss, cost_weights, costs)
+            cost = jnp.where(weights == 0, 0, weights * costs).sum()
+            output_delta = jax.tree.map(lambda d: _weigh(d, weights), output_delta)
         input_delta, grads = model.backward(params, cache, output_delta)
         grads = _in_dtypes_of(params, grads)
         return BackpropResult(cost, output, output_delta, input_delta, grads)
@@ -127,13 +130,36 @@ def backpropagate(model: Layer, loss: Loss) -> GradientFunction[BackpropResult]:
     return run
 
 
-def _checked_weights(cost_weights: Array, costs: Array) -> Array:
+def _share(costs: Array, labelled: Array | None) -> Array:
+    """Return one over the number of examples that have a target."""
+    if labelled is None:
+        return jnp.asarray(1 / costs.shape[0], costs.dtype)
+    return 1 / jnp.maximum(labelled.sum(), 1).astype(jnp.promote_types(costs.dtype, jnp.float32))
+
+
+def _weigh(delta: Array, weights: Array) -> Array:
+    """Return each example's delta times its weight; a weight of 0 leaves out whatever is there."""
+    weights = weights.reshape(-1, *[1] * (delta.ndim - 1)).astype(delta.dtype)
+    return jnp.where(weights == 0, 0, delta * weights)
+
+
+def _checked_weights(loss: Loss, cost_weights: Any, costs: Array) -> Array:
+    if loss.coupled:
+        raise InputError(
+            f"cost_weights: the loss {loss.name!r} couples the examples of a batch, so that its "
+            "delta is that of the sum of all costs; weigh them inside the loss"
+        )
+    if not isinstance(cost_weights, jax.Array | np.ndarray):
+        raise InputError(
+            f"cost_weights expects an array of shape {costs.shape}, got "
+            f"{type(cost_weights).__name__}"
+        )
     if cost_weights.shape != costs.shape:
         raise ShapeError(
             f"cost_weights expects one number per example, shape {costs.shape}, got "
             f"{cost_weights.shape}"
         )
-    return cost_weights
+    return jnp.asarray(cost_weights)
 
 
 def _in_dtypes_of(params: Params, grads: Grads) -> Grads:

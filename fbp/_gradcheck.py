@@ -4,11 +4,14 @@
    delta, against ``jax.vjp`` of its own forward. This tells which layer is wrong.
 2. *End to end*: the gradient of the whole model, by its parameters and its input, against
    ``jax.grad`` of the whole forward and loss. This tells whether the layers are composed right.
-3. *Finite differences* of the cost, along random directions: independent of any differentiation, so
-   it also finds a forward and a derivative that are wrong together.
+3. *Finite differences* of the cost, along random directions of each parameter and of the input:
+   independent of any differentiation, so it also finds a forward and a derivative that are wrong
+   together, such as a term that the forward hides from autodiff.
+4. *In its own dtypes*: the gradient as training computes it, in float32 or narrower, against the
+   one in float64. It may be no worse than a few times autodiff's in those dtypes.
 
-Each tensor is judged by its own norm, so a wrong bias cannot hide behind a large weight. Everything
-is computed in float64; a part inside :func:`fbp.precision` too.
+Each tensor is judged by its own norm, so a wrong bias cannot hide behind a large weight. All but
+the last are computed in float64; a part inside :func:`fbp.precision` too.
 """
 
 import functools
@@ -28,10 +31,25 @@ from fbp._observation import (
     positions,
     without,
 )
-from fbp.layer import Array, Cache, Grads, Key, Layer, Loss, Params, join_path, require_layer
+from fbp.layer import (
+    Array,
+    Cache,
+    Grads,
+    Key,
+    Layer,
+    Loss,
+    Params,
+    join_path,
+    require_layer,
+    require_loss,
+)
+from fbp.losses._targets import labelled_examples, mean_over_labelled
 
 TOLERANCE = 1e-10  # against jax.vjp, relative to the tensor's norm
 DIFFERENCE_TOLERANCE = 1e-6  # against finite differences, relative to the tensor's norm
+
+_WORSE_THAN_AUTODIFF = 8  # times: how much worse a gradient in its own dtype may be
+_OWN_ROUNDING = 32  # times the dtype's eps: an error that any gradient may have
 
 _KINK = 0.01  # slopes on two sides that differ by more than this share have a kink between them
 _ROUNDING = 4 * np.finfo(np.float64).eps  # below this share of the largest norm lies rounding
@@ -60,7 +78,7 @@ class Row(NamedTuple):
         layer: path and name of the layer, ``model`` for the end-to-end comparison, ``loss`` for the
             loss.
         tensor: which derivative: ``input`` (dC/dx), ``output`` (dC/doutput) or a parameter's path.
-        against: ``vjp``, ``grad`` or ``differences``.
+        against: ``vjp``, ``grad``, ``differences``, or ``float64`` in the dtypes of its own.
         shape: the tensor's.
         norm: the reference's Euclidean norm.
         error: ``|ours - reference|`` relative to ``norm``, or to the method's resolution if that is
@@ -134,13 +152,19 @@ def check_gradients(
     Args:
         model: any layer.
         loss: its loss; its delta is checked, too.
-        params: the parameters to check at; floats are converted to float64.
-        x: the inputs, as ``value_and_grad`` takes them; floats are converted to float64.
+        params: the parameters to check at. Floats are converted to float64, but for the comparison
+            in their own dtypes, which float64 parameters do not have.
+        x: the inputs, as ``value_and_grad`` takes them; floats are converted likewise.
         y: the targets, likewise. A handful of examples is enough. Across a kink (relu at exactly 0)
             finite differences have no meaning: directions in which the cost has different slopes on
             its two sides are left out, and a tensor with no other directions has no such row.
         key: for layers that draw random numbers; the same key is used throughout.
         directions: the number of random directions of finite differences, per tensor.
+
+    A check sees only the branches that are taken. So pass inputs that take all of them: two or more
+    examples, of which one has length 0 and one the full length; tokens that repeat; labels of which
+    one is negative; a number exactly at the kink; sizes that a stride does not divide; and a key as
+    well as none, if a layer draws random numbers.
 
     Returns:
         A :class:`Report`: ``.ok``, ``.worst``, ``.failures``, and a table when printed.
@@ -152,7 +176,11 @@ def check_gradients(
     >>> check_gradients(model, fbp.losses.quadratic, params, x, y).ok
     True
     """
-    model = without(require_layer("check_gradients", model), "precision")
+    require_loss("check_gradients", loss)
+    narrow = _gradients_in_own_dtypes(
+        require_layer("check_gradients", model), loss, params, x, y, key
+    )
+    model = without(model, "precision")
     with jax.enable_x64(True):
         params, x, y = jax.tree.map(_to_float64, (params, x, y))
         compute = jax.jit(functools.partial(_both, model, loss), compiler_options=quick_options())
@@ -160,16 +188,78 @@ def check_gradients(
         scales = pairs.loss[1], pairs.grads[1]
         largest = max(float(np.linalg.norm(leaf)) for leaf in jax.tree.leaves(scales))
         rows = _rows(model, pairs, _ROUNDING * largest / TOLERANCE)
-        cost = functools.partial(_cost, model, loss)
         constants = nontrainable_paths(model, params)
-        grads = pairs.grads[0]
-        rows += _check_differences(cost, (params, x, y, key), grads, constants, directions)
+        rows += _check_differences(model, loss, (params, x, y, key), pairs, constants, directions)
+        rows += _own_dtype_rows(narrow, pairs.grads[1])
         return Report(tuple(rows))
+
+
+class _Narrow(NamedTuple):
+    """Gradients as training computes them, in their own dtypes, converted to float64 afterwards.
+
+    Attributes:
+        ours: by backpropagation.
+        autodiff: by ``jax.grad``.
+        eps: of each parameter's dtype; None for whole numbers and float64.
+    """
+
+    ours: Grads
+    autodiff: Grads
+    eps: list[float | None]
+
+
+def _gradients_in_own_dtypes(
+    model: Layer, loss: Loss, params: Params, x: Any, y: Any, key: Key | None
+) -> _Narrow | None:
+    """Return the gradients in their own dtypes; None if none is narrower than float64."""
+    dtypes = [np.asarray(leaf).dtype for leaf in jax.tree.leaves(params)]
+    eps = [
+        float(jnp.finfo(dtype).eps) if _is_floating(dtype) and dtype.itemsize < 8 else None
+        for dtype in dtypes
+    ]
+    if not any(eps):
+        return None
+
+    def both(params: Params, x: Any, y: Any, key: Key | None) -> tuple[Grads, Grads]:
+        cost = lambda params: _cost(model, loss, params, x, y, key)
+        return backpropagate(model, loss)(params, x, y, key).grads, jax.grad(cost)(params)
+
+    compute = jax.jit(both, compiler_options=quick_options())
+    ours, autodiff = jax.tree.map(_to_float64, compute(params, x, y, key))
+    return _Narrow(ours, autodiff, eps)
+
+
+def _own_dtype_rows(narrow: _Narrow | None, reference: Grads) -> list[Row]:
+    """Return a row for each parameter whose gradient has a dtype narrower than float64."""
+    if narrow is None:
+        return []
+    structure = jax.tree.structure(reference)
+    if any(jax.tree.structure(tree) != structure for tree in narrow[:2]):  # type: ignore[operator]
+        return []  # other rows report it
+    named = jax.tree_util.tree_leaves_with_path(narrow.ours)
+    others, exacts = jax.tree.leaves(narrow.autodiff), jax.tree.leaves(reference)
+    largest = max((float(np.linalg.norm(leaf)) for leaf in exacts), default=0.0)
+    rows = []
+    for (keys, ours), autodiff, exact, eps in zip(named, others, exacts, narrow.eps, strict=True):
+        if eps is None or ours.shape != exact.shape:
+            continue
+        norm = float(np.linalg.norm(exact))
+        resolution = max(norm, eps * largest) or 1.0
+        error, of_autodiff = (
+            float(np.linalg.norm(gradient - exact)) / resolution for gradient in (ours, autodiff)
+        )
+        tolerance = max(_WORSE_THAN_AUTODIFF * of_autodiff, _OWN_ROUNDING * eps)
+        rows.append(Row("model", path_of(keys), "float64", ours.shape, norm, error, tolerance))
+    return rows
+
+
+def _is_floating(dtype: np.dtype) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
 def _to_float64(leaf: Any) -> Any:
     array = np.asarray(leaf)
-    return array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
+    return array.astype(np.float64) if _is_floating(array.dtype) else array
 
 
 class _Pairs(NamedTuple):
@@ -274,7 +364,8 @@ def _floating(x: Any) -> tuple[list[Array], Callable[[list[Array]], Any]]:
 
 
 def _cost(model: Layer, loss: Loss, params: Params, x: Any, y: Array, key: Key | None) -> Array:
-    return loss.value(model.forward(params, x, key=key)[0], y).mean()
+    costs = loss.value(model.forward(params, x, key=key)[0], y)
+    return mean_over_labelled(costs, labelled_examples(loss, y))
 
 
 def _rows(model: Layer, pairs: _Pairs, floor: float) -> list[Row]:
@@ -320,35 +411,44 @@ def _compare(
 
 
 def _check_differences(
-    cost: Callable[..., Array],
+    model: Layer,
+    loss: Loss,
     point: tuple[Params, Any, Any, Key | None],
-    grads: Grads,
+    pairs: _Pairs,
     constants: list[str],
     directions: int,
 ) -> list[Row]:
-    """Return each parameter's slope along random directions, from central differences.
+    """Return the slope along random directions of each parameter, and of each part of the input.
 
-    A direction d has unit norm. ``(C(w + h d) - C(w - h d)) / 2h`` has an error of order h^2 from
-    curvature, and one of ``eps |C| / h`` from rounding; smaller gradients cannot be resolved.
+    They come from central differences. A direction d has unit norm. ``(C(w + h d) - C(w - h d)) /
+    2h`` has an error of order h^2 from curvature, and one of ``eps |C| / h`` from rounding; smaller
+    gradients cannot be resolved.
     """
-    params, *rest = point
-    if jax.tree.structure(grads) != jax.tree.structure(params):  # type: ignore[operator]
+    params, x, y, key = point
+    floats, with_floats = _floating(x)
+    moved = {"params": params, "input": floats}
+    slopes = {"params": pairs.grads[0], "input": list(pairs.inputs[0])}
+    if jax.tree.structure(slopes) != jax.tree.structure(moved):  # type: ignore[operator]
         return []  # other rows report it
 
     @functools.partial(jax.jit, compiler_options=quick_options())
-    def costs(direction: Params, step: Array) -> tuple[Array, Array, Array]:
+    def costs(direction: Any, step: Array) -> tuple[Array, Array, Array]:
         """Compute the cost behind, at and ahead of the point."""
-        move = lambda sign: jax.tree.map(lambda p, d: p + sign * step * d, params, direction)
-        behind, middle, ahead = (cost(move(sign), *rest) for sign in (-1, 0, 1))
-        return behind, middle, ahead
+
+        def cost(sign: int) -> Array:
+            new = jax.tree.map(lambda p, d: p + sign * step * d, moved, direction)
+            return _cost(model, loss, new["params"], with_floats(new["input"]), y, key)
+
+        return cost(-1), cost(0), cost(1)
 
     random = np.random.default_rng(0)
-    leaves, structure = jax.tree.flatten(params)
+    leaves, structure = jax.tree.flatten(moved)
     zeros = [np.zeros(leaf.shape) for leaf in leaves]
     rows = []
-    for i, (keys, gradient) in enumerate(jax.tree_util.tree_leaves_with_path(grads)):
-        path = path_of(keys)
-        if path in constants or gradient.shape != leaves[i].shape:
+    for i, (keys, gradient) in enumerate(jax.tree_util.tree_leaves_with_path(slopes)):
+        path = path_of(keys if keys[0].key == "input" else keys[1:])
+        path = "input" if len(floats) == 1 and path == "input/0" else path
+        if path in constants or gradient.shape != leaves[i].shape or not gradient.size:
             continue
 
         def along(direction: np.ndarray, step: float, i: int = i) -> tuple[Array, Array, Array]:

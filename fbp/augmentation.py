@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fbp._arguments import checked
 from fbp.errors import InputError, ShapeError
 from fbp.layer import Array, Key
 
@@ -18,6 +19,7 @@ Augmentation: TypeAlias = Callable[[Key, Array], Array]
 """``(key, x (B, H, W, C)) -> x``, of the same shape."""
 
 
+@checked
 def shift(pixels: int) -> Augmentation:
     """Return a shift by up to ``pixels`` in each direction; zeros fill the border.
 
@@ -27,6 +29,7 @@ def shift(pixels: int) -> Augmentation:
     return _window_at_random("shift", pixels, "constant")
 
 
+@checked
 def crop(margin: int) -> Augmentation:
     """Return a random crop of the picture's size from the picture extended by reflection.
 
@@ -66,6 +69,7 @@ def flip() -> Augmentation:
     return change
 
 
+@checked
 def cutout(size: int) -> Augmentation:
     """Return a square hole of zeros, its centre anywhere in the picture. DeVries and Taylor (2017).
 
@@ -91,6 +95,7 @@ def cutout(size: int) -> Augmentation:
     return change
 
 
+@checked
 def compose(steps: Sequence[Augmentation]) -> Augmentation:
     """Return augmentations in sequence, each with a key of its own.
 

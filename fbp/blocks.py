@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from fbp import initializers
+from fbp._arguments import checked
 from fbp.combinators import chain, residual
 from fbp.errors import InputError
 from fbp.layer import Layer
@@ -24,6 +25,7 @@ Activation: TypeAlias = Callable[[], Layer]
 """A factory of an activation, such as ``layers.relu``."""
 
 
+@checked
 def transformer_block(
     features: int,
     heads: int,
@@ -65,6 +67,7 @@ def transformer_block(
     )
 
 
+@checked
 def mixer_block(positions: int, features: int, *, hidden: tuple[int, int] | None = None) -> Layer:
     """Return two dense layers across the positions, then two across the features.
 
@@ -85,6 +88,7 @@ def mixer_block(positions: int, features: int, *, hidden: tuple[int, int] | None
     )
 
 
+@checked
 def residual_block(channels: int, *, stride: int = 1, project: bool = False) -> Layer:
     """Return two 3 x 3 convolutions with batch norm beside a shortcut, on images (B, H, W, C).
 

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from fbp._backprop import backpropagate, path_of, tap, untap, value_and_grad
-from fbp._observation import Position, leaf_paths, observe_forward
+from fbp._observation import Position, leaf_paths, observe_forward, positions
+from fbp.errors import InputError
 from fbp.layer import Array, Cache, Key, Layer, Loss, Optimizer, Params, require_layer, require_loss
 from fbp.optimizers import global_norm
+
+_COUPLING = ("batch_norm",)  # kinds of layers that mix the examples of a batch in training
 
 
 class LayerNorms(NamedTuple):
@@ -89,23 +92,42 @@ def _norms(tree: Any) -> dict[str, Array]:
 def per_example_gradient_norms(model: Layer, loss: Loss) -> Callable[..., Array]:
     """Return a function for the norm of each example's own gradient, over all parameters.
 
+    With a key, each example draws its own random numbers.
+
     Args:
-        model: any layer.
+        model: a layer that treats the examples of a batch alone.
         loss: its loss.
 
     Returns:
         ``(params, x (B, ...), y, key=None) -> (B,)``.
+
+    Raises:
+        InputError: if an example has no gradient of its own: if the loss couples examples or, when
+            called with a key, if a layer such as ``batch_norm`` does.
     """
     require_layer("per_example_gradient_norms", model)
-    require_loss("per_example_gradient_norms", loss)
+    if require_loss("per_example_gradient_norms", loss).coupled:
+        raise InputError(
+            f"per_example_gradient_norms: the loss {loss.name!r} couples the examples of a batch, "
+            "so that none has a gradient of its own"
+        )
     run = value_and_grad(model, loss)
+    coupling = [place for place in positions(model) if place.layer.kind in _COUPLING]
 
     def norms(params: Params, x: Array, y: Array, key: Key | None = None) -> Array:
-        def of_example(x: Array, y: Array) -> Array:
+        def of_example(x: Array, y: Array, key: Key | None) -> Array:
             _, grads = run(params, x[None], y[None], key)
             return global_norm(grads)
 
-        return jax.vmap(of_example)(x, y)
+        if key is None:
+            return jax.vmap(lambda x, y: of_example(x, y, None))(x, y)
+        if coupling:
+            raise InputError(
+                f"per_example_gradient_norms: layer {coupling[0].path} {coupling[0].layer.name} "
+                "couples the examples of a batch in training, so that none has a gradient of its "
+                "own; pass no key"
+            )
+        return jax.vmap(of_example)(x, y, jax.random.split(key, jax.tree.leaves(x)[0].shape[0]))
 
     return norms
 

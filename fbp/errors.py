@@ -42,6 +42,10 @@ class ArgumentError(InputError):
         super().__init__(f"{function}: {argument}: {problem}")
 
 
+class CallError(InputError, TypeError):
+    """A call without a required argument, or with one that the function does not have."""
+
+
 @contextlib.contextmanager
 def as_keys_of(section: str, **keys: str) -> Iterator[None]:
     """Let an :class:`ArgumentError` inside the block name the key of a configuration instead.

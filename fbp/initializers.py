@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers as jax_initializers
 
+from fbp._arguments import checked
 from fbp.layer import Array, Initializer, Key, Shape
 
 
+@checked
 def small_normal(scale: float = 0.01) -> Initializer:
     """Return normal numbers with mean 0: the textbook's "small random values".
 
@@ -36,6 +38,7 @@ def ones() -> Initializer:
     return lambda key, shape, dtype=jnp.float32: jnp.ones(shape, dtype)
 
 
+@checked
 def constant(value: float) -> Initializer:
     """Return ``value`` everywhere.
 
@@ -99,6 +102,7 @@ def scaled_normal() -> Initializer:
     return initialize
 
 
+@checked
 def scaled(initializer: Initializer, factor: float) -> Initializer:
     """Return the numbers of another initializer times a factor.
 
@@ -111,6 +115,7 @@ def scaled(initializer: Initializer, factor: float) -> Initializer:
     )
 
 
+@checked
 def orthogonal(scale: float = 1.0) -> Initializer:
     """Return a random orthogonal matrix times ``scale``. Saxe, McClelland and Ganguli (2014).
 
@@ -132,6 +137,7 @@ _DEFAULTS: dict[str, Callable[[], Initializer]] = {
 }
 
 
+@checked
 def for_activation(kind: str) -> Initializer:
     """Return the initializer that suits weights before an activation.
 

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import jax.numpy as jnp
 
+from fbp._arguments import checked
 from fbp.errors import InputError
 from fbp.layer import Array
 
@@ -22,6 +23,7 @@ def _progress(step: Array, steps: int) -> Array:
     return jnp.clip(jnp.asarray(step) / max(steps, 1), 0.0, 1.0)
 
 
+@checked
 def constant(value: float | Array) -> Schedule:
     """Return ``value`` at every step.
 
@@ -31,6 +33,7 @@ def constant(value: float | Array) -> Schedule:
     return lambda step: jnp.asarray(value, jnp.result_type(float))
 
 
+@checked
 def step_decay(value: float | Array, every: int, factor: float | Array = 0.1) -> Schedule:
     """Return ``value factor^floor(step / every)``: a drop by ``factor`` after ``every`` steps.
 
@@ -44,6 +47,7 @@ def step_decay(value: float | Array, every: int, factor: float | Array = 0.1) ->
     )
 
 
+@checked
 def piecewise(values: Sequence[float], boundaries: Sequence[int]) -> Schedule:
     """Return ``values[i]`` from step ``boundaries[i-1]`` on, up to ``boundaries[i]``.
 
@@ -66,6 +70,7 @@ def piecewise(values: Sequence[float], boundaries: Sequence[int]) -> Schedule:
     ]
 
 
+@checked
 def exponential(value: float | Array, steps: int, factor: float | Array) -> Schedule:
     """Return ``value factor^(step / steps)``: a smooth fall by ``factor`` over ``steps`` steps.
 
@@ -79,6 +84,7 @@ def exponential(value: float | Array, steps: int, factor: float | Array) -> Sche
     )
 
 
+@checked
 def polynomial(
     value: float | Array, steps: int, end: float | Array = 0.0, power: float | Array = 1.0
 ) -> Schedule:
@@ -93,6 +99,7 @@ def polynomial(
     return lambda step: end + (value - end) * (1 - _progress(step, steps)) ** power
 
 
+@checked
 def inverse_square_root(value: float | Array, steps: int) -> Schedule:
     """Return ``value sqrt(steps / max(step, steps))``: constant, then falling as 1/sqrt(step).
 
@@ -105,6 +112,7 @@ def inverse_square_root(value: float | Array, steps: int) -> Schedule:
     return lambda step: value * jnp.sqrt(steps / jnp.maximum(jnp.asarray(step), steps))
 
 
+@checked
 def cosine(value: float | Array, steps: int, end: float | Array = 0.0) -> Schedule:
     """Return half a cosine wave from ``value`` down to ``end``, then ``end``.
 
@@ -118,6 +126,7 @@ def cosine(value: float | Array, steps: int, end: float | Array = 0.0) -> Schedu
     return lambda step: end + (value - end) * 0.5 * (1 + jnp.cos(math.pi * _progress(step, steps)))
 
 
+@checked
 def cosine_restarts(
     value: float | Array, steps: int, end: float | Array = 0.0, growth: int = 1
 ) -> Schedule:
@@ -132,11 +141,6 @@ def cosine_restarts(
     Raises:
         InputError: ``growth`` or ``steps`` is less than 1.
     """
-    if growth < 1 or steps < 1:
-        raise InputError(
-            "cosine_restarts: growth must be at least 1 and steps too, got growth "
-            f"{growth}, steps {steps}"
-        )
 
     def schedule(step: Array) -> Array:
         step = jnp.asarray(step)
@@ -155,6 +159,7 @@ def cosine_restarts(
     return schedule
 
 
+@checked
 def warmup(schedule: Schedule, steps: int, start: float | Array = 0.0) -> Schedule:
     """Return a linear rise from ``start`` to ``schedule(0)``, followed by ``schedule``.
 
@@ -173,6 +178,7 @@ def warmup(schedule: Schedule, steps: int, start: float | Array = 0.0) -> Schedu
     return with_warmup
 
 
+@checked
 def one_cycle(
     value: float | Array,
     steps: int,

@@ -34,12 +34,11 @@ from fbp.layer import (
     require_layer,
     require_loss,
 )
-from fbp.metrics import has_target, mean_over_targets
+from fbp.losses._targets import labelled_examples, mean_over_labelled
 from fbp.optimizers import apply_updates, global_norm
 
 Metric = Callable[[Array, Array], Array]  # (output, target) -> (B,)
 
-_TARGETS = ""  # among sums: how many examples have a target
 
 # fold_in constants: independent keys for shuffling, layers, augmentation
 _SHUFFLING, _LAYERS, _AUGMENTATION = 0, 1, 2
@@ -133,8 +132,9 @@ def make_step(
         grads = delay_until_backward_done(result.grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = apply_updates(state.params, updates)
+        labelled = labelled_examples(loss, y)
         means = {
-            name: mean_over_targets(metric(result.output, y), result.output, y)
+            name: mean_over_labelled(metric(result.output, y), labelled)
             for name, metric in (metrics or {}).items()
         }
         norm = global_norm(result.grads) if gradient_norm else None
@@ -319,20 +319,23 @@ def make_evaluate(
     require_loss("make_evaluate", loss)
 
     def evaluate(params: Params, x: Any, y: Array) -> dict[str, Array]:
-        def sums(x: Any, y: Array) -> dict[str, Array]:
+        def sums_and_count(x: Any, y: Array) -> tuple[dict[str, Array], Any]:
             output, _ = model.forward(params, x)
-            values = {name: metric(output, y) for name, metric in (metrics or {}).items()}
-            counted = has_target(output, y)
-            sums = {name: jnp.where(counted, value, 0).sum() for name, value in values.items()}
-            # the cost of an example without a target is 0
-            return {"loss": loss.value(output, y).sum(), **sums, _TARGETS: counted.sum()}
+            values = {"loss": loss.value(output, y)}
+            values |= {name: metric(output, y) for name, metric in (metrics or {}).items()}
+            labelled = labelled_examples(loss, y)
+            if labelled is None:
+                return {name: value.sum() for name, value in values.items()}, _count(x)
+            totals = {name: jnp.where(labelled, value, 0).sum() for name, value in values.items()}
+            return totals, labelled.sum()
 
-        stacked, rest = _map_batches(lambda batch: sums(*batch), (x, y), batch_size, "evaluate")
-        totals = [] if stacked is None else [jax.tree.map(lambda s: s.sum(axis=0), stacked)]
-        totals += [] if rest is None else [rest]
-        means = jax.tree.map(lambda *parts: sum(parts) / _count(x), *totals)
-        share = means.pop(_TARGETS)  # exactly 1 if all examples have a target
-        return {name: mean / share for name, mean in means.items()}
+        stacked, rest = _map_batches(
+            lambda batch: sums_and_count(*batch), (x, y), batch_size, "evaluate"
+        )
+        parts = [] if stacked is None else [jax.tree.map(lambda s: s.sum(axis=0), stacked)]
+        parts += [] if rest is None else [rest]
+        totals, count = jax.tree.map(lambda *values: sum(values), *parts)
+        return {name: total / jnp.maximum(count, 1) for name, total in totals.items()}
 
     return evaluate
 

@@ -29,6 +29,7 @@ def _share_compiled_programs() -> None:
         os.environ[_CACHE] = tempfile.mkdtemp(prefix="fbp-tests-")
         atexit.register(shutil.rmtree, os.environ[_CACHE], ignore_errors=True)
     os.environ["XDG_CACHE_HOME"] = os.environ[_CACHE]
+    os.environ["XDG_STATE_HOME"] = f"{os.environ[_CACHE]}/state"  # not the user's own
     jax.config.update("jax_compilation_cache_dir", f"{os.environ[_CACHE]}/programs")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_logging_level", "CRITICAL")  # see _FALSE_ALARMS in jax_setup.py

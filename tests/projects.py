@@ -1,5 +1,6 @@
 """Projects to test in: experiment files, commands, and what a store has afterwards."""
 
+import functools
 import json
 import shutil
 import sqlite3
@@ -155,3 +156,7 @@ def without_mlflow(*commands):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+BORROWED = functools.partial(subprocess.run, capture_output=True)
+"""An object of this module, for files that import it."""

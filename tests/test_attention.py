@@ -186,5 +186,5 @@ def test_wrong_inputs_are_refused():
     params, _ = draw(layer, (5, 4))
     with pytest.raises(ShapeError, match="attention expects 4 features"):
         layer.forward(params, numbers(2, 5, 6))
-    with pytest.raises(InputError, match="heads must be at least 1"):
+    with pytest.raises(InputError, match="heads: expected a number of at least 1"):
         layers.attention(0)

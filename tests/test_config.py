@@ -11,7 +11,7 @@ import fbp
 from fbp.errors import InputError
 from fbp.experiment.config import reading, writing
 from fbp.experiment.config.catalogue import CATALOGUE, lookup, summary
-from fbp.experiment.config.references import require_trusted_module
+from fbp.experiment.config.trust import NOTHING, trust_of
 from fbp.experiment.runner import build
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.toml"))
@@ -428,19 +428,16 @@ def test_every_variant_that_is_wrong_is_told(minimal):
     ]
 
 
-def test_models_named_in_records_must_be_installed_or_given(project, monkeypatch):
+def test_models_named_in_records_must_be_trusted(project, monkeypatch):
     (project / "unheard_of.py").write_text("raise SystemExit('executed')")
     monkeypatch.syspath_prepend(str(project))  # as for a script that lies here
     (project / "one.toml").write_text('model = { name = "unheard_of:model" }')
-    require_trusted_module("model", "mlp")
-    require_trusted_module("model", "numpy:zeros")
-    require_trusted_module("model", "unheard_of:model", project / "unheard_of.py")
-    reading.require_trusted_names(project / "one.toml", project / "unheard_of.py")
-    for code in (None, project / "other.py"):
-        with pytest.raises(fbp.InputError, match="not installed; if you trust it"):
-            require_trusted_module("model", "unheard_of:model", code)
-        with pytest.raises(fbp.InputError, match="not installed; if you trust it"):
-            reading.require_trusted_names(project / "one.toml", code)
+    (project / "other.py").touch()
+    for trust in (trust_of(["unheard_of:model"]), trust_of(code="unheard_of.py")):
+        reading.require_trusted_names(project / "one.toml", trust)
+    for trust in (NOTHING, trust_of(["unheard_of:other"]), trust_of(code="other.py")):
+        with pytest.raises(fbp.InputError, match="--trust unheard_of:model"):
+            reading.require_trusted_names(project / "one.toml", trust)
     for name in ("os:system", "subprocess:run", "importlib.util:find_spec"):
         with pytest.raises(fbp.InputError, match="one of Python's own"):
             lookup("model", name)

@@ -341,7 +341,7 @@ def test_journals_with_changed_bytes(tmp_path_factory, places, bytes_):
     writer.start(label="a", experiment="b", params={"p": "1"}, tags={})
     writer.steps(1, {"loss": np.arange(5, dtype=np.float32)})
     writer.metrics(5, {"x": 1.0})
-    writer.checkpoint(5, "d", {})
+    writer.checkpoint(5, "d", {}, "s")
     writer.end("FINISHED")
     writer.close()
     path = folder / layout.JOURNAL

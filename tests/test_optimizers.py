@@ -396,7 +396,7 @@ def test_a_schedule_drives_the_optimizer():
 def test_bad_schedules_are_refused():
     with pytest.raises(InputError, match="one more value than boundaries"):
         schedules.piecewise([1.0], [3])
-    with pytest.raises(InputError, match="growth must be at least 1"):
+    with pytest.raises(InputError, match="growth: expected a number of at least 1"):
         schedules.cosine_restarts(1.0, 10, growth=0)
 
 

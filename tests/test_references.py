@@ -12,6 +12,7 @@ import fbp
 from fbp.errors import InputError
 from fbp.experiment.commands import progress
 from fbp.experiment.config import reading, references, writing
+from fbp.experiment.config.trust import Trust, trust_of
 from fbp.experiment.rundir import layout, metric_table
 from fbp.experiment.runner import build, loop, test_evaluation
 from fbp.experiment.runner import run as run_module
@@ -206,7 +207,7 @@ def test_every_kind_can_be_a_users_own(minimal, kind, name, more, where):
     cost, _ = fbp.value_and_grad(built.model, built.loss)(params, x, y)
     assert np.isfinite(cost)
     text = writing.to_toml(config)
-    with references.reading_own_run():
+    with references.reading_record(Trust(frozenset(writing.names_in(config)))):
         again = reading.parse(reading.tomllib.loads(text), "again")
     assert writing.to_toml(again) == text
 
@@ -275,15 +276,15 @@ class TestMistakesOfEveryKind:
     def test_a_record_that_names_a_file(self, minimal, kind):
         with references.reading_record():
             line = refusal(minimal, override(kind, "./mine.py:net"))
-        assert f"{kind} './mine.py:net': the record names a file of code" in line
+        assert f"{kind} './mine.py:net': the record names code outside of fbp" in line
         assert "--code mine.py" in line
 
-    def test_a_record_that_names_a_module_that_is_not_installed(self, minimal, kind):
+    def test_a_record_that_names_a_module(self, minimal, kind):
         (minimal.parent / "unheard.py").write_text("raise SystemExit('executed')")
         with references.reading_record():
             line = refusal(minimal, override(kind, "unheard:f"))
-        assert f"{kind} 'unheard:f': the record names code that is not installed" in line
-        assert "--code unheard.py" in line
+        assert f"{kind} 'unheard:f': the record names code outside of fbp" in line
+        assert "--trust unheard:f" in line
 
     def test_an_unknown_argument(self, minimal, kind):
         name, key = {
@@ -441,13 +442,13 @@ def test_a_record_with_its_code(minimal):
     code.write_text(OWN)
     table = {"name": "x", **reading.tomllib.loads(minimal.read_text())}
     table["model"] = {"name": "/home/somebody/mine.py:net"}
-    with references.reading_record(code):
+    with references.reading_record(trust_of(code=code)):
         config = reading.parse(table, "record")
     assert config.model.name == f"{code}:net"
     assert build.build(config).model.parts["0"].name == "dense(4)"
     table["model"] = {"name": "mine:net"}
     (minimal.parent / "mine.py").write_text("raise SystemExit('executed')")
-    with references.reading_record(code):
+    with references.reading_record(trust_of(code=code)):
         assert build.build(reading.parse(table, "record")).model.parts["0"].name == "dense(4)"
 
 

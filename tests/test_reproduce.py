@@ -1,13 +1,10 @@
 """Reproducing recorded runs: the verdict, the check of a record, and whole reproductions."""
 
-import contextlib
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -18,16 +15,16 @@ from fbp.experiment.commands import run_record
 from fbp.experiment.commands.verdict import compare_runs
 from fbp.experiment.config import reading
 from fbp.experiment.config.references import reading_record
+from fbp.experiment.config.trust import NOTHING, trust_of
 from fbp.experiment.rundir import environment, history, journal, layout
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.journal import CheckpointLine, Journal
-from fbp.experiment.rundir.npz import read_arrays, write_arrays
 from fbp.experiment.rundir.series import Series, read_series
 from fbp.experiment.tracking import mlflow_runs
 from fbp.experiment.tracking.mlflow_runs import MlflowRuns
 from fbp.experiment.tracking.run_reader import RecordedRun
 from fbp.experiment.tracking.shipment import is_sent
-from tests.projects import client, command, fbp_run, one, runs_of, said, the_run, write_config
+from tests.projects import client, command, one, runs_of, said, write_config
 
 
 def series(**values):
@@ -39,14 +36,16 @@ def series(**values):
     }
 
 
-def a_checkpoint(step, digest, tensors):
-    return CheckpointLine(time=0, step=step, params_digest=digest, tensors=tensors)
+def a_checkpoint(step, digest, tensors, state="s"):
+    return CheckpointLine(
+        time=0, step=step, params_digest=digest, tensors=tensors, state_digest=state
+    )
 
 
 class TestVerdict:
     RECORDED = {
-        0: CheckpointDigests(0, "a", {"0/w": "1"}),
-        5: CheckpointDigests(5, "b", {"0/w": "2", "0/b": "3"}),
+        0: CheckpointDigests(0, "a", {"0/w": "1"}, "s"),
+        5: CheckpointDigests(5, "b", {"0/w": "2", "0/b": "3"}, "s"),
     }
     REPRODUCED = {
         0: a_checkpoint(0, "a", {"0/w": "1"}),
@@ -95,6 +94,12 @@ class TestVerdict:
             "at step 0 they were the same" in verdict.differences[0]
         )
 
+    def test_a_state_beside_the_parameters(self):
+        other = {0: a_checkpoint(0, "a", {}, "t"), 5: a_checkpoint(5, "b", {}, "t")}
+        verdict = compare_runs({}, {}, self.RECORDED, other)
+        assert "optimizer state" in verdict.differences[0]
+        assert "the checkpoint of step 0" in verdict.differences[0]
+
 
 def test_only_plain_switches_are_taken_from_a_record():
     record = {
@@ -136,24 +141,6 @@ def test_names_with_commas_and_quotes_come_back_from_the_history(tmp_path):
     assert found['delta_norm/a,b "c"'].values.tolist() == [1.5]
 
 
-def test_what_a_store_cannot_hold_and_an_old_history_are_no_inconsistencies(tmp_path):
-    shown = SimpleNamespace(
-        indexed_series=lambda run: series(a=[0.0, float("nan"), 3.0], b=[1.0, 2.0])
-    )
-
-    def inconsistencies(status, history):
-        run = a_run(status)
-        record = run_record.Record(run, tmp_path, tmp_path, {}, {}, [], history, {})
-        return run_record._inconsistencies_in_record(shown, record)
-
-    kept = series(a=[-0.0, float("inf"), 3.0], b=[1.0])
-    assert inconsistencies("KILLED", kept) == []
-    lines = inconsistencies("FINISHED", kept)
-    assert "b at step 2 is 2.0 in MLflow, and missing" in lines[0]
-    (line,) = inconsistencies("KILLED", series(a=[0.5]))
-    assert "a at step 1 is 0.0 in MLflow, and 0.5 in" in line
-
-
 RECORDED_CODE = [
     ("data", 'name = "unheard_of:thing"'),
     ("model", 'name = "unheard_of:thing"'),
@@ -189,14 +176,12 @@ def a_record_of(project, section, text):
 @pytest.mark.parametrize(("section", "text"), RECORDED_CODE)
 def test_a_record_that_names_code_is_refused_before_anything_is_imported(project, section, text):
     record = a_record_of(project, section, text)
-    with pytest.raises(
-        fbp.InputError, match="the record names code that is not installed"
-    ) as error:
-        run_record.check_record(None, record, None)
+    with pytest.raises(fbp.InputError, match="the record names code outside of fbp") as error:
+        run_record.check_record(None, record, NOTHING)
     assert "unheard_of:thing" in str(error.value)
     assert len(str(error.value).splitlines()) == 1
     with pytest.raises(fbp.InputError, match="neither metrics nor checkpoints"):
-        run_record.check_record(None, record, project / "unheard_of.py")
+        run_record.check_record(None, record, trust_of(code=project / "unheard_of.py"))
     assert not (project / "executed").exists()
 
 
@@ -204,7 +189,7 @@ def test_a_record_that_names_code_is_refused_before_anything_is_imported(project
 def test_code_of_a_record_is_not_imported_while_it_is_read(project, section, text):
     record = a_record_of(project, section, text)
     with (
-        pytest.raises(fbp.InputError, match="the record names code that is not installed"),
+        pytest.raises(fbp.InputError, match="the record names code outside of fbp"),
         reading_record(),
     ):
         reading.variants(reading.read(record.config), "record")
@@ -284,11 +269,16 @@ def test_reproduce_says_where_a_changed_model_first_differs(project, warm):
         == 0
     )
     name = one(project / "mlruns" / "runs").name
-    assert "not installed; if you trust it" in reproduced(project, name, 2)
-    assert "identical to the bit" in reproduced(project, name, 0, "--code", "mine.py")
+    stranger = {"XDG_STATE_HOME": str(project / "stranger")}
+    assert "--trust mine:model" in reproduced(project, name, 2, **stranger)
+    output = reproduced(project, name, 0, "--code", "mine.py", **stranger)
+    assert "identical to the bit" in output
+    assert "your own code is the same" in output
+    assert "identical to the bit" in reproduced(project, name, 0)  # it was begun here
     (project / "mine.py").write_text(MODEL.format("sigmoid"))
     output = reproduced(project, name, 1, "--code", "mine.py")
     assert "DIFFERENT" in output
+    assert "your own code is another in mine.py" in output
     assert "first different metric, at step 0: delta_norm" in output
     assert "parameters first differ at the checkpoint of step 10: tensor" in output
     assert "at step 0 they were the same" in output
@@ -312,8 +302,8 @@ def test_a_run_of_a_file_of_the_users_own_is_loaded_resumed_and_reproduced(proje
     done = subprocess.run(command("resume", folder), timeout=240, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     shutil.move(folder, project / "away")
-    assert "the record names a file of code; if you trust it" in reproduced(project, folder.name, 2)
-    with pytest.raises(fbp.InputError, match="the record names a file of code"):
+    assert "the record names code outside of fbp" in reproduced(project, folder.name, 2)
+    with pytest.raises(fbp.InputError, match="the record names code outside of fbp"):
         fbp.load(folder.name)
     assert fbp.load(folder.name, code=own).predict(np.zeros((1, 8, 8, 1))).shape == (1, 10)
     output = reproduced(project, folder.name, 0, "--code", "code/own.py")
@@ -361,41 +351,6 @@ def test_a_reproduction_that_is_stopped_leaves_no_process(inside, sent):
         output = process.stdout.read().decode()
     assert sent != signal.SIGTERM or "stopped" in output
     assert "Traceback" not in output
-
-
-@pytest.mark.slow
-def test_a_changed_record_is_told_from_another_result(project, warm):
-    """Every bit is the same again, but the record says something else than it said."""
-    fbp_run(write_config(project, data="digits"))
-    found, first = client(project), the_run(project)
-    saved = (
-        project
-        / "mlruns"
-        / "artifacts"
-        / "small"
-        / first.info.run_id
-        / "artifacts"
-        / "model"
-        / "params.npz"
-    )
-    assert saved.exists()
-    arrays = read_arrays(saved)
-    write_arrays(saved, {name: array + 1 for name, array in arrays.items()})
-    found.set_tag(first.info.run_id, "fbp.metrics_digest", "0" * 64)
-    with (
-        contextlib.closing(sqlite3.connect(project / "mlruns" / "mlflow.db")) as database,
-        database,
-    ):
-        database.execute(
-            "update metrics set value = 0.5 where key = 'validation_loss' and step = 88"
-        )
-    output = reproduced(project, first.info.run_name, 1)
-    assert "validation_loss at step 88 is 0.5 in MLflow, and" in output
-    assert "does not match fbp.metrics_digest" in output
-    assert "do not match fbp.params_digest" in output
-    assert "fbp.metrics_digest was 000000000000, is" in output
-    assert "first different metric" not in output
-    assert not (project / "mlflow.db").exists()
 
 
 @pytest.mark.slow

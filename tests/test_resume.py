@@ -13,6 +13,7 @@ from fbp.experiment.commands.launch import RunRequest, continue_run
 from fbp.experiment.config import reading
 from fbp.experiment.rundir import checkpoints, journal, layout, locks
 from fbp.experiment.rundir.series import read_series
+from fbp.experiment.runner import run_start
 from fbp.experiment.runner.loop import Interrupted, Loop
 from fbp.experiment.runner.run import run
 from fbp.experiment.runner.run_start import RunIdentity
@@ -293,9 +294,13 @@ class TestRefused:
                 self.resumed(folder)
         assert not locks.is_training(folder)
 
-    def test_a_checkpoint_of_another_model(self, project):
+    def test_a_checkpoint_of_another_model(self, project, monkeypatch):
         folder = self.begun(project)
         other = reading.read(folder / "artifacts" / "config.toml", ["model.hidden=[3]"])
+        with pytest.raises(fbp.InputError, match="its configuration differs in model_hidden"):
+            run(other, origin(project), folder, Silent())
+        # as if own code gave another model, and the user accepted it
+        monkeypatch.setattr(run_start, "check_resumed", lambda *_: [])
         with pytest.raises(fbp.InputError, match="its checkpoint does not fit the model"):
             run(other, origin(project), folder, Silent())
 

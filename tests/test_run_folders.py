@@ -118,8 +118,6 @@ def test_a_folder_has_all_that_a_store_has(project):
     assert find_folder(root, "nothing") is None
     with pytest.raises(fbp.InputError, match="no run of that name or id"):
         reader.find("nothing")
-    reader.tag_local_run(child, "fbp.reproduction", "identical")
-    assert FolderRuns(root).find(run.name).tags["fbp.reproduction"] == "identical"
 
 
 def test_commands_read_the_run_folders_where_mlflow_cannot_be_imported(inside, tmp_path):

@@ -1,6 +1,6 @@
 """The ``fbp`` command."""
 
-from fbp.cli import models, records, training, upkeep
+from fbp.cli import models, records, training, upkeep, verification
 from fbp.cli.base import main as main
 
-__all__ = ["main", "models", "records", "training", "upkeep"]
+__all__ = ["main", "models", "records", "training", "upkeep", "verification"]

@@ -15,7 +15,7 @@ _PACKAGE = Path(__file__).parent.parent
 _GROUPS = {
     "Train": ("run", "resume"),
     "Inspect": ("ui", "runs", "show", "compare", "list", "describe"),
-    "Verify": ("check", "reproduce"),
+    "Verify": ("check", "verify", "reproduce", "archive", "sign"),
     "Use": ("generate", "register"),
     "Maintain": ("sync", "close-dead", "repair-store"),
 }
@@ -34,11 +34,19 @@ uri_option = click.option(
     metavar="URI",
     help="MLflow store to use instead of mlruns/ (default: $MLFLOW_TRACKING_URI, if set).",
 )
+trust_option = click.option(
+    "--trust",
+    multiple=True,
+    metavar="MODULE:NAME",
+    help="Code outside of fbp that the run's configuration may name; may be repeated.",
+)
 code_option = click.option(
     "--code",
+    multiple=True,
     type=click.Path(path_type=Path, exists=True),
     metavar="FILE",
-    help="Python file of your own that the run's configuration names, if it is not installed.",
+    help="Python file of your own whose functions the run's configuration may name; may be "
+    "repeated.",
 )
 
 

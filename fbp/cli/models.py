@@ -13,12 +13,14 @@ from fbp.cli.base import (
     main,
     set_option,
     shown,
+    trust_option,
     uri_option,
     wrapped_entry,
 )
 from fbp.errors import InputError, prefixed_by
 
 _PICTURES = (".svg", ".png", ".pdf")
+_OTHER_IN_EVALUATION = ("dropout", "stochastic_depth", "batch_norm")
 
 
 def _built_variants(path: Path, overrides: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:
@@ -46,21 +48,29 @@ def _built_variants(path: Path, overrides: tuple[str, ...]) -> Iterator[tuple[st
 def check(experiment: str, overrides: tuple[str, ...], examples: int) -> None:
     """Compare the hand-written gradients of EXPERIMENT with jax.vjp and finite differences.
 
-    The exit status is 1 if a gradient is wrong.
+    If the targets are labels, one of several examples is checked without a target. A model that
+    behaves otherwise in training than in evaluation is checked in both. The exit status is 1 if a
+    gradient is wrong.
     """
     import jax
 
     from fbp._gradcheck import check_gradients
+    from fbp._observation import positions
 
     path, passed = experiment_path(experiment), True
     for name, config, built in _built_variants(path, overrides):
         key = jax.random.key(config.seed)
         params, _ = built.model.init(key, built.shape)
-        x, y = (part[:examples] for part in built.data.train)
-        report = check_gradients(built.model, built.loss, params, x, y, key=key)
-        click.echo(f"{path.stem} {name}".strip())
-        click.echo(str(report))
-        passed &= report.ok
+        x, y = (part[:examples].copy() for part in built.data.train)
+        if built.loss.targets == "labels" and y.dtype.kind == "i" and len(y) > 1:
+            y[-1] = -1
+        differs = any(place.layer.kind in _OTHER_IN_EVALUATION for place in positions(built.model))
+        for each_key in (key, None) if differs else (key,):
+            report = check_gradients(built.model, built.loss, params, x, y, key=each_key)
+            when = "in evaluation" if each_key is None else "in training" if differs else ""
+            click.echo(" ".join(filter(None, (path.stem, name, when))))
+            click.echo(str(report))
+            passed &= report.ok
     sys.exit(0 if passed else 1)
 
 
@@ -148,20 +158,23 @@ def list_names(kind: str | None) -> None:
     type=click.IntRange(0, 2**32 - 1),
     help="Seed of the sampling.",
 )
+@trust_option
 @code_option
 @uri_option
 def generate_text(
     run_name: str,
+    *,
     prompt: str,
     tokens: int,
     temperature: float,
     seed: int,
-    code: Path | None,
+    trust: tuple[str, ...],
+    code: tuple[Path, ...],
     tracking_uri: str | None,
 ) -> None:
     """Write text with the language model of RUN: a run's folder, name or MLflow run id."""
     from fbp.experiment.commands.generate import generate
     from fbp.experiment.commands.load import load
 
-    trained = load(run_name, tracking_uri, code=code)
+    trained = load(run_name, tracking_uri, trust=trust, code=code)
     click.echo(prompt + generate(trained, prompt, count=tokens, temperature=temperature, seed=seed))

@@ -129,13 +129,14 @@ def ui(port: int, tracking_uri: str | None) -> None:
     )
     if uri == uris.default_uri(root):
         store.check_not_moved(root)
-    words = [sys.executable, "-m", "mlflow", "ui", "--workers", "1"]
+    words = [sys.executable, "-P", "-m", "mlflow", "ui", "--workers", "1"]
     words += ["--default-artifact-root", store.artifact_root(root)]
     words += ["--host", "127.0.0.1", "--port", str(port)]
     settings = {
         "MLFLOW_BACKEND_STORE_URI": uri,  # not an argument: it may hold a password
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PYTHONSAFEPATH": "1",  # nothing is imported from the current folder
     }
     with subprocess.Popen(words, env=os.environ | settings) as server:
         # the server must not outlive this process

@@ -1,4 +1,4 @@
-"""Commands that train: `fbp run`, `fbp resume`, `fbp reproduce`."""
+"""Commands that train: `fbp run`, `fbp resume`."""
 
 import signal
 import sys
@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fbp.cli.base import experiment_path, main, set_option, shown, uri_option
+from fbp.cli.base import (
+    code_option,
+    experiment_path,
+    main,
+    set_option,
+    shown,
+    trust_option,
+    uri_option,
+)
 
 if TYPE_CHECKING:
     from fbp.experiment.commands.launch import Launched, RunRequest
@@ -38,29 +46,31 @@ def run(experiment: str, overrides: tuple[str, ...], resume: str, tracking_uri: 
 
 @main.command("resume", short_help="resume a run that was interrupted")
 @click.argument("run_name", metavar="RUN")
-@uri_option
-def resume_run(run_name: str, tracking_uri: str | None) -> None:
-    """Resume RUN (its folder, its name, or its MLflow run id) after an interruption."""
-    from fbp.experiment.commands.launch import resume
-
-    _report(resume(run_name, _request(tracking_uri)))
-
-
-@main.command("reproduce", short_help="run a run again from its record; compare every bit")
-@click.argument("run_name", metavar="RUN")
 @click.option(
-    "--code", type=click.Path(path_type=Path, exists=True), help="The file of a model of your own."
+    "--accept-changes", is_flag=True, help="Go on although your own code is another than before."
 )
+@trust_option
+@code_option
 @uri_option
-def reproduce_run(run_name: str, code: Path | None, tracking_uri: str | None) -> None:
-    """Run RUN again from its record alone and compare every bit.
+def resume_run(
+    run_name: str,
+    accept_changes: bool,  # noqa: FBT001
+    trust: tuple[str, ...],
+    code: tuple[Path, ...],
+    tracking_uri: str | None,
+) -> None:
+    """Resume RUN (its folder, its name, or its MLflow run id) after an interruption.
 
-    The exit status is 1 if one bit differs.
+    Configuration and data must be those that it was begun with, and so must your own code unless
+    you accept its changes.
     """
-    from fbp.experiment.commands.reproduce import reproduce
+    from fbp.experiment.commands.launch import resume
+    from fbp.experiment.config.trust import trust_of
 
-    _collect_signals()
-    sys.exit(0 if reproduce(run_name, tracking_uri, click.echo, code) else 1)
+    request = _request(tracking_uri)._replace(
+        trust=trust_of(trust, code), accepts_changes=accept_changes
+    )
+    _report(resume(run_name, request))
 
 
 def _request(tracking_uri: str | None) -> "RunRequest":
@@ -68,10 +78,10 @@ def _request(tracking_uri: str | None) -> "RunRequest":
     from fbp.experiment.commands.launch import RunRequest
     from fbp.experiment.commands.progress import Bar
 
-    return RunRequest(Bar, tracking_uri, _announce_wait, _collect_signals())
+    return RunRequest(Bar, tracking_uri, _announce_wait, collect_signals())
 
 
-def _collect_signals() -> list[int]:
+def collect_signals() -> list[int]:
     """Install handlers for SIGINT and SIGTERM: they raise, and append to the list returned."""
     signals: list[int] = []
 

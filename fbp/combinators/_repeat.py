@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fbp._arguments import checked
 from fbp.combinators._parts import call_part, combine_incremental
-from fbp.errors import InputError, ShapeError
+from fbp.errors import ShapeError
 from fbp.layer import (
     IN,
     OUT,
@@ -23,6 +24,7 @@ from fbp.layer import (
 )
 
 
+@checked
 def repeat(layer: Layer, times: int, *, unroll: int = 1) -> Layer:
     """Repeat a layer ``times`` times in sequence, as one scan over stacked parameters.
 
@@ -43,10 +45,6 @@ def repeat(layer: Layer, times: int, *, unroll: int = 1) -> Layer:
         ShapeError: if the layer changes the shape of its input.
     """
     require_layer("repeat", layer)
-    if times < 1:
-        raise InputError(f"repeat: times must be at least 1, got {times}")
-    if unroll < 1:
-        raise InputError(f"repeat: unroll must be at least 1, got {unroll}")
     repeated = _Repeated(layer, times, min(unroll, times))
     return Layer(
         repeated.init,

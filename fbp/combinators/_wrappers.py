@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fbp._arguments import checked
 from fbp._observation import join_observed, split_observed
 from fbp.combinators._parts import combine_incremental, is_floating
 from fbp.layer import (
@@ -23,6 +24,7 @@ from fbp.layer import (
 )
 
 
+@checked
 def recompute(layer: Layer) -> Layer:
     """Keep only the layer's input; backward runs the forward pass again. Chen et al. (2016).
 
@@ -60,6 +62,7 @@ def recompute(layer: Layer) -> Layer:
     )
 
 
+@checked
 def precision(
     layer: Layer, compute: Any = jnp.bfloat16, *, loss_scale: float | Array | None = None
 ) -> Layer:

@@ -14,7 +14,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fbp.errors import InputError, ShapeError
+from fbp._arguments import checked
+from fbp.errors import ShapeError
 from fbp.layer import Array, Cache, Layer, Shape, parameterless
 
 
@@ -71,6 +72,7 @@ def relu() -> Layer:
     )
 
 
+@checked
 def leaky_relu(slope: float | Array = 0.01) -> Layer:
     """Return the layer ``a = z`` if z > 0, else ``slope * z``. Maas, Hannun and Ng (2013).
 
@@ -86,6 +88,7 @@ def leaky_relu(slope: float | Array = 0.01) -> Layer:
     )
 
 
+@checked
 def elu(alpha: float | Array = 1.0) -> Layer:
     """Return the layer ``a = z`` if z > 0, else ``alpha (exp(z) - 1)``. Clevert et al. (2016).
 
@@ -145,6 +148,7 @@ _INV_SQRT_2PI = 0.3989422804014327
 _SQRT_2_OVER_PI = 0.7978845608028654
 
 
+@checked
 def gelu(*, approximate: bool = False) -> Layer:
     """Return the layer ``a = z Phi(z)``, Phi the standard normal's distribution function.
 
@@ -237,6 +241,7 @@ def glu() -> Layer:
     return parameterless("glu", forward, backward, out_shape)
 
 
+@checked
 def maxout(pieces: int = 2) -> Layer:
     """Return the largest of each ``pieces`` neighbours on the last axis. Goodfellow et al. (2013).
 
@@ -249,8 +254,6 @@ def maxout(pieces: int = 2) -> Layer:
         InputError: if ``pieces`` is less than 1.
         ShapeError: if the last axis is not a multiple of ``pieces``.
     """
-    if pieces < 1:
-        raise InputError(f"maxout: pieces must be at least 1, got {pieces}")
 
     def out_shape(shape: Shape) -> Shape:
         if not shape or shape[-1] % pieces:
@@ -261,12 +264,13 @@ def maxout(pieces: int = 2) -> Layer:
         return (*shape[:-1], shape[-1] // pieces)
 
     def forward(x: Array) -> tuple[Array, Cache]:
-        groups = x.reshape(*x.shape[:-1], -1, pieces)
+        groups = x.reshape(*x.shape[:-1], x.shape[-1] // pieces, pieces)
         winner = groups.argmax(axis=-1, keepdims=True)
         return jnp.take_along_axis(groups, winner, axis=-1)[..., 0], winner
 
     def backward(cache: Cache, delta: Array) -> Array:
         mask = cache == jnp.arange(pieces)
-        return jnp.where(mask, delta[..., None], 0).reshape(*delta.shape[:-1], -1)
+        whole = jnp.where(mask, delta[..., None], 0)
+        return whole.reshape(*delta.shape[:-1], delta.shape[-1] * pieces)
 
     return parameterless("maxout", forward, backward, out_shape, name=f"maxout({pieces})")

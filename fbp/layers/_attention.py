@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from fbp import initializers
-from fbp.errors import InputError, ShapeError
+from fbp._arguments import checked
+from fbp.errors import ShapeError
 from fbp.layer import (
     Array,
     Cache,
@@ -27,11 +28,19 @@ from fbp.layer import (
     Params,
     Shape,
 )
-from fbp.layers._attention_core import Mask, attend, attend_backward, scale, weighted_values
+from fbp.layers._attention_core import (
+    Mask,
+    attend,
+    attend_backward,
+    scale,
+    select_real,
+    weighted_values,
+)
 from fbp.layers._attention_projections import CROSS, SELF, join_heads, split_heads
 from fbp.layers._embedding import angles
 
 
+@checked
 def dot_product_attention(*, causal: bool = False, with_lengths: bool = False) -> Layer:
     """Return scaled dot-product attention ``softmax(q k^T / sqrt(D)) v``. Vaswani et al. (2017).
 
@@ -67,8 +76,10 @@ def dot_product_attention(*, causal: bool = False, with_lengths: bool = False) -
                 f"dot_product_attention expects a length for each example, ({q.shape[0]},), "
                 f"got {jnp.shape(x[3])}"
             )
+        lengths = x[3] if with_lengths else None
+        k, v = select_real(k, lengths), select_real(v, lengths)
         q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
-        return q, k, v, Mask(causal, x[3] if with_lengths else None)
+        return q, k, v, Mask(causal, lengths)
 
     def init(key: Key, shape: Any) -> tuple[Params, Shape]:
         return (), shape[0]
@@ -82,7 +93,8 @@ def dot_product_attention(*, causal: bool = False, with_lengths: bool = False) -
         q, k, v, o, weights_or_logsumexp, lengths = cache
         delta, mask = delta.swapaxes(1, 2), Mask(causal, lengths)
         deltas = attend_backward(q, k, v, o, weights_or_logsumexp, delta, mask)
-        input_deltas = tuple(a.swapaxes(1, 2) for a in deltas)
+        dq, dk, dv = (a.swapaxes(1, 2) for a in deltas)
+        input_deltas = dq, select_real(dk, lengths), select_real(dv, lengths)
         return (*input_deltas, None) if with_lengths else input_deltas, ()
 
     return Layer(init, forward, backward, kind="dot_product_attention", incremental=None)
@@ -101,6 +113,7 @@ def _check_causal(kind: str, queries: int, keys: int, *, causal: bool) -> None:
         )
 
 
+@checked
 def attention(
     heads: int,
     *,
@@ -140,8 +153,6 @@ def attention(
         InputError: if ``heads`` is less than 1.
         ShapeError: if ``heads`` does not divide F, or inputs do not fit.
     """
-    if heads < 1:
-        raise InputError(f"attention: heads must be at least 1, got {heads}")
     options = _Options(heads, causal, cross, with_lengths, rotary)
     return _attention(options, weights, output_weights)
 
@@ -168,6 +179,12 @@ class _Inputs(NamedTuple):
     x: Array
     memory: Array | None
     lengths: Array | None
+
+    def without_padding(self) -> "_Inputs":
+        """Return the same with zeros for the keys from each example's length on."""
+        if self.memory is None:
+            return self._replace(x=select_real(self.x, self.lengths))
+        return self._replace(memory=select_real(self.memory, self.lengths))
 
     @property
     def sources(self) -> list[Array]:
@@ -212,7 +229,7 @@ def _take_apart(options: _Options, x: Any) -> _Inputs:
         )
     memory = inputs.x if inputs.memory is None else inputs.memory
     _check_shapes(options, inputs.x.shape[1:], memory.shape[1:])
-    return inputs
+    return inputs.without_padding()
 
 
 def _check_shapes(options: _Options, x: Shape, memory: Shape) -> None:
@@ -260,6 +277,7 @@ def _attention(
             dq, dk = rotate(dq, -1), rotate(dk, -1)
         deltas, projection_grads = projections.unproject(params, inputs.sources, [dq, dk, dv])
         if options.with_lengths:
+            deltas[-1] = select_real(jnp.asarray(deltas[-1]), inputs.lengths)
             deltas.append(None)  # integers have no delta
         return deltas[0] if len(deltas) == 1 else tuple(deltas), grads | projection_grads
 

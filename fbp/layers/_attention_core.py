@@ -45,6 +45,17 @@ class Mask(NamedTuple):
         return visible
 
 
+def select_real(x: Array, lengths: Array | None) -> Array:
+    """Return ``x (B, S, ...)`` with zeros from each example's length on, whatever it holds there.
+
+    A zero weight would not do: zero times NaN is NaN.
+    """
+    if lengths is None:
+        return x
+    real = jnp.arange(x.shape[1]) < lengths[:, None]
+    return jnp.where(real.reshape(*real.shape, *[1] * (x.ndim - 2)), x, 0)
+
+
 # --- whole ----------------------------------------------------------------------------------------
 
 

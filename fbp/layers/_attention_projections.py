@@ -71,11 +71,14 @@ CROSS = Projections((("q", 1), ("kv", 2)))
 
 def split_heads(x: Array, heads: int, count: int) -> list[Array]:
     """Map ``(B, T, count F)`` to ``count`` arrays (B, N, T, D)."""
-    by_head = x.reshape(*x.shape[:2], count, heads, -1).transpose(2, 0, 3, 1, 4)
+    by_head = x.reshape(*x.shape[:2], count, heads, x.shape[2] // (count * heads)).transpose(
+        2, 0, 3, 1, 4
+    )
     return [by_head[i] for i in range(count)]
 
 
 def join_heads(arrays: Sequence[Array]) -> Array:
     """Invert :func:`split_heads`, and return rows ``(B T, count F)``."""
-    batch, _, positions, _ = arrays[0].shape
-    return jnp.stack(arrays).transpose(1, 3, 0, 2, 4).reshape(batch * positions, -1)
+    batch, heads, positions, size = arrays[0].shape
+    joined = jnp.stack(arrays).transpose(1, 3, 0, 2, 4)
+    return joined.reshape(batch * positions, len(arrays) * heads * size)

@@ -18,12 +18,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from fbp import initializers
+from fbp._arguments import checked
 from fbp._kernels import DILATED_MIN_CHANNELS, ConvolutionShape, by_platform, convolution
 from fbp.errors import InputError, ShapeError
 from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape
 from fbp.layers._window import Padding, Window, make_window
 
 
+@checked
 def conv1d(
     channels: int,
     window: int,
@@ -59,6 +61,7 @@ def conv1d(
     return _convolution("conv1d", channels, moving, groups=groups, weights=weights, bias=bias)
 
 
+@checked
 def conv2d(
     channels: int,
     window: int | Sequence[int],
@@ -151,6 +154,7 @@ def _convolution(
     return Layer(init, forward, backward, kind=kind, name=name, incremental=None)
 
 
+@checked
 def conv_transpose1d(
     channels: int,
     window: int,
@@ -182,6 +186,7 @@ def conv_transpose1d(
     return _transposed("conv_transpose1d", channels, moving, weights=weights, bias=bias)
 
 
+@checked
 def conv_transpose2d(
     channels: int,
     window: int | Sequence[int],
@@ -227,8 +232,6 @@ def _transposed(
 ) -> Layer:
     """Return the transposed convolution that both public ones are."""
     rank = len(window.size)
-    if channels < 1:
-        raise InputError(f"{kind}: channels must be at least 1, got {channels}")
     draw_weights, draw_bias = weights or initializers.he_normal(), bias or initializers.zeros()
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:

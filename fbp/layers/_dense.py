@@ -24,10 +24,12 @@ import jax
 import jax.numpy as jnp
 
 from fbp import initializers
-from fbp.errors import InputError, ShapeError
+from fbp._arguments import checked
+from fbp.errors import ShapeError
 from fbp.layer import Array, Cache, Grads, Initializer, Key, Layer, Params, Shape
 
 
+@checked
 def dense(
     features: int, *, weights: Initializer | None = None, bias: Initializer | None = None
 ) -> Layer:
@@ -52,8 +54,6 @@ def dense(
     >>> shape, params["w"].shape, params["b"].shape
     ((3,), (2, 3), (3,))
     """
-    if features < 1:
-        raise InputError(f"dense: features must be at least 1, got {features}")
     draw_weights = weights or initializers.glorot_uniform()
     draw_bias = bias or initializers.zeros()
 

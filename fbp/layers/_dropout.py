@@ -8,9 +8,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fbp._arguments import checked
 from fbp.layer import Array, Cache, Grads, Key, Layer, Params, Shape
 
 
+@checked
 def dropout(rate: float | Array) -> Layer:
     """Return a layer that drops each number with probability ``rate``.
 
@@ -23,6 +25,7 @@ def dropout(rate: float | Array) -> Layer:
     return _drop("dropout", rate, lambda shape: shape)
 
 
+@checked
 def stochastic_depth(rate: float | Array) -> Layer:
     """Return a layer that drops whole examples with probability ``rate``.
 
@@ -44,7 +47,7 @@ def _drop(kind: str, rate: float | Array, mask_shape: Callable[[Shape], Shape]) 
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
         if key is None:
             return x, ()
-        mask = jax.random.bernoulli(key, 1 - rate, mask_shape(x.shape))
+        mask = jax.random.bernoulli(key, 1.0 - rate, mask_shape(x.shape))
         return _masked(x, mask, rate), mask
 
     def backward(params: Params, cache: Cache, delta: Array) -> tuple[Array, Grads]:

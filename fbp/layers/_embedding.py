@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 
 from fbp import initializers
+from fbp._arguments import checked
 from fbp._kernels import at_least_float32
 from fbp.errors import InputError, ShapeError
 from fbp.layer import (
@@ -20,6 +21,7 @@ from fbp.layer import (
 )
 
 
+@checked
 def embedding(vocabulary: int, features: int, *, weights: Initializer | None = None) -> Layer:
     """Return a row of a table for each token: ``(B, ...)`` integers to ``(B, ..., features)``.
 
@@ -40,11 +42,6 @@ def embedding(vocabulary: int, features: int, *, weights: Initializer | None = N
         InputError: if ``vocabulary`` or ``features`` is less than 1.
         ShapeError: if the input is not integers.
     """
-    if vocabulary < 1 or features < 1:
-        raise InputError(
-            "embedding: vocabulary and features must be at least 1, "
-            f"got {vocabulary} and {features}"
-        )
     draw = weights or initializers.small_normal(0.02)
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
@@ -67,6 +64,7 @@ def embedding(vocabulary: int, features: int, *, weights: Initializer | None = N
     )
 
 
+@checked
 def unembedding(vocabulary: int, *, weights: Initializer | None = None) -> Layer:
     """Return the logits ``x w^T``: an embedding's table read the other way.
 
@@ -84,8 +82,6 @@ def unembedding(vocabulary: int, *, weights: Initializer | None = None) -> Layer
         InputError: if ``vocabulary`` is less than 1.
         ShapeError: if the input does not fit.
     """
-    if vocabulary < 1:
-        raise InputError(f"unembedding: vocabulary must be at least 1, got {vocabulary}")
     draw = weights or initializers.small_normal(0.02)
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
@@ -114,6 +110,7 @@ def unembedding(vocabulary: int, *, weights: Initializer | None = None) -> Layer
     return Layer(init, forward, backward, kind="unembedding", name=f"unembedding({vocabulary})")
 
 
+@checked
 def learned_positions(context: int | None = None, *, weights: Initializer | None = None) -> Layer:
     """Return the layer that adds a learned vector to each position, ``(B, T, F) -> (B, T, F)``.
 

@@ -10,6 +10,7 @@ backward pass; that is cheaper than storing it. Statistics are computed in float
 whatever the dtype of x.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,9 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from fbp import initializers
+from fbp._arguments import checked
 from fbp._kernels import at_least_float32
 from fbp._observation import join_observed, split_observed
-from fbp.errors import InputError, ShapeError
+from fbp.errors import ShapeError
 from fbp.layer import Array, Cache, Grads, Key, Layer, Params, Shape, Statistics, require_layer
 
 
@@ -103,6 +105,7 @@ def _over_features(kind: str, epsilon: float | Array, *, centered: bool) -> Laye
     return Layer(init, forward, backward, kind=kind)
 
 
+@checked
 def layer_norm(epsilon: float | Array = 1e-5) -> Layer:
     """Return mean 0 and deviation 1 over the features of each position.
 
@@ -120,6 +123,7 @@ def layer_norm(epsilon: float | Array = 1e-5) -> Layer:
     return _over_features("layer_norm", epsilon, centered=True)
 
 
+@checked
 def rms_norm(epsilon: float | Array = 1e-6) -> Layer:
     """Return a root mean square of 1 over the features of each position.
 
@@ -137,6 +141,7 @@ def rms_norm(epsilon: float | Array = 1e-6) -> Layer:
     return _over_features("rms_norm", epsilon, centered=False)
 
 
+@checked
 def group_norm(groups: int, epsilon: float | Array = 1e-5) -> Layer:
     """Return mean 0 and deviation 1 over all positions and the channels of each group.
 
@@ -153,8 +158,6 @@ def group_norm(groups: int, epsilon: float | Array = 1e-5) -> Layer:
         InputError: if ``groups`` is less than 1.
         ShapeError: if the channels are not a multiple of ``groups``, or the input does not fit.
     """
-    if groups < 1:
-        raise InputError(f"group_norm: groups must be at least 1, got {groups}")
     name = f"group_norm({groups})"
 
     def check(shape: Shape) -> None:
@@ -170,7 +173,7 @@ def group_norm(groups: int, epsilon: float | Array = 1e-5) -> Layer:
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
         check(x.shape[1:])
         _check_width(name, "channels", params, x)
-        rows = x.reshape(x.shape[0], -1, x.shape[-1])
+        rows = x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
         wide, positions = _wide(rows), rows.shape[1]
         mean = _group_means(wide.sum(axis=1), positions, groups)
         variance = _group_means(((wide - mean) ** 2).sum(axis=1), positions, groups)
@@ -200,7 +203,7 @@ def group_norm(groups: int, epsilon: float | Array = 1e-5) -> Layer:
 def _group_means(sums: Array, positions: int, groups: int) -> Array:
     """Return each group's mean (B, 1, C) from each channel's sum over positions (B, C)."""
     size = sums.shape[-1] // groups
-    means = sums.reshape(-1, groups, size).sum(axis=-1) / (positions * size)
+    means = sums.reshape(sums.shape[0], groups, size).sum(axis=-1) / (positions * size)
     return jnp.repeat(means, size, axis=-1)[:, None]
 
 
@@ -213,6 +216,7 @@ def _scale_and_offset(key: Key, shape: Shape) -> dict[str, Array]:
     }
 
 
+@checked
 def batch_norm(epsilon: float | Array = 1e-5) -> Layer:
     """Return mean 0 and deviation 1 over the batch and all positions, for each channel.
 
@@ -298,6 +302,7 @@ def _combine(batches: dict[str, Array]) -> dict[str, Array]:
     return {"mean": means.mean(axis=0), "variance": variances.mean(axis=0) + means.var(axis=0)}
 
 
+@checked
 def weight_norm(layer: Layer) -> Layer:
     """Return the layer with its weight ``w`` written as ``g v / |v|``: length and direction apart.
 
@@ -317,7 +322,9 @@ def weight_norm(layer: Layer) -> Layer:
     require_layer("weight_norm", layer)
 
     def norms(v: Array) -> Array:
-        return jnp.sqrt((v * v).sum(axis=tuple(range(v.ndim - 1))))
+        squares = (v * v).sum(axis=tuple(range(v.ndim - 1)))
+        # a column of zeros has no direction: a norm of 1 leaves it, and its gradient, finite
+        return jnp.sqrt(jnp.where(squares == 0, 1, squares))
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         params, out_shape = layer.init(key, shape)
@@ -328,7 +335,7 @@ def weight_norm(layer: Layer) -> Layer:
         return {"v": params["w"], "g": norms(params["w"]), "b": params["b"]}, out_shape
 
     def forward(params: Params, x: Array, *, key: Key | None = None) -> tuple[Array, Cache]:
-        w = params["v"] * (params["g"] / norms(params["v"]))
+        w = params["v"] * (params["g"] / norms(params["v"]))  # 0 if v is
         y, cache = layer.forward({"w": w, "b": params["b"]}, x, key=key)
         return y, (w, cache)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
+from fbp._arguments import checked
 from fbp._kernels import at_least_float32
 from fbp.errors import ShapeError
 from fbp.layer import Array, Cache, Layer, Shape, array_to_shape, parameterless, shape_to_array
@@ -32,6 +33,7 @@ class _Pooling(NamedTuple):
         return make_window(self.kind, rank, self.size, stride=stride, padding=self.padding)
 
 
+@checked
 def max_pool(
     window: int | Sequence[int],
     *,
@@ -66,6 +68,7 @@ def max_pool(
     return _pool(_Pooling("max_pool", window, stride, padding), forward, backward)
 
 
+@checked
 def avg_pool(
     window: int | Sequence[int],
     *,
@@ -110,10 +113,14 @@ def _pool(
     """
 
     def out_shape(shape: Shape) -> Shape:
-        return (*pooling.window(shape).output(shape[:-1]), shape[-1])
+        window = pooling.window(shape)
+        _require_input_in_windows(pooling.kind, window, shape[:-1])
+        return (*window.output(shape[:-1]), shape[-1])
 
     def forward(x: Array) -> tuple[Array, Cache]:
-        y, saved = pool(pooling.window(x.shape[1:]), x)
+        window = pooling.window(x.shape[1:])
+        _require_input_in_windows(pooling.kind, window, x.shape[1:-1])
+        y, saved = pool(window, x)
         return y, (shape_to_array(x.shape[1:]), saved)
 
     def backward(cache: Cache, delta: Array) -> Array:
@@ -131,6 +138,19 @@ def _pool(
         name=f"{pooling.kind}({text})",
         incremental=None,
     )
+
+
+def _require_input_in_windows(kind: str, window: Window, shape: Shape) -> None:
+    """Raise ShapeError if a window lies in padding alone, where it has neither maximum nor mean."""
+    sizes = zip(
+        shape, window.size, window.stride, window.pads(shape), window.output(shape), strict=True
+    )
+    for n, size, stride, (before, _), count in sizes:
+        if count and (before >= size or (count - 1) * stride - before >= n):
+            raise ShapeError(
+                f"{kind}: expected that each window holds a part of the input, but with this "
+                f"padding one of size {size} lies in padding alone; pad by less than the window"
+            )
 
 
 def scatter_patches(window: Window, parts: Sequence[Array], shape: Shape) -> Array:
@@ -196,7 +216,7 @@ def global_max_pool() -> Layer:
 
     def forward(x: Array) -> tuple[Array, Cache]:
         _channels("global_max_pool", x.shape[1:])
-        rows = x.reshape(x.shape[0], -1, x.shape[-1])
+        rows = x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
         winner = rows.argmax(axis=1, keepdims=True)
         largest = jnp.take_along_axis(rows, winner, axis=1)[:, 0]
         return largest, (shape_to_array(x.shape[1:]), winner)
@@ -208,7 +228,7 @@ def global_max_pool() -> Layer:
         rows = jnp.put_along_axis(
             rows, winner, delta[:, None], axis=1, inplace=False, mode="promise_in_bounds"
         )
-        return rows.reshape(-1, *shape)
+        return rows.reshape(delta.shape[0], *shape)
 
     return _global_pool("global_max_pool", forward, backward)
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fbp import initializers
+from fbp._arguments import checked
 from fbp.errors import InputError, ShapeError
 from fbp.layer import (
     Array,
@@ -49,6 +50,7 @@ class _Options(NamedTuple):
     recurrent_weights: Initializer | None
 
 
+@checked
 def rnn(
     features: int,
     *,
@@ -89,6 +91,7 @@ def rnn(
     return _recurrent(RNN, features, options)
 
 
+@checked
 def lstm(
     features: int,
     *,
@@ -128,6 +131,7 @@ def lstm(
     return _recurrent(LSTM._replace(gate_biases=(0.0, forget_bias, 0.0, 0.0)), features, options)
 
 
+@checked
 def gru(
     features: int,
     *,
@@ -263,8 +267,6 @@ class _Cache(NamedTuple):
 
 def _recurrent(cell: Cell, features: int, options: _Options) -> Layer:
     """Return the recurrent layer of a cell with the options' adapters."""
-    if features < 1:
-        raise InputError(f"{cell.kind}: features must be at least 1, got {features}")
     if options.output not in ("sequence", "last"):
         raise InputError(
             f"{cell.kind}: output must be 'sequence' or 'last', got {options.output!r}"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
+from fbp._arguments import checked
 from fbp.errors import InputError, ShapeError
 from fbp.layer import Array, Cache, Layer, Shape, array_to_shape, parameterless, shape_to_array
 
@@ -14,11 +15,12 @@ def flatten() -> Layer:
     return _shape_layer(
         "flatten",
         lambda shape: (math.prod(shape),),
-        lambda x: x.reshape(x.shape[0], -1),
-        lambda delta, shape: delta.reshape(-1, *shape),
+        lambda x: x.reshape(x.shape[0], math.prod(x.shape[1:])),
+        lambda delta, shape: delta.reshape(delta.shape[0], *shape),
     )
 
 
+@checked
 def reshape(shape: Sequence[int]) -> Layer:
     """Return the layer ``(B, ...) -> (B, *shape)``.
 
@@ -43,11 +45,12 @@ def reshape(shape: Sequence[int]) -> Layer:
         "reshape",
         out_shape,
         lambda x: x.reshape(x.shape[0], *out_shape(x.shape[1:])),
-        lambda delta, shape: delta.reshape(-1, *shape),
+        lambda delta, shape: delta.reshape(delta.shape[0], *shape),
         "x".join(map(str, target)),
     )
 
 
+@checked
 def transpose(order: Sequence[int]) -> Layer:
     """Return an example's axes (without the batch's) in another order.
 
@@ -81,6 +84,7 @@ def transpose(order: Sequence[int]) -> Layer:
     )
 
 
+@checked
 def pad(widths: Sequence[tuple[int, int]]) -> Layer:
     """Return the input with zeros before and after each spatial axis.
 
@@ -110,6 +114,7 @@ def pad(widths: Sequence[tuple[int, int]]) -> Layer:
     )
 
 
+@checked
 def crop(widths: Sequence[tuple[int, int]]) -> Layer:
     """Return the input without some positions before and after each spatial axis.
 
@@ -142,6 +147,7 @@ def crop(widths: Sequence[tuple[int, int]]) -> Layer:
     )
 
 
+@checked
 def upsample(factor: int) -> Layer:
     """Return each position repeated along each spatial axis (nearest neighbour).
 
@@ -152,8 +158,6 @@ def upsample(factor: int) -> Layer:
         InputError: if ``factor`` is less than 1.
         ShapeError: if the input has no spatial axis.
     """
-    if factor < 1:
-        raise InputError(f"upsample: factor must be at least 1, got {factor}")
 
     def out_shape(shape: Shape) -> Shape:
         if len(shape) < 2:
@@ -171,7 +175,7 @@ def upsample(factor: int) -> Layer:
 
     def backward(delta: Array, shape: Shape) -> Array:
         repeated = [part for n in shape[:-1] for part in (n, factor)]
-        blocks = delta.reshape(-1, *repeated, shape[-1])
+        blocks = delta.reshape(delta.shape[0], *repeated, shape[-1])
         return blocks.sum(axis=tuple(range(2, 2 * len(shape) - 1, 2)))
 
     return _shape_layer("upsample", out_shape, forward, backward, str(factor))

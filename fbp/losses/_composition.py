@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fbp._arguments import checked
 from fbp.errors import InputError, ShapeError
 from fbp.layer import Array, Loss, TargetKind, identity, require_loss
 
@@ -88,6 +89,7 @@ def weighted(*parts: tuple[Loss, float]) -> Loss:
     )
 
 
+@checked
 def from_function(
     function: Callable[[Any, Any], Array],
     *,

@@ -9,9 +9,9 @@ from fbp.losses._targets import (
     count_positions,
     mean_over_labelled_positions,
     mean_over_positions,
-    position_weights,
     same_shape,
     target_row_sums,
+    weigh_positions,
 )
 
 
@@ -31,7 +31,7 @@ def _softmax_delta(output: Array, target: Array) -> Array:
     y = class_targets("softmax_cross_entropy", output, target)
     exponentials = jnp.exp(output - output.max(axis=-1, keepdims=True))
     per_row = target_row_sums(output, target) / exponentials.sum(axis=-1, keepdims=True)
-    return (exponentials * per_row - y) * position_weights(output, target)  # softmax(z) - y
+    return weigh_positions(exponentials * per_row - y, output, target)  # softmax(z) - y
 
 
 softmax_cross_entropy = Loss(
@@ -106,7 +106,8 @@ def _multiclass_hinge_value(output: Array, target: Array) -> Array:
 def _multiclass_hinge_delta(output: Array, target: Array) -> Array:
     y, margin = _margins(output, target)
     violated = (margin > 0).astype(output.dtype)
-    return (violated - y * violated.sum(axis=-1, keepdims=True)) * position_weights(output, target)
+    delta = violated - y * violated.sum(axis=-1, keepdims=True)
+    return weigh_positions(delta, output, target)
 
 
 multiclass_hinge = Loss(

@@ -8,8 +8,8 @@ from fbp.losses._targets import (
     count_positions,
     mean_over_labelled_positions,
     mean_over_positions,
-    position_weights,
     same_shape,
+    weigh_positions,
 )
 
 
@@ -28,9 +28,8 @@ def _probability_value(output: Array, target: Array) -> Array:
 def _probability_delta(output: Array, target: Array) -> Array:
     y = class_targets("cross_entropy", output, target)
     tiny = _smallest_normal(output)
-    return jnp.where(output > tiny, -y / jnp.maximum(output, tiny), 0) * position_weights(
-        output, target
-    )
+    delta = jnp.where(output > tiny, -y / jnp.maximum(output, tiny), 0)
+    return weigh_positions(delta, output, target)
 
 
 cross_entropy = Loss(

@@ -1,19 +1,22 @@
 """Losses on numbers: squared, absolute, Huber, log-cosh, and on log-rates: Poisson."""
 
+import math
+
 import jax.numpy as jnp
 
+from fbp._arguments import checked
 from fbp.layer import Array, Loss
-from fbp.losses._targets import count_positions, mean_over_positions, same_shape
+from fbp.losses._targets import count_positions, flat_rows, mean_over_positions, same_shape
 
 
 def _squared_value(output: Array, target: Array) -> Array:
     error = output - same_shape("mean_squared_error", output, target)
-    return (error * error).reshape(error.shape[0], -1).mean(axis=1)
+    return flat_rows(error * error).mean(axis=1)
 
 
 def _squared_delta(output: Array, target: Array) -> Array:
     error = output - same_shape("mean_squared_error", output, target)
-    return error * (2 / max(error[0].size, 1))
+    return error * (2 / max(math.prod(error.shape[1:]), 1))
 
 
 mean_squared_error = Loss(
@@ -27,7 +30,7 @@ mean_squared_error = Loss(
 
 def _quadratic_value(output: Array, target: Array) -> Array:
     error = output - same_shape("quadratic", output, target)
-    return 0.5 * (error * error).reshape(error.shape[0], -1).sum(axis=1)
+    return 0.5 * flat_rows(error * error).sum(axis=1)
 
 
 quadratic = Loss(
@@ -41,12 +44,12 @@ quadratic = Loss(
 
 def _absolute_value(output: Array, target: Array) -> Array:
     error = output - same_shape("mean_absolute_error", output, target)
-    return jnp.abs(error).reshape(error.shape[0], -1).mean(axis=1)
+    return flat_rows(jnp.abs(error)).mean(axis=1)
 
 
 def _absolute_delta(output: Array, target: Array) -> Array:
     error = output - same_shape("mean_absolute_error", output, target)
-    return jnp.sign(error) / max(error[0].size, 1)
+    return jnp.sign(error) / max(math.prod(error.shape[1:]), 1)
 
 
 mean_absolute_error = Loss(
@@ -58,6 +61,7 @@ mean_absolute_error = Loss(
 """``C = mean_k |a_k - y_k|``; delta = sign(a - y)/K, 0 at the kink."""
 
 
+@checked
 def huber(threshold: float = 1.0) -> Loss:
     """Return half the squared error up to ``threshold``, linear beyond it. Huber (1964).
 
@@ -74,23 +78,23 @@ def huber(threshold: float = 1.0) -> Loss:
     def value(output: Array, target: Array) -> Array:
         error = jnp.abs(output - same_shape("huber", output, target))
         inner = jnp.minimum(error, threshold)
-        return (inner * (error - 0.5 * inner)).reshape(error.shape[0], -1).mean(axis=1)
+        return flat_rows(inner * (error - 0.5 * inner)).mean(axis=1)
 
     def delta(output: Array, target: Array) -> Array:
         error = output - same_shape("huber", output, target)
-        return jnp.clip(error, -threshold, threshold) / max(error[0].size, 1)
+        return jnp.clip(error, -threshold, threshold) / max(math.prod(error.shape[1:]), 1)
 
     return Loss(value, delta, name="huber")
 
 
 def _log_cosh_value(output: Array, target: Array) -> Array:
     error = jnp.abs(output - same_shape("log_cosh", output, target))
-    return (error + jnp.log1p(0.5 * jnp.expm1(-2 * error))).reshape(error.shape[0], -1).mean(axis=1)
+    return flat_rows(error + jnp.log1p(0.5 * jnp.expm1(-2 * error))).mean(axis=1)
 
 
 def _log_cosh_delta(output: Array, target: Array) -> Array:
     error = output - same_shape("log_cosh", output, target)
-    return jnp.tanh(error) / max(error[0].size, 1)
+    return jnp.tanh(error) / max(math.prod(error.shape[1:]), 1)
 
 
 log_cosh = Loss(

@@ -1,10 +1,14 @@
 """Targets brought into the output's shape, and means over the positions of a sequence."""
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from fbp.errors import ShapeError
-from fbp.layer import Array
+from fbp.errors import InputError, ShapeError
+from fbp.layer import Array, Loss
 
 
 def same_shape(name: str, output: Array, target: Array) -> Array:
@@ -17,7 +21,12 @@ def same_shape(name: str, output: Array, target: Array) -> Array:
 
 def mean_over_positions(values: Array) -> Array:
     """Return ``(B,)``: the sum over the last axis, averaged over the positions before it."""
-    return values.reshape(values.shape[0], -1).sum(axis=1) / count_positions(values)
+    return flat_rows(values).sum(axis=1) / count_positions(values)
+
+
+def flat_rows(values: Array) -> Array:
+    """Return ``(B, ...)`` as rows ``(B, F)``, also of a batch without examples."""
+    return values.reshape(values.shape[0], math.prod(values.shape[1:]))
 
 
 def count_positions(values: Array) -> int:
@@ -29,20 +38,45 @@ def count_positions(values: Array) -> int:
 
 def mean_over_labelled_positions(values: Array, output: Array, target: Array) -> Array:
     """Return ``(B,)`` like :func:`mean_over_positions`, over the positions with a target."""
-    return (
-        (values.sum(axis=-1) * position_weights(output, target)[..., 0])
-        .reshape(values.shape[0], -1)
-        .sum(axis=1)
-    )
+    costs = weigh_positions(values.sum(axis=-1, keepdims=True), output, target)
+    return flat_rows(costs).sum(axis=1)
 
 
-def position_weights(output: Array, target: Array) -> Array:
-    """Return the weight of each position in its example's cost, broadcast against the output."""
-    if output.ndim < 3 or not _is_labels(output, target):
-        return jnp.full((1,) * output.ndim, 1 / count_positions(output), output.dtype)
-    count = (target >= 0).sum(axis=tuple(range(1, target.ndim)), keepdims=True)
+def weigh_positions(values: Array, output: Array, target: Array) -> Array:
+    """Return ``values (B, ..., K or 1)``, each times its position's share of its example's cost.
+
+    A position without a target is left out, whatever its values are; one whose label is no class
+    becomes NaN.
+    """
+    if not _is_labels(output, target):
+        return values * jnp.asarray(1 / count_positions(output), values.dtype)
+    labels = target.astype(jnp.int32)[..., None]  # a narrower type could not hold all classes
+    count = (labels >= 0).sum(axis=tuple(range(1, labels.ndim)), keepdims=True)
     wide = jnp.promote_types(output.dtype, jnp.float32)
-    return (1 / jnp.maximum(count, 1).astype(wide))[..., None].astype(output.dtype)
+    shares = 1 / jnp.maximum(count, 1).astype(wide)
+    shares = jnp.where(labels < output.shape[-1], shares, jnp.nan).astype(output.dtype)
+    return jnp.where(labels >= 0, values * shares, 0)
+
+
+def labelled_examples(loss: Loss, target: Any) -> Array | None:
+    """Return which examples have a target, ``(B,)``; None if all have, by their type.
+
+    An example has none if its label, or that of each of its positions, is negative.
+    """
+    is_integers = isinstance(target, jax.Array | np.ndarray) and jnp.issubdtype(
+        target.dtype, jnp.integer
+    )
+    if loss.targets != "labels" or not is_integers:
+        return None
+    return flat_rows(jnp.asarray(target >= 0)).any(axis=1)
+
+
+def mean_over_labelled(values: Array, labelled: Array | None) -> Array:
+    """Return the mean of ``values (B,)`` over the examples that have a target; 0 if none has."""
+    if labelled is None:
+        return values.mean()
+    total = jnp.where(labelled, values, 0).sum()
+    return total / jnp.maximum(labelled.sum(), 1).astype(total.dtype)
 
 
 def _is_labels(output: Array, target: Array) -> bool:
@@ -60,7 +94,24 @@ def class_targets(name: str, output: Array, target: Array) -> Array:
         return target.astype(output.dtype)
     if target.shape != output.shape[:-1]:
         raise ShapeError(f"{name} expects labels of shape {output.shape[:-1]}, got {target.shape}")
+    require_classes(name, target, output.shape[-1])
     return jax.nn.one_hot(target.astype(jnp.int32), output.shape[-1], dtype=output.dtype)
+
+
+def require_classes(name: str, labels: Array, classes: int) -> None:
+    """Check that no label is beyond the classes, where the labels are known.
+
+    Raises:
+        InputError: if one is. Inside ``jax.jit`` the cost is NaN then.
+    """
+    if isinstance(labels, jax.core.Tracer) or not labels.size:
+        return
+    largest = int(np.asarray(labels).max())
+    if largest >= classes:
+        raise InputError(
+            f"{name} expects labels from 0 to {classes - 1} (negative: no target), got {largest}; "
+            "labels begin with 0"
+        )
 
 
 def target_row_sums(output: Array, target: Array) -> Array:

@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Sequence
 
 from fbp import initializers
+from fbp._arguments import checked
 from fbp.blocks import Activation
 from fbp.combinators import chain, residual
-from fbp.errors import InputError
 from fbp.layer import Initializer, Layer
 from fbp.layers import (
     dense,
@@ -16,6 +16,7 @@ from fbp.layers import (
 from fbp.models._shared import weights_before
 
 
+@checked
 def mlp(
     outputs: int,
     hidden: Sequence[int] = (128,),
@@ -44,10 +45,6 @@ def mlp(
     Raises:
         InputError: a width is less than 1.
     """
-    if any(width < 1 for width in (*hidden, outputs)):
-        raise InputError(
-            f"mlp: widths must be at least 1, got hidden {list(hidden)} and outputs {outputs}"
-        )
     draw = weights or weights_before(activation)
     is_block = [
         residual_blocks and width == width_below
@@ -67,6 +64,7 @@ def mlp(
     return chain(*parts)
 
 
+@checked
 def autoencoder(
     outputs: int,
     hidden: Sequence[int] = (128,),

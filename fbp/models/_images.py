@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from fbp._arguments import checked
 from fbp.blocks import Activation, residual_block
 from fbp.combinators import chain, graph
 from fbp.errors import InputError
@@ -25,6 +26,7 @@ from fbp.layers import (
 from fbp.models._shared import check_sizes, transformer_blocks, weights_before
 
 
+@checked
 def lenet5(outputs: int, activation: Activation = tanh) -> Layer:
     """Return LeNet-5: two 5 x 5 convolutions with average pooling, dense layers of 120 and 84.
 
@@ -46,6 +48,7 @@ def lenet5(outputs: int, activation: Activation = tanh) -> Layer:
     )  # fmt: skip
 
 
+@checked
 def cnn(
     outputs: int,
     channels: Sequence[int] = (32, 64),
@@ -81,6 +84,7 @@ def cnn(
     return chain(*parts, *drop, dense(outputs))
 
 
+@checked
 def resnet(outputs: int, depth: int = 20, width: int = 16) -> Layer:
     """Return a residual network for small images (B, H, W, C), such as those of CIFAR.
 
@@ -108,6 +112,7 @@ def resnet(outputs: int, depth: int = 20, width: int = 16) -> Layer:
     return chain(*parts, global_avg_pool(), dense(outputs))
 
 
+@checked
 def inception(outputs: int, channels: int = 16, modules: int = 2) -> Layer:
     """Return modules of four branches with windows of different sizes, on images (B, H, W, C).
 
@@ -123,8 +128,6 @@ def inception(outputs: int, channels: int = 16, modules: int = 2) -> Layer:
     Raises:
         InputError: there are no modules.
     """
-    if modules < 1:
-        raise InputError(f"inception: modules must be at least 1, got {modules}")
     nodes: dict[str, tuple[Layer | str, ...]] = {"stem": (chain(conv2d(channels, 3), relu()), "x")}
     below = "stem"
 
@@ -147,6 +150,7 @@ def inception(outputs: int, channels: int = 16, modules: int = 2) -> Layer:
     return graph({**nodes, "head": (chain(global_avg_pool(), dense(outputs)), below)})
 
 
+@checked
 def vit(
     outputs: int,
     patch: int = 4,

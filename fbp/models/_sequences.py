@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from fbp import initializers, layers
+from fbp._arguments import checked
 from fbp.combinators import bidirectional as both_directions
 from fbp.combinators import chain, tie
 from fbp.errors import InputError
@@ -20,6 +21,7 @@ from fbp.layers import (
 from fbp.models._shared import check_sizes, transformer_blocks
 
 
+@checked
 def rnn(
     outputs: int,
     hidden: Sequence[int] = (128,),
@@ -52,6 +54,7 @@ def rnn(
     return chain(*embedded, *stacked, dense(outputs))
 
 
+@checked
 def gru(
     outputs: int,
     hidden: Sequence[int] = (128,),
@@ -84,6 +87,7 @@ def gru(
     return chain(*embedded, *stacked, dense(outputs))
 
 
+@checked
 def lstm(
     outputs: int,
     hidden: Sequence[int] = (128,),
@@ -147,6 +151,7 @@ _POSITIONS: dict[str, Callable[[], list[Layer]]] = {
 }
 
 
+@checked
 def gpt(
     outputs: int,
     depth: int = 4,

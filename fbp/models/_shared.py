@@ -21,14 +21,7 @@ def transformer_blocks(
 
 
 def check_sizes(model: str, **sizes: int) -> None:
-    """Raise InputError unless all sizes are at least 1 and the heads divide the features."""
-    if min(sizes.values()) < 1:
-        *most, last = sizes
-        *values, value = map(str, sizes.values())
-        raise InputError(
-            f"{model}: {', '.join(most)} and {last} must be at least 1, "
-            f"got {', '.join(values)} and {value}"
-        )
+    """Raise InputError unless the heads divide the features."""
     if sizes["features"] % sizes["heads"]:
         raise InputError(
             f"{model}: features must be a multiple of heads, got {sizes['features']} and "

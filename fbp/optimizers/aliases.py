@@ -9,6 +9,7 @@ optimizer. Each factory returns an :class:`~fbp.layer.Optimizer`. The arguments 
   layer, the default goes by the number of axes (see :mod:`fbp.optimizers.masks`).
 """
 
+from fbp._arguments import checked
 from fbp.layer import Array, Optimizer
 from fbp.optimizers.base import Scalar, chain, scale_by_learning_rate
 from fbp.optimizers.masks import Mask
@@ -25,6 +26,7 @@ from fbp.optimizers.rules import (
 from fbp.optimizers.transforms import decoupled_weight_decay
 
 
+@checked
 def sgd(learning_rate: Scalar) -> Optimizer:
     """Return gradient descent, ``w = w - learning_rate g``.
 
@@ -40,6 +42,7 @@ def sgd(learning_rate: Scalar) -> Optimizer:
     return scale_by_learning_rate(learning_rate)
 
 
+@checked
 def momentum(learning_rate: Scalar, momentum: float | Array = 0.9) -> Optimizer:
     """Return momentum, ``v = momentum v + g``, ``w = w - learning_rate v``. Polyak (1964).
 
@@ -53,6 +56,7 @@ def momentum(learning_rate: Scalar, momentum: float | Array = 0.9) -> Optimizer:
     return chain(accumulate_momentum(momentum), scale_by_learning_rate(learning_rate))
 
 
+@checked
 def nesterov(learning_rate: Scalar, momentum: float | Array = 0.9) -> Optimizer:
     """Return Nesterov's momentum, ``v = momentum v + g``, ``w -= learning_rate (g + momentum v)``.
 
@@ -67,6 +71,7 @@ def nesterov(learning_rate: Scalar, momentum: float | Array = 0.9) -> Optimizer:
     )
 
 
+@checked
 def adagrad(
     learning_rate: Scalar, initial: float | Array = 0.0, epsilon: float | Array = 1e-10
 ) -> Optimizer:
@@ -83,6 +88,7 @@ def adagrad(
     return chain(scale_by_adagrad(initial, epsilon), scale_by_learning_rate(learning_rate))
 
 
+@checked
 def adadelta(
     learning_rate: Scalar = 1.0, decay: float | Array = 0.9, epsilon: float | Array = 1e-6
 ) -> Optimizer:
@@ -96,6 +102,7 @@ def adadelta(
     return chain(scale_by_adadelta(decay, epsilon), scale_by_learning_rate(learning_rate))
 
 
+@checked
 def rmsprop(
     learning_rate: Scalar,
     decay: float | Array = 0.9,
@@ -124,6 +131,7 @@ def rmsprop(
     )
 
 
+@checked
 def adam(
     learning_rate: Scalar,
     beta1: float | Array = 0.9,
@@ -141,6 +149,7 @@ def adam(
     return chain(scale_by_adam(beta1, beta2, epsilon), scale_by_learning_rate(learning_rate))
 
 
+@checked
 def amsgrad(
     learning_rate: Scalar,
     beta1: float | Array = 0.9,
@@ -161,6 +170,7 @@ def amsgrad(
     return chain(scale_by_amsgrad(beta1, beta2, epsilon), scale_by_learning_rate(learning_rate))
 
 
+@checked
 def nadam(
     learning_rate: Scalar,
     beta1: float | Array = 0.9,
@@ -182,6 +192,7 @@ def nadam(
     )
 
 
+@checked
 def adamw(
     learning_rate: Scalar,
     beta1: float | Array = 0.9,
@@ -210,6 +221,7 @@ def adamw(
     )
 
 
+@checked
 def lion(
     learning_rate: Scalar,
     beta1: float | Array = 0.9,
@@ -236,6 +248,7 @@ def lion(
     )
 
 
+@checked
 def lamb(
     learning_rate: Scalar,
     beta1: float | Array = 0.9,

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fbp._arguments import checked
 from fbp._serialization import serializable
 from fbp.layer import Array, Grads, Optimizer, Params
 from fbp.optimizers.base import (
@@ -16,6 +17,7 @@ from fbp.optimizers.base import (
 from fbp.optimizers.masks import Mask, apply_where
 
 
+@checked
 def clip_by_value(limit: float | Array) -> Optimizer:
     """Return the transform that clips each number of the gradient to ``[-limit, limit]``.
 
@@ -27,6 +29,7 @@ def clip_by_value(limit: float | Array) -> Optimizer:
     )
 
 
+@checked
 def clip_by_norm(limit: float | Array) -> Optimizer:
     """Return the transform that scales each parameter's gradient down to a norm of ``limit``.
 
@@ -40,6 +43,7 @@ def clip_by_norm(limit: float | Array) -> Optimizer:
     )
 
 
+@checked
 def clip_by_global_norm(limit: float | Array) -> Optimizer:
     """Return the transform that scales all gradients down to a common norm of ``limit``.
 
@@ -56,6 +60,7 @@ def clip_by_global_norm(limit: float | Array) -> Optimizer:
     return stateless(update)
 
 
+@checked
 def adaptive_grad_clip(limit: float | Array, epsilon: float | Array = 1e-3) -> Optimizer:
     """Return the transform that limits each unit's gradient relative to the unit's weights.
 
@@ -83,6 +88,7 @@ def _shrink(norm: Array, limit: float | Array) -> Array:
     return jnp.where(norm > limit, limit / jnp.where(norm > limit, norm, 1), 1)
 
 
+@checked
 def l2(strength: float | Array, mask: Mask = None) -> Optimizer:
     """Return ``u = g + strength w``, the gradient of the penalty ``strength/2 |w|^2``.
 
@@ -98,6 +104,7 @@ def l2(strength: float | Array, mask: Mask = None) -> Optimizer:
     return _add_weights(strength, mask)
 
 
+@checked
 def l1(strength: float | Array, mask: Mask = None) -> Optimizer:
     """Return ``u = g + strength sign(w)``, the gradient of the penalty ``strength |w|_1``.
 
@@ -113,6 +120,7 @@ def l1(strength: float | Array, mask: Mask = None) -> Optimizer:
     )
 
 
+@checked
 def decoupled_weight_decay(strength: float | Array, mask: Mask = None) -> Optimizer:
     """Return ``u = g + strength w`` to be put after the rule and before the learning rate.
 
@@ -152,6 +160,7 @@ class AccumulateState(NamedTuple):
     inner: Any
 
 
+@checked
 def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
     """Return an optimizer that steps once on the mean gradient of several micro-batches.
 
@@ -195,6 +204,7 @@ class EMAState(NamedTuple):
     correction: Array
 
 
+@checked
 def average_parameters(decay: float | Array) -> Optimizer:
     """Return a transform that keeps an exponential moving average of the parameters.
 

@@ -16,6 +16,7 @@ from fbp.experiment.figures import curves, norms
 from fbp.experiment.figures.draw import STYLE
 from fbp.experiment.rundir import tags
 from fbp.experiment.rundir.metric_table import is_timing
+from fbp.experiment.rundir.repository import UNKNOWN
 from fbp.experiment.rundir.series import Series
 from fbp.experiment.tracking.run_reader import RecordedRun, RunReader
 
@@ -101,13 +102,14 @@ def _differences(records: Sequence[RecordedRun], labels: list[str]) -> Rows:
     ]
     sources = {
         "git commit": tags.GIT_COMMIT,
+        "uncommitted changes": tags.GIT_DIRTY,
         "device": tags.DEVICE,
         "jax": tags.JAX,
         "data": tags.DATA_FINGERPRINT,
     }
     for title, tag in sources.items():
         values = [run.tags.get(tag, "")[:_SHORT_DIGEST] for run in records]
-        if len(set(values)) > 1:
+        if len(set(values)) > 1 or UNKNOWN in values:  # two unknown ones may be the same, or not
             rows.append([title, *values])
     return Rows("differences", ["", *labels], rows or [["none", *[""] * len(labels)]])
 

@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fbp.datasets import Dataset
 from fbp.errors import InputError, prefixed_by
 from fbp.experiment.commands.load import local_runs
 from fbp.experiment.config import reading, writing
-from fbp.experiment.config.references import reading_own_run
+from fbp.experiment.config.references import code_folders, is_reference, reading_record
 from fbp.experiment.config.schema import Config
-from fbp.experiment.rundir import environment, journal, layout, locks, tags
+from fbp.experiment.config.trust import NOTHING, Trust
+from fbp.experiment.rundir import environment, journal, layout, locks, tags, trust_store
+from fbp.experiment.runner.changes import check_config
 from fbp.experiment.runner.jax_setup import configure_jax
 from fbp.experiment.runner.loop import Reporter
 from fbp.experiment.runner.run import Outcome, run
@@ -41,6 +44,10 @@ class RunRequest(NamedTuple):
         signals: signals that came already; a run with one in it stops at its first chunk.
         checkpoint_steps: the steps of the checkpoints; None leaves them to the configuration.
         stop_at: the step at which training is broken off; None for a whole run.
+        trust: which code of the user's own the configuration of a resumed run may name, beside
+            that with which it began on this machine.
+        accepts_changes: whether a run is resumed although the user's own code has changed.
+        dataset: the data, if they are not to be loaded as the configuration says.
     """
 
     make_reporter: Callable[[str], Reporter]
@@ -49,6 +56,9 @@ class RunRequest(NamedTuple):
     signals: list[int] | None = None
     checkpoint_steps: Sequence[int] | None = None
     stop_at: int | None = None
+    dataset: Dataset | None = None
+    trust: Trust = NOTHING
+    accepts_changes: bool = False
 
 
 class Launched(NamedTuple):
@@ -84,6 +94,7 @@ def launch(
     config = reading.read(path, overrides)
     if resume:
         unfinished = _unfinished_run(layout.root(), config)
+        request = request._replace(trust=request.trust.joined(_trust_in(config, str(path))))
         note = (
             f"going on with {unfinished.name}"
             if unfinished
@@ -92,7 +103,8 @@ def launch(
         request.make_reporter(config.name).note(note)
         if unfinished:
             return continue_run(unfinished, request)
-    return launch_config(config, RunIdentity(path, _label(config.name, overrides)), request)
+    identity = RunIdentity(path, _label(config.name, overrides), code_folder=path.resolve().parent)
+    return launch_config(config, identity, request)
 
 
 def launch_config(config: Config, identity: RunIdentity, request: RunRequest) -> Launched:
@@ -163,13 +175,35 @@ def continue_run(folder: Path, request: RunRequest) -> Launched:
             f"track(..., resume={start.name!r})"
         )
     root = layout.root_of(folder)
-    target = recorded_destination(folder, request.tracking_uri)
-    store.check_not_moved(root)
-    source = Path(start.tags.get(tags.SOURCE_NAME, layout.CONFIG))
-    with reading_own_run():
-        config = reading.read(layout.config(folder))
+    trust = trust_store.lookup(folder).joined(request.trust)
+    with reading_record(trust):
+        config = _recorded_config(folder, trust)
+        target = recorded_destination(folder, request.tracking_uri)
+        store.check_not_moved(root)
+        source = Path(start.tags.get(tags.SOURCE_NAME, layout.CONFIG))
+        identity = RunIdentity(source, start.label, accepts_changes=request.accepts_changes)
         configure_jax(config.training, environment.read(layout.artifacts(folder)))
-        return _run_with_shipper(config, RunIdentity(source, start.label), folder, target, request)
+        return _run_with_shipper(config, identity, folder, target, request)
+
+
+def _recorded_config(folder: Path, trust: Trust) -> Config:
+    """Return the configuration of a run that is resumed; nothing that it names is run before."""
+    path = layout.config(folder)
+    try:
+        reading.require_trusted_names(path, trust)
+        config = reading.read(path)
+    except InputError:
+        check_config(folder)  # a file that was changed is told as such
+        raise
+    check_config(folder, config)
+    return config
+
+
+def _trust_in(config: Config, where: str) -> Trust:
+    """Return trust in what the user's own configuration names."""
+    configs = [config, *reading.variants(config, where).values()]
+    own = frozenset(name for name in writing.names_in(configs) if is_reference(name))
+    return Trust(own, folders=code_folders(own))
 
 
 def _label(name: str, overrides: Sequence[str]) -> str:
@@ -242,5 +276,6 @@ def _train(
         signals=request.signals,
         checkpoint_steps=request.checkpoint_steps,
         stop_at=request.stop_at,
+        dataset=request.dataset,
     )
     return {config.name: outcome}

@@ -4,36 +4,44 @@ This is the work of ``fbp reproduce``, in five steps: :func:`.run_record.load_re
 :func:`.run_record.check_record`, :func:`train_again`, :func:`compare`, :func:`report`.
 """
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fbp.errors import InputError
+from fbp.errors import prefixed_by
+from fbp.experiment.commands import archive
 from fbp.experiment.commands.run_record import (
+    UNSEALED,
     Record,
     check_record,
     last_step,
     load_record,
     read_params,
 )
+from fbp.experiment.commands.training_process import serve, train_in_subprocess
 from fbp.experiment.commands.verdict import Verdict, compare_runs, shortened, tensor_differences
-from fbp.experiment.config import references
-from fbp.experiment.rundir import environment, journal, layout, tags
+from fbp.experiment.config import reading, references, writing
+from fbp.experiment.config.trust import NOTHING, Trust
+from fbp.experiment.rundir import (
+    environment,
+    journal,
+    layout,
+    manifest,
+    repository,
+    tags,
+    trust_store,
+)
+from fbp.experiment.rundir.journal import Journal
 from fbp.experiment.rundir.series import Series, read_series
+from fbp.experiment.rundir.verification import Verification
+from fbp.experiment.runner.trained_model import PYFUNC_CODE
+from fbp.experiment.tracking import shipper
 from fbp.experiment.tracking.readers import open_runs
 from fbp.experiment.tracking.run_reader import RecordedRun, RunReader
+from fbp.experiment.tracking.uri import recorded_destination
 
 _CHILD = "import sys; from fbp.experiment.commands.reproduce import child; sys.exit(child())"
 _DIGESTS = (tags.PARAMS_DIGEST, tags.METRICS_DIGEST)
-_VARIABLES_FROM_RECORD = ("XLA_FLAGS", "PJRT_NPROC", "NPROC")  # and all JAX_* but its cache
 _MAX_LABEL = 100  # characters of the second run's name
 _MAX_LINES = 20  # of differences between environments
 _SHORT_DIGEST = 12
@@ -41,17 +49,17 @@ _LONGEST_VALUE = 60  # characters of a value of the environment
 
 
 def reproduce(
-    name: str, tracking_uri: str | None, say: Callable[[str], None], code: Path | None = None
+    name: str, tracking_uri: str | None, say: Callable[[str], None], trust: Trust = NOTHING
 ) -> bool:
     """Train a run (or each run of a group) again and report how it compares.
 
     Trains in a subprocess, and records each reproduction as a new run.
 
     Args:
-        name: the run's id or name, or its folder.
+        name: the run's id or name, its folder, or the file of an archive.
         tracking_uri: the store. Default: ``MLFLOW_TRACKING_URI``, or the store of this project.
         say: called with each line of the report.
-        code: a Python file of the user's own that the configuration names, if not installed.
+        trust: which code of the user's own the configuration may name.
 
     Returns:
         Whether all runs are identical to their records.
@@ -59,29 +67,54 @@ def reproduce(
     Raises:
         InputError: if there is no such run, or if its record or data cannot be used.
     """
+    if archive.is_archive(name):
+        with archive.opened(Path(name)) as (folders, root):
+            results = [
+                _reproduce_run(folders, run, say, trust, root)
+                for run in reversed(folders.search())
+                if not folders.children(run)
+            ]
+            return all(results)
     with open_runs(tracking_uri, [name]) as runs:
         run = runs.find(name)
         selected = runs.children(run) or [run]
-        results = [_reproduce_run(runs, each, say, code) for each in selected]
+        results = [_reproduce_run(runs, each, say, trust) for each in selected]
         return all(results)
 
 
 def _reproduce_run(
-    runs: RunReader, run: RecordedRun, say: Callable[[str], None], code: Path | None
+    runs: RunReader,
+    run: RecordedRun,
+    say: Callable[[str], None],
+    trust: Trust,
+    unpacked: Path | None = None,
 ) -> bool:
-    """Reproduce one run; return whether it is identical."""
+    """Reproduce one run; return whether it is identical.
+
+    Args:
+        runs: the store.
+        run: the run.
+        say: called with each line of the report.
+        trust: which code of the user's own the configuration may name.
+        unpacked: the folder of an unpacked archive, which may have the data.
+    """
     record = load_record(runs, run)
-    inconsistencies = check_record(runs, record, code)
-    for line in _introduction(record):
+    local = layout.run_folder(layout.root(), run.tags.get(tags.FOLDER))
+    if local is not None:
+        trust = trust.joined(trust_store.lookup(local, record.config))
+    verification = check_record(runs, record, trust)
+    for line in [*_introduction(record), *_record_lines(verification)]:
         say(line)
-    folder = train_again(record, runs.uri, code)
+    folder = train_again(record, runs.uri, trust, unpacked)
     say(f"  {_trained_as(record, folder)}")
-    verdict = compare(record, folder, inconsistencies)
+    verdict = compare(record, folder, verification)
     report(runs, record, folder, verdict, say)
     return verdict.identical
 
 
-def train_again(record: Record, uri: str | None, code: Path | None) -> Path:
+def train_again(
+    record: Record, uri: str | None, trust: Trust, unpacked: Path | None = None
+) -> Path:
     """Train the recorded configuration in a subprocess, in the recorded environment.
 
     A run that did not finish is trained up to the last step of its record.
@@ -89,7 +122,8 @@ def train_again(record: Record, uri: str | None, code: Path | None) -> Path:
     Args:
         record: the run.
         uri: where the new run is tracked; None for the record's own tracker.
-        code: a Python file of the user's own that the configuration names, if not installed.
+        trust: which code of the user's own the configuration may name.
+        unpacked: the folder of an unpacked archive, which may have the data.
 
     Returns:
         The new run's folder.
@@ -106,36 +140,22 @@ def train_again(record: Record, uri: str | None, code: Path | None) -> Path:
         "tags": {tags.REPRODUCES: record.run.run_id},
         "checkpoint_steps": sorted(record.checkpoints) or None,
         "stop_at": None if record.finished else record.last_step,
-        "code": None if code is None else str(code.resolve()),
-        "imported": references.imported_modules(),
+        "trust": trust.to_json(),
+        "data": None if unpacked is None else str(unpacked),
+        "folder_name": record.run.tags.get(tags.FOLDER, ""),
     }
-    inherited = {name: value for name, value in os.environ.items() if _is_inherited(name)}
-    if record.environment.get("device", {}).get("platform") == "cpu":
-        inherited["JAX_PLATFORMS"] = "cpu"
-    answer, status = _train_in_subprocess(task, inherited | record.variables)
-    if answer is None:
-        raise InputError(
-            f"run {record.run.name}: it could not be trained again (exit status {status})"
-        )
-    if "problem" in answer:
-        raise InputError(answer["problem"])
+    with prefixed_by(f"run {record.run.name}"):
+        answer = train_in_subprocess(task, record.environment, record.variables, _CHILD)
     return Path(answer["folder"])
 
 
-def _is_inherited(variable: str) -> bool:
-    """Return whether the subprocess gets an environment variable from this process."""
-    if variable in _VARIABLES_FROM_RECORD:
-        return False
-    return not variable.startswith("JAX_") or "COMPILATION_CACHE" in variable
-
-
-def compare(record: Record, folder: Path, inconsistencies: list[str]) -> Verdict:
+def compare(record: Record, folder: Path, verification: Verification) -> Verdict:
     """Compare a record with the run in `folder` that reproduces it.
 
     Args:
         record: the first run.
         folder: the second run's.
-        inconsistencies: in the record, see :func:`check_record`; they count as differences.
+        verification: how the record compares with its manifest, see :func:`check_record`.
     """
     history, series = read_series(folder), record.series
     end = journal.read_end(folder)
@@ -144,7 +164,9 @@ def compare(record: Record, folder: Path, inconsistencies: list[str]) -> Verdict
         until = max(map(last_step, history.values()), default=0)
         series = {name: _until(until, points) for name, points in series.items()}
     verdict = compare_runs(series, history, record.checkpoints, journal.read_checkpoints(folder))
-    verdict = verdict.with_differences(inconsistencies)
+    verdict = verdict.with_differences(
+        [*_changes(verification), *_changed_facts(verification.sealed, record, folder)]
+    )
     if not record.finished:
         return verdict
     verdict = verdict.with_differences(_different_digests(record.run, folder))
@@ -163,12 +185,14 @@ def report(
     """Say how a reproduction compares, and tag its run in the store with the result."""
     for line in _conclusion(record, verdict):
         say(f"  {line}")
+    writer = Journal(folder)
     result = "identical" if verdict.identical else verdict.differences[0]
-    try:
-        runs.tag_local_run(folder, tags.REPRODUCTION, result)
-    except OSError:
+    writer.tags({tags.REPRODUCTION: result[: journal.LONGEST_MESSAGE]})
+    writer.close()
+    process = shipper.launch(folder, recorded_destination(folder, runs.uri), PYFUNC_CODE)
+    if not shipper.wait(process, shipper.SEND_SECONDS):
         name = journal.require_start(folder).name
-        say(f"  the store does not answer: run {name} is not tagged with this result")
+        say(f"  the tag {tags.REPRODUCTION} of run {name} is not sent yet; do that with: fbp sync")
 
 
 def _introduction(record: Record) -> list[str]:
@@ -187,7 +211,19 @@ def _trained_as(record: Record, folder: Path) -> str:
     name = journal.require_start(folder).name
     fingerprint = record.run.tags.get(tags.DATA_FINGERPRINT, "")[:_SHORT_DIGEST]
     data = f"the data are the same ({fingerprint})" if fingerprint else "its data are not recorded"
-    return f"trained again as {name}; {data}"
+    return f"trained again as {name}; {data}{_own_code(record, folder)}"
+
+
+def _own_code(record: Record, folder: Path) -> str:
+    """Return whether the user's own code was the same; empty if there is none."""
+    recorded = record.environment.get("own_code", {})
+    present = environment.read(layout.artifacts(folder)).get("own_code", {})
+    if not recorded and not present:
+        return ""
+    changed = [name for name in {**recorded, **present} if recorded.get(name) != present.get(name)]
+    if not changed:
+        return "; your own code is the same"
+    return f"; your own code is another in {', '.join(changed[:_MAX_LINES])}"
 
 
 def _conclusion(record: Record, verdict: Verdict) -> list[str]:
@@ -199,6 +235,52 @@ def _conclusion(record: Record, verdict: Verdict) -> list[str]:
         f"identical to the bit: {verdict.values:,} metric values and the parameters at "
         f"{verdict.checkpoints} checkpoints{extent}"
     ]
+
+
+def _record_lines(verification: Verification) -> list[str]:
+    """Return the line that says how the record compares with its manifest."""
+    if verification is UNSEALED:
+        return ["  its record is not sealed yet, so it cannot be checked for changes"]
+    if not verification.holds:
+        return ["  its record was changed; the lines below DIFFERENT say where"]
+    return [f"  its record is as it was recorded; not covered: {verification.not_covered}"]
+
+
+def _changes(verification: Verification) -> list[str]:
+    """Return a line for each change of the record, of the first few."""
+    lines = [f"changed in the record: {line}" for line in verification.differences]
+    return shortened(lines, _MAX_LINES)
+
+
+def _changed_facts(sealed: Mapping[str, Any], record: Record, folder: Path) -> list[str]:
+    """Return a line for each fact of the second run that the first one's manifest has otherwise."""
+    if not sealed:
+        return []
+    present = manifest.make(folder, {})
+    changed = writing.changed_params(sealed["params"], present["params"])
+    lines = [
+        *manifest.differences(
+            {name: sealed["params"].get(name) for name in changed},
+            {name: present["params"].get(name) for name in changed},
+            "params",
+        ),
+        *manifest.differences(sealed["datasets"], present["datasets"], "datasets"),
+    ]
+    if record.finished:
+        old, new = _model_files(sealed), _model_files(present)
+        config = f"{layout.MODEL}/{layout.CONFIG}"
+        if reading.same_but_for_places(
+            record.artifacts / config, layout.artifacts(folder) / config
+        ):
+            old.pop(config, None), new.pop(config, None)
+        lines += manifest.differences(old, new, "model")
+    return shortened([f"trained again: {line}" for line in lines], _MAX_LINES)
+
+
+def _model_files(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the digests of the files of the trained model."""
+    files = tree["artifacts"].items()
+    return {name: entry for name, entry in files if name.startswith(f"{layout.MODEL}/")}
 
 
 def _until(step: int, points: Series) -> Series:
@@ -231,88 +313,44 @@ def _environment_differences(record: Record) -> list[str]:
     ]
     lines = shortened(lines, _MAX_LINES)
     commit = record.run.tags.get(tags.GIT_COMMIT)
-    repository = environment.git(Path.cwd())
-    if not commit or not repository:
+    state = repository.git(Path.cwd())
+    if not commit or not state:
         return lines
-    if repository["commit"] != commit:
-        now = repository["commit"][:_SHORT_DIGEST]
+    unknown = [
+        f"git: {reason}"
+        for reason in (record.environment.get("unknown", {}).get("git"), state.get("problem"))
+        if reason
+    ]
+    if unknown:  # which is not the same as clean
+        return [*lines, "git: whether the code is the same is unknown", *unknown]
+    if state["commit"] != commit:
+        now = state["commit"][:_SHORT_DIGEST]
         return [*lines, f"git commit: was {commit[:_SHORT_DIGEST]}, is {now}"]
     path = record.artifacts / layout.GIT_DIFF
     diff = path.read_text(encoding="utf-8") if path.exists() else ""
-    if diff != repository.get("diff", ""):
+    if diff != state.get("diff", ""):
         lines.append("git: the uncommitted changes differ (the run's artifact git.diff has them)")
     return lines
 
 
-def _train_in_subprocess(
-    task: dict[str, Any], variables: Mapping[str, str]
-) -> tuple[dict[str, str] | None, int]:
-    """Train in a process of its own, which ends when this one does.
-
-    Args:
-        task: see :func:`child`; the name of the file for its answer is added.
-        variables: the subprocess's environment.
-
-    Returns:
-        The answer, None if the process died without one; and its exit status.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "answer.json"
-        process = subprocess.Popen(
-            [sys.executable, "-c", _CHILD],
-            stdin=subprocess.PIPE,
-            text=True,
-            env=variables,
-            start_new_session=True,  # Ctrl-C is for this process, which stops the other
-        )
-        assert process.stdin is not None
-        try:
-            # the pipe stays open; the child notices by its closing that this process has died
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(task | {"answer": str(path)}) + "\n")
-                process.stdin.flush()
-            process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-        finally:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-        answer = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return answer, process.returncode
-
-
 def child() -> int:
-    """Run the training process: read its task from standard input, write its answer to a file."""
+    """Train a task of :func:`train_again` in this process."""
+    return serve(_train_task)
+
+
+def _train_task(task: dict[str, Any]) -> str:
     from fbp.experiment.commands.launch import RunRequest, launch_config
     from fbp.experiment.commands.progress import Bar
-    from fbp.experiment.config import reading
     from fbp.experiment.runner.run_start import RunIdentity
 
-    line = sys.stdin.readline()
-    if not line.endswith("\n"):  # the parent died before it had sent the task
-        return 1
-    task = json.loads(line)
-    threading.Thread(target=_stop_when_parent_dies, daemon=True).start()
     identity = RunIdentity(
         Path(task["source"]), task["label"], tags=task["tags"], fingerprint=task["fingerprint"]
     )
-    try:
-        steps = {key: task[key] for key in ("checkpoint_steps", "stop_at")}
-        request = RunRequest(Bar, task["uri"], **steps)
-        code = None if task["code"] is None else Path(task["code"])
-        with references.reading_record(code, task["imported"]):
-            launched = launch_config(reading.read(Path(task["config"])), identity, request)
-        answer = {"folder": str(launched.folder.resolve())}
-    except InputError as error:
-        answer = {"problem": str(error)}
-    Path(task["answer"]).write_text(json.dumps(answer), encoding="utf-8")
-    return 0
-
-
-def _stop_when_parent_dies() -> None:
-    """Block until standard input is closed, then stop training as a SIGTERM does."""
-    while os.read(0, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    steps = {key: task[key] for key in ("checkpoint_steps", "stop_at")}
+    data = None
+    if task["data"] is not None:
+        data = archive.read_dataset(Path(task["data"]), task["folder_name"])
+    request = RunRequest(Bar, task["uri"], **steps, dataset=data)
+    with references.reading_record(Trust.from_json(task["trust"])):
+        launched = launch_config(reading.read(Path(task["config"])), identity, request)
+    return str(launched.folder.resolve())

@@ -1,22 +1,22 @@
-"""The record of a run, read back for a reproduction and checked for inconsistencies."""
+"""The record of a run, read back for a reproduction and checked against its manifest."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fbp.errors import InputError
-from fbp.experiment.commands.verdict import same_number
 from fbp.experiment.config import reading as configuration
-from fbp.experiment.rundir import environment, layout, tags
+from fbp.experiment.config.trust import Trust
+from fbp.experiment.rundir import environment, layout
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
-from fbp.experiment.rundir.npz import READ_ERRORS, digest_of, read_arrays
-from fbp.experiment.rundir.series import Series, metrics_digest
-from fbp.experiment.tracking import mlflow_format
+from fbp.experiment.rundir.npz import READ_ERRORS, read_arrays
+from fbp.experiment.rundir.series import Series
+from fbp.experiment.rundir.verification import NotSealed, Verification
 from fbp.experiment.tracking.run_reader import RecordedRun, RunReader
 
-_MAX_INCONSISTENCIES = 5
+UNSEALED = Verification("", ())
+"""Stands for the check of a run that goes on."""
 
 
 class Record(NamedTuple):
@@ -80,70 +80,23 @@ def load_record(runs: RunReader, run: RecordedRun) -> Record:
     )
 
 
-def check_record(runs: RunReader, record: Record, code: Path | None) -> list[str]:
-    """Check that a record can be reproduced, and that its parts agree with each other.
-
-    Returns:
-        A line for each inconsistency, which shows that the record was changed.
+def check_record(runs: RunReader, record: Record, trust: Trust) -> Verification:
+    """Check that a record can be reproduced, and that it is as it was when the run ended.
 
     Raises:
-        InputError: if it names code that is neither installed nor given by `code`, or if it has
+        InputError: if it names code that is neither fbp's own nor trusted, or if it has
             nothing to compare.
     """
-    configuration.require_trusted_names(record.config, code)
+    configuration.require_trusted_names(record.config, trust)
     if not record.finished and record.last_step is None:
         raise InputError(
             f"run {record.run.name}: its record has neither metrics nor checkpoints; "
             "there is nothing to compare"
         )
-    return _inconsistencies_in_record(runs, record)
-
-
-def _inconsistencies_in_record(runs: RunReader, record: Record) -> list[str]:
-    """Return lines on where a record disagrees with itself; then something has changed it."""
-    if record.run.status == "RUNNING":
-        return []
-    lines = _inconsistent_metrics(runs.indexed_series(record.run), record)
-    if not record.finished:
-        return lines[:_MAX_INCONSISTENCIES]
-    run_tags = record.run.tags
-    if metrics_digest(record.series) != run_tags.get(tags.METRICS_DIGEST):
-        lines.append("the record is inconsistent: its history does not match fbp.metrics_digest")
-    if not record.checkpoints:
-        lines.append("the record has no digests of the parameters at checkpoints")
-    params = read_params(record.artifacts / layout.MODEL / layout.PARAMS)
-    if params is None or digest_of(params) != run_tags.get(tags.PARAMS_DIGEST):
-        lines.append(
-            "the record is inconsistent: the model's parameters do not match fbp.params_digest"
-        )
-    return lines[:_MAX_INCONSISTENCIES]
-
-
-def _inconsistent_metrics(shown: Mapping[str, Series], record: Record) -> list[str]:
-    """Return a line for each metric that the store shows with a value that the history lacks."""
-    history = {
-        mlflow_format.key_of(name): dict(zip(*points[:2], strict=True))
-        for name, points in record.series.items()
-    }
-    lines = []
-    for key, points in shown.items():
-        for step, value in zip(*points[:2], strict=True):
-            recorded = history.get(key, {}).get(step)
-            # the history of a run that died may have been written at an earlier end
-            agrees = not record.finished if recorded is None else _same_in_store(value, recorded)
-            if not agrees:
-                lines.append(
-                    f"the record is inconsistent: {key} at step {step} is {value!s} in MLflow, "
-                    f"and {'missing' if recorded is None else recorded} in the run's history"
-                )
-                break
-    return lines
-
-
-def _same_in_store(shown: float, recorded: float) -> bool:
-    """Return whether a store shows `recorded`; MLflow has no infinity, and some stores no -0."""
-    infinite = bool(np.isnan(shown) and np.isinf(recorded))
-    return same_number(shown, recorded) or shown == recorded or infinite
+    try:
+        return runs.verify(record.run)
+    except NotSealed:
+        return UNSEALED
 
 
 def read_params(path: Path) -> dict[str, np.ndarray] | None:

@@ -345,7 +345,8 @@ def _begin(folder: Path, request: _Request) -> Tracked:
         script = Path(sys.argv[0])
         record_start(
             writer,
-            repository=script.resolve().parent if script.exists() else Path.cwd(),
+            code_folder=script.resolve().parent if script.exists() else Path.cwd(),
+            names=[request.sink],
             label=request.label,
             experiment=request.experiment,
             params=request.params,

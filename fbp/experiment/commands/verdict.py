@@ -121,7 +121,13 @@ def checkpoint_differences(
     """Return a line on the first of the `common` checkpoints whose parameters differ, if any."""
     previous = None
     for step in common:
-        if recorded[step].params_digest != reproduced[step].params_digest:
+        same_params = recorded[step].params_digest == reproduced[step].params_digest
+        if same_params and recorded[step].state_digest != reproduced[step].state_digest:
+            return [
+                f"at the checkpoint of step {step}, the parameters are the same, but the optimizer "
+                "state, the random key or the metrics since the last evaluation differ"
+            ]
+        if not same_params:
             digests, others = recorded[step].tensors, reproduced[step].tensors
             names = [name for name, digest in digests.items() if others.get(name) != digest]
             tensors = f"tensor {names[0]} first, {len(names)} of {len(digests)} in all"

@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic.errors import PydanticUserError
 
+from fbp._arguments import RANGES
 from fbp.errors import InputError, first_line
 from fbp.experiment.config import references, validation_messages
 from fbp.experiment.config.catalogue import (
@@ -77,59 +78,6 @@ class NestedSection(NamedSection):
 # Names that an argument cannot have, because sections work by them.
 _RESERVED = {name for name in dir(NamedSection) if name.startswith("model_")}
 _RESERVED |= {"section_kind", "argument_names", "constructor_arguments"}
-
-# Ranges of the library's own arguments, by their names.
-_RANGES: Mapping[str, dict[str, Any]] = {
-    "learning_rate": {"gt": 0},
-    "momentum": {"ge": 0, "lt": 1},
-    "decay": {"ge": 0, "lt": 1},
-    "beta1": {"ge": 0, "lt": 1},
-    "beta2": {"ge": 0, "lt": 1},
-    "epsilon": {"gt": 0},
-    "weight_decay": {"ge": 0},
-    "initial": {"ge": 0},
-    "threshold": {"gt": 0},
-    "slope": {"ge": 0},
-    "alpha": {"ge": 0},
-    "scale": {"gt": 0},
-    "factor": {"gt": 0},
-    "power": {"gt": 0},
-    "end": {"ge": 0},
-    "warmup_share": {"gt": 0, "lt": 1},
-    "initial_divisor": {"ge": 1},
-    "final_divisor": {"ge": 1},
-    "steps": {"ge": 1},
-    "every": {"ge": 1},
-    "growth": {"ge": 1},
-    "examples": {"ge": 10},
-    "features": {"ge": 1},
-    "noise": {"ge": 0},
-    "turns": {"gt": 0},
-    "context": {"ge": 1},
-    "vocabulary": {"ge": 1, "le": 1_000_000},
-    "stride": {"ge": 1},
-    "length": {"ge": 2},
-    "delay": {"ge": 1},
-    "symbols": {"ge": 2},
-    "window": {"ge": 1},
-    "depth": {"ge": 1},
-    "modules": {"ge": 1},
-    "heads": {"ge": 1},
-    "patch": {"ge": 1},
-    "pieces": {"ge": 1},
-    "code": {"ge": 1},
-    "width": {"ge": 1},
-    "embedding_width": {"ge": 1},
-    "dropout_rate": {"ge": 0, "lt": 1},
-    "periods": {"gt": 0},
-    "seed": {"ge": 0},
-    "pixels": {"ge": 0},
-    "margin": {"ge": 0},
-    "size": {"ge": 0},
-    "hidden": {"ge": 1},
-    "channels": {"ge": 1},
-    "boundaries": {"ge": 1},
-}
 
 
 def nested(kind: str, base: type[NamedSection] = NestedSection) -> Any:
@@ -226,11 +174,11 @@ def _field_type(annotation: Any) -> Any:
 
 def _in_range(field_type: Any, name: str) -> Any:
     """Return the type of a library argument restricted to its range, if it has one."""
-    if name not in _RANGES:
+    if name not in RANGES:
         return field_type
     if field_type in (int, float):
         finite: dict[str, Any] = {"allow_inf_nan": False} if field_type is float else {}
-        return Annotated[field_type, Field(**finite, **_RANGES[name])]
+        return Annotated[field_type, Field(**finite, **RANGES[name])]
     parts = typing.get_args(field_type)
     if _origin(field_type) is list:
         return list[_in_range(parts[0], name)]  # type: ignore[misc]

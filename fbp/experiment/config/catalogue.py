@@ -197,6 +197,18 @@ def _exported(
     return {name: value for name, value in exported.items() if belongs(value)}
 
 
+_MODULES: Mapping[str, types.ModuleType] = {
+    "data": datasets,
+    "model": models,
+    "activation": layers,
+    "initializer": initializers,
+    "loss": losses,
+    "optimizer": optimizers,
+    "schedule": schedules,
+    "metric": metrics,
+    "augmentation": augmentation,
+}
+
 CATALOGUE: Mapping[str, Mapping[str, Any]] = {
     "data": _exported(datasets, Dataset),
     "model": _exported(models, Layer),
@@ -213,6 +225,15 @@ CATALOGUE: Mapping[str, Mapping[str, Any]] = {
 TRACKERS: Mapping[str, str] = {
     "mlflow": "fbp.experiment.tracking.mlflow_sink:MlflowSink",
     "jsonl": "fbp.experiment.tracking.jsonl_sink:JsonlSink",
+}
+
+# The names of the catalogue as references, which a record may spell out.
+EXPORTED_REFERENCES: Mapping[str, frozenset[str]] = {
+    "tracker": frozenset(TRACKERS.values()),
+    **{
+        kind: frozenset(f"{_MODULES[kind].__name__}:{name}" for name in names)
+        for kind, names in CATALOGUE.items()
+    },
 }
 
 

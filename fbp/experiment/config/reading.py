@@ -14,10 +14,11 @@ from pydantic import BaseModel, ValidationError
 
 import fbp
 from fbp.errors import InputError, did_you_mean
-from fbp.experiment.config import references, validation_messages
+from fbp.experiment.config import references, validation_messages, writing
 from fbp.experiment.config.arguments import NamedSection, Section, section_model, section_of
 from fbp.experiment.config.catalogue import CATALOGUE
 from fbp.experiment.config.schema import NAMED, PLAIN, Config, TopLevel, VariantSection
+from fbp.experiment.config.trust import NOTHING, Trust
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -49,6 +50,8 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise InputError(f"{path}: not valid TOML: it is nested too deeply") from None
 
 
 def experiment_folders() -> list[Path]:
@@ -66,7 +69,7 @@ def _experiments(path: Path) -> str:
     return did_you_mean(path.stem, sorted({file.stem for file in files}))
 
 
-def require_trusted_names(path: Path, code: Path | None = None) -> None:
+def require_trusted_names(path: Path, trust: Trust = NOTHING) -> None:
     """Check that what a record's configuration names is trusted; import nothing.
 
     References in the short form of an argument (``activation = "package.module:name"``) are checked
@@ -74,26 +77,40 @@ def require_trusted_names(path: Path, code: Path | None = None) -> None:
 
     Args:
         path: the record's ``config.toml``.
-        code: a file (or package) that the user gives for the record's code.
+        trust: what the reader of the record trusts.
 
     Raises:
-        InputError: if the file cannot be read, or if it names code that is neither installed nor
-            imported already nor `code`.
+        InputError: if the file cannot be read; one line for each reference that is neither in fbp's
+            catalogue nor trusted.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         assert isinstance(table["model"]["name"], str)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{path}: expected a configuration with a model ({error})") from None
-    except AssertionError:
+    except (AssertionError, RecursionError):
         raise InputError(f"{path}: expected a configuration with a model") from None
-    with references.reading_record(code):
+    problems = []
+    with references.reading_record(trust):
         for section, keys in table.items():
             for kind, name in _names(_KINDS_OF_NAMES.get(section, section), keys):
-                references.canonical(kind, name)
+                try:
+                    references.canonical(kind, name)
+                except InputError as error:
+                    problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(dict.fromkeys(problems)))
 
 
-_KINDS_OF_NAMES = {"metrics": "metric"}
+def same_but_for_places(path: Path, other: Path) -> bool:
+    """Return whether two configurations' files differ in the places of own code at most."""
+    try:
+        return writing.same_but_for_places(_parsed(path), _parsed(other))
+    except InputError:
+        return False
+
+
+_KINDS_OF_NAMES = {"metrics": "metric", "tracking": "tracker"}
 
 
 def _names(kind: str, value: Any) -> list[tuple[str, str]]:
@@ -102,7 +119,7 @@ def _names(kind: str, value: Any) -> list[tuple[str, str]]:
         return [pair for item in value for pair in _names(kind, item)]
     if not isinstance(value, dict):
         return []
-    texts = [value.get("name"), *_texts(value.get("names"))]
+    texts = [value.get("name"), value.get("sink"), *_texts(value.get("names"))]
     own = [(kind, text) for text in texts if isinstance(text, str)]
     return own + [pair for item in value.values() for pair in _names(kind, item)]
 

@@ -18,8 +18,10 @@ from fbp.experiment.rundir import journal, layout
 from fbp.experiment.rundir.journal import Journal, PrefixChecksum
 from fbp.experiment.rundir.npz import (
     READ_ERRORS,
+    combined_digest,
     digest_of,
     flatten_by_path,
+    leaf_digest,
     read_arrays,
     write_arrays,
 )
@@ -48,26 +50,43 @@ class CheckpointDigests(NamedTuple):
         step: its step.
         params_digest: SHA-256 of its parameters.
         tensors: the beginning of the SHA-256 of each parameter, by path.
+        state_digest: SHA-256 of all that the checkpoint has: optimizer state and random key, too.
     """
 
     step: int
     params_digest: str
     tensors: dict[str, str]
+    state_digest: str
 
 
-def digests_of(step: int, params: Mapping[str, np.ndarray]) -> CheckpointDigests:
-    """Return the digests of parameters, given by path."""
-    tensors = {name: digest_of({name: array})[:16] for name, array in params.items()}
-    return CheckpointDigests(step, digest_of(params), tensors)
+def digests_of(
+    step: int, params: Mapping[str, np.ndarray], state: Mapping[str, str]
+) -> CheckpointDigests:
+    """Return the digests of a checkpoint.
+
+    Args:
+        step: its step.
+        params: its parameters by path.
+        state: :func:`.npz.leaf_digest` of all its arrays by path.
+    """
+    leaves = {name: leaf_digest(array) for name, array in params.items()}
+    tensors = {name: combined_digest({name: leaf})[:16] for name, leaf in leaves.items()}
+    return CheckpointDigests(step, combined_digest(leaves), tensors, combined_digest(state))
 
 
 def write(
-    path: Path, checkpoint: Checkpoint, before_rename: Callable[[], None] = lambda: None
-) -> None:
-    """Write a checkpoint atomically, see :func:`fbp.experiment.rundir.npz.write_arrays`."""
-    names = sorted(
-        checkpoint.arrays
-    )  # in the manifest: a member of an archive cannot have any name
+    path: Path,
+    checkpoint: Checkpoint,
+    before_rename: Callable[[], None] = lambda: None,
+) -> dict[str, str]:
+    """Write a checkpoint atomically, see :func:`fbp.experiment.rundir.npz.write_arrays`.
+
+    Returns:
+        :func:`.npz.leaf_digest` of each array by path.
+    """
+    # in the manifest: a member of an archive cannot have any name
+    names = sorted(checkpoint.arrays)
+    leaves = {name: leaf_digest(checkpoint.arrays[name]) for name in names}
     manifest = {
         "format": layout.CHECKPOINT_FORMAT,
         "step": checkpoint.step,
@@ -76,8 +95,11 @@ def write(
     }
     arrays = {str(i): checkpoint.arrays[name] for i, name in enumerate(names)}
     arrays[_MANIFEST] = np.frombuffer(json.dumps(manifest).encode(), np.uint8)
-    digest = np.frombuffer(bytes.fromhex(digest_of(arrays)), np.uint8)
+    members = {str(i): leaves[name] for i, name in enumerate(names)}
+    members[_MANIFEST] = leaf_digest(arrays[_MANIFEST])
+    digest = np.frombuffer(bytes.fromhex(combined_digest(members)), np.uint8)
     write_arrays(path, {**arrays, _DIGEST: digest}, before_rename)
+    return leaves
 
 
 def read(path: Path) -> Checkpoint:
@@ -140,6 +162,11 @@ def quarantine_after(folder: Path, step: int) -> None:
             path.rename(path.with_suffix(".damaged"))
 
 
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint's file."""
+    return int(path.stem.removeprefix("step-"))
+
+
 def _name(step: int) -> str:
     return f"step-{step:012d}.npz" if step >= 0 else ""
 
@@ -185,9 +212,9 @@ class Checkpoints:
     def _write(
         self, step: int, tree: Mapping[str, Any], params: Any, metadata: dict[str, Any]
     ) -> CheckpointDigests:
-        digests = digests_of(step, flatten_by_path(params))
         path = layout.checkpoints(self.folder) / _name(step)
-        write(path, Checkpoint(step, flatten_by_path(tree), metadata), self.journal.sync)
+        leaves = write(path, Checkpoint(step, flatten_by_path(tree), metadata), self.journal.sync)
+        digests = digests_of(step, flatten_by_path(params), leaves)
         for outdated in files(self.folder)[self.keep :]:
             outdated.unlink(missing_ok=True)
         return digests

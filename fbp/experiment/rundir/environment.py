@@ -1,6 +1,7 @@
 """Records what a run runs on, and compares two records: code, packages, devices, threads.
 
-All of it can change a result. `runner/jax_setup.py` sets what can be set.
+All of it can change a result. `runner/jax_setup.py` sets what can be set. What cannot be found out
+is recorded as unknown, with the reason, and stops no run.
 """
 
 import contextlib
@@ -12,17 +13,19 @@ import os
 import platform
 import re
 import stat
-import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 import fbp
+from fbp.errors import first_line
 from fbp.experiment.rundir import layout, tags
 from fbp.experiment.rundir.redact import redact
+from fbp.experiment.rundir.repository import UNKNOWN
 
 _FLAGS = ("enable_x64", "default_prng_impl", "threefry_partitionable", "default_matmul_precision")
 THREADS = "PJRT_NPROC"
@@ -33,11 +36,13 @@ _PLAIN_FLAG = re.compile(r"--xla_(?!.*(dump|dir|path|file|log))[a-z0-9_]+(=(true
 def threads() -> int:
     """Return the number of threads that XLA uses on a CPU; the rounding of sums depends on it."""
     chosen = os.environ.get(THREADS) or os.environ.get("NPROC") or ""
-    return int(chosen) if chosen.isdigit() and int(chosen) else _cores()
+    return int(chosen) if chosen.isdecimal() and int(chosen) else _cores()
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(AttributeError, OSError):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def machine_digest() -> str:
@@ -80,7 +85,7 @@ def read(artifacts: Path) -> dict[str, Any]:
         return {}
     if not isinstance(record, dict):
         return {}
-    sections = ("device", "jax", "variables", "packages")
+    sections = ("device", "jax", "variables", "packages", "own_code", "unknown")
     return {
         key: value
         for key, value in record.items()
@@ -133,7 +138,9 @@ class Difference(NamedTuple):
 
 
 def differences(record: dict[str, Any], current: dict[str, Any]) -> list[Difference]:
-    """Return the entries of two environments that differ. A package counts only if both have it.
+    """Return the entries of two environments that differ, or are unknown in one of them.
+
+    A package, or a file of the user's own code, counts only if both have it.
 
     Args:
         record: a recorded environment.
@@ -143,75 +150,80 @@ def differences(record: dict[str, Any], current: dict[str, Any]) -> list[Differe
         (key, record.get(key), current.get(key))
         for key in ("fbp", "code", "python", "platform", "processor", "threads")
     ]
-    for section in ("device", "jax", "packages"):
+    for section in ("device", "jax", "packages", "own_code"):
         old, new = record.get(section, {}), current.get(section, {})
-        names = set(old) & set(new) if section == "packages" else set(old) | set(new)
+        common = section in ("packages", "own_code")
+        names = set(old) & set(new) if common else set(old) | set(new)
         entries += [
             (f"{section}.{name}", old.get(name), new.get(name)) for name in sorted(names - {"fbp"})
         ]
     flags = record.get("variables", {}).get("XLA_FLAGS")
     entries.append(("XLA_FLAGS", flags, os.environ.get("XLA_FLAGS")))
-    return [Difference(name, str(old), str(new)) for name, old, new in entries if old != new]
+    unknown = {**record.get("unknown", {}), **current.get("unknown", {})}
+    return [
+        Difference(name, _text(name, old, record), _text(name, new, current))
+        for name, old, new in entries
+        if old != new or (name in unknown and None in (old, new))
+    ]
 
 
-def git(folder: Path) -> dict[str, str]:
-    """Return the state of a git repository; empty outside of one.
+def _text(name: str, value: Any, facts: dict[str, Any]) -> str:
+    return UNKNOWN if value is None and name in facts.get("unknown", {}) else str(value)
 
-    Returns:
-        `remote`, `commit`, `branch`, `dirty` (whether files differ from the commit), and, if so,
-        `diff`.
+
+class _Facts:
+    """Collects facts; one that cannot be found out is None.
+
+    Attributes:
+        unknown: why, by the name of the fact.
     """
 
-    def output(*words: str) -> str | None:
+    def __init__(self) -> None:
+        self.unknown: dict[str, str] = {}
+
+    def of(self, name: str, find: Callable[..., Any], *arguments: Any, default: Any = None) -> Any:
+        """Return what `find` returns; `default` if it raises, whatever that is."""
         try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *words], capture_output=True, timeout=10, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.decode(errors="replace")
-
-    commit = output("rev-parse", "HEAD")
-    if commit is None:
-        return {}
-    status = output("status", "--porcelain") or ""
-    facts = {
-        "remote": redact((output("remote", "get-url", "origin") or "").strip()),
-        "commit": commit.strip(),
-        "branch": (output("rev-parse", "--abbrev-ref", "HEAD") or "").strip(),
-        "dirty": str(bool(status.strip())).lower(),
-    }
-    if status.strip():
-        facts["diff"] = (output("diff", "HEAD") or "") + "".join(
-            f"# untracked: {line[3:]}\n" for line in status.splitlines() if line.startswith("??")
-        )
-    return facts
+            return find(*arguments)
+        except Exception as error:  # no fact is worth a run
+            self.unknown[name] = f"{type(error).__name__}: {first_line(error)}"
+            return default
 
 
-def describe(backend_check: dict[str, Any] | None = None) -> dict[str, Any]:
+def describe(
+    backend_check: dict[str, Any] | None = None, own_code: Mapping[str, Path] | None = None
+) -> dict[str, Any]:
     """Return versions, flags and devices of this process, as JSON's types.
 
     Args:
         backend_check: the decision about the backend's known answers, if it was tested.
+        own_code: the files of the user's own code, by a short name.
+
+    Returns:
+        The facts. One that cannot be found out is None, and `unknown` says why.
     """
-    device = jax.devices()[0]
+    facts = _Facts()
     return {
         "fbp": fbp.__version__,
-        "code": code_digest(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": _cores(),
-        "threads": threads(),
+        "code": facts.of("code", code_digest),
+        "own_code": {
+            name: facts.of(f"own_code.{name}", file_digest, path)
+            for name, path in (own_code or {}).items()
+        },
+        "python": facts.of("python", platform.python_version),
+        "platform": facts.of("platform", platform.platform),
+        "processor": facts.of("processor", _processor),
+        "cores": facts.of("cores", _cores),
+        "threads": facts.of("threads", threads),
         "device": {
-            "platform": device.platform,
-            "kind": device.device_kind,
-            "count": jax.device_count(),
+            "platform": facts.of("device.platform", lambda: jax.devices()[0].platform),
+            "kind": facts.of("device.kind", lambda: jax.devices()[0].device_kind),
+            "count": facts.of("device.count", jax.device_count),
         },
         "jax": {
             "jax": jax.__version__,
-            "jaxlib": importlib.metadata.version("jaxlib"),
-            **{name: getattr(jax.config, f"jax_{name}") for name in _FLAGS},
+            "jaxlib": facts.of("jax.jaxlib", lambda: importlib.metadata.version("jaxlib")),
+            **{name: facts.of(f"jax.{name}", _flag, name) for name in _FLAGS},
         },
         "backend_check": backend_check,
         "variables": {
@@ -220,26 +232,59 @@ def describe(backend_check: dict[str, Any] | None = None) -> dict[str, Any]:
             if name in ("XLA_FLAGS", "PJRT_NPROC", "NPROC", "OMP_NUM_THREADS")
             or name.startswith("JAX_")
         },
-        "packages": {
-            distribution.name: distribution.version
-            for distribution in sorted(
-                importlib.metadata.distributions(), key=lambda d: d.name.lower()
-            )
-        },
+        "packages": facts.of("packages", _packages, facts, default={}),
+        "unknown": facts.unknown,
     }
 
 
+def _flag(name: str) -> Any:
+    """Return an option of JAX as one of JSON's types."""
+    value = getattr(jax.config, f"jax_{name}")
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def _packages(facts: _Facts) -> dict[str, str]:
+    """Return the versions of all installed packages; what has no name or version is unknown."""
+    packages: dict[str, str] = {}
+    for index, distribution in enumerate(importlib.metadata.distributions()):
+        place = getattr(distribution, "_path", None)  # private, and for messages only
+        where = f"packages.{Path(str(place)).name if place else index}"
+        name = facts.of(where, _metadata, distribution, "Name")
+        version = facts.of(where, _metadata, distribution, "Version")
+        if isinstance(name, str) and isinstance(version, str):
+            packages.setdefault(name, version)  # the first one is what Python imports
+        else:
+            facts.unknown.setdefault(where, "its metadata have no name or no version")
+    return dict(sorted(packages.items(), key=lambda item: item[0].lower()))
+
+
+def _metadata(distribution: importlib.metadata.Distribution, key: str) -> str | None:
+    return distribution.metadata[key]
+
+
+def file_digest(path: Path) -> str:
+    """Return SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def write(
-    artifacts: Path, repository: dict[str, str], backend_check: dict[str, Any] | None = None
+    artifacts: Path,
+    repository: dict[str, str],
+    backend_check: dict[str, Any] | None = None,
+    own_code: Mapping[str, Path] | None = None,
 ) -> None:
     """Write the environment, and uncommitted changes, among a run's artifacts.
 
     Args:
         artifacts: the folder.
-        repository: the state of the code, see :func:`git`.
+        repository: the state of the code, see :func:`.repository.git`.
         backend_check: see :func:`describe`.
+        own_code: see :func:`describe`.
     """
-    text = json.dumps(describe(backend_check), indent=1)
+    facts = describe(backend_check, own_code)
+    if "problem" in repository:
+        facts["unknown"]["git"] = repository["problem"]
+    text = json.dumps(facts, indent=1, default=str)
     (artifacts / layout.ENVIRONMENT).write_text(text, encoding="utf-8")
     if "diff" in repository:
         (artifacts / layout.GIT_DIFF).write_text(repository["diff"], encoding="utf-8")
@@ -249,40 +294,47 @@ def run_tags(repository: dict[str, str]) -> dict[str, str]:
     """Return the tags that describe what a run runs on, and the state of its code.
 
     Args:
-        repository: the state of the code, see :func:`git`.
+        repository: the state of the code, see :func:`.repository.git`.
     """
-    device = jax.devices()[0]
+    facts = _Facts()
+    kind = facts.of("kind", lambda: jax.devices()[0].device_kind, default=UNKNOWN)
+    count = facts.of("count", jax.device_count, default=UNKNOWN)
     values = {
-        tags.USER: _user(),
+        tags.USER: facts.of("user", getpass.getuser, default=UNKNOWN),
         tags.SOURCE_TYPE: "LOCAL",
         tags.VERSION: fbp.__version__,
-        tags.PYTHON: platform.python_version(),
+        tags.PYTHON: facts.of("python", platform.python_version, default=UNKNOWN),
         tags.JAX: jax.__version__,
-        tags.JAXLIB: importlib.metadata.version("jaxlib"),
-        tags.DEVICE: f"{jax.device_count()} x {device.device_kind}",
-        tags.DEVICE_KIND: device.device_kind,
-        tags.DEVICE_COUNT: str(jax.device_count()),
-        tags.COMMAND: redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        tags.JAXLIB: facts.of(
+            "jaxlib", lambda: importlib.metadata.version("jaxlib"), default=UNKNOWN
+        ),
+        tags.DEVICE: f"{count} x {kind}",
+        tags.DEVICE_KIND: kind,
+        tags.DEVICE_COUNT: str(count),
+        tags.COMMAND: facts.of("command", _command_line, default=UNKNOWN),
     }
     if repository:
         values[tags.GIT_COMMIT] = repository["commit"]
         values[tags.GIT_BRANCH] = repository["branch"]
         values[tags.GIT_REPOSITORY] = repository["remote"]
         values[tags.GIT_DIRTY] = repository["dirty"]
-    return values
+    return {name: encodable(value) for name, value in values.items() if value}
 
 
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # no entry for this user id, as in some containers
-        return "unknown"
+def _command_line() -> str:
+    program, *arguments = sys.argv or [UNKNOWN]
+    return redact(" ".join([Path(program).name, *arguments]))
+
+
+def encodable(text: str) -> str:
+    """Return a text without what UTF-8 cannot hold, such as the bytes of an odd file name."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _cpu_flags() -> str:
     """Return the instruction sets of the processor."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         return next(line for line in lines if line.lower().startswith(("flags", "features")))
     except (OSError, StopIteration):
         return ""
@@ -290,7 +342,7 @@ def _cpu_flags() -> str:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         return next(
             line.partition(":")[2].strip() for line in lines if line.startswith("model name")
         )

@@ -34,7 +34,11 @@ def write(folder: Path) -> None:
     if start and start.layers:
         _write_json(target / layout.LAYER_NAMES, start.layers)
     digests = {
-        step: {"params": line.params_digest, "tensors": line.tensors}
+        step: {
+            "params": line.params_digest,
+            "state": line.state_digest,
+            "tensors": line.tensors,
+        }
         for step, line in sorted(journal.read_checkpoints(folder).items())
     }
     if digests:
@@ -132,6 +136,7 @@ def read_checkpoints(artifacts: Path) -> dict[int, CheckpointDigests]:
                 int(step),
                 str(entry["params"]),
                 {str(key): str(text) for key, text in entry["tensors"].items()},
+                str(entry["state"]),
             )
             for step, entry in json.loads(path.read_text(encoding="utf-8")).items()
         }

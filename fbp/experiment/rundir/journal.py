@@ -23,10 +23,12 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 
 from fbp.errors import InputError
-from fbp.experiment.rundir import layout, tags
+from fbp.experiment.rundir import layout, locks, tags
 from fbp.experiment.rundir.layout import JOURNAL
 
 _CHECKSUM = b', "crc32": '
+LONGEST_MESSAGE = 5000
+"""Characters of the tag that says why a run did not finish."""
 
 
 # --- the lines --------------------------------------------------------------------------------
@@ -72,6 +74,7 @@ class StartLine(Line):
         steps: the number of steps that were planned; 0 if unknown.
         layers: names of the model's layers by path.
         sink: the tracker that the run is sent to, see :mod:`fbp.experiment.tracking.sink`.
+        config: SHA-256 of the configuration's file; empty if there is none.
     """
 
     kind = "start"
@@ -86,6 +89,7 @@ class StartLine(Line):
     steps: int = 0
     layers: Mapping[str, str] = field(default_factory=dict)
     sink: str = "mlflow"
+    config: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,12 +167,14 @@ class CheckpointLine(Line):
         step: the step.
         params_digest: SHA-256 of all parameters.
         tensors: the beginning of the SHA-256 of each parameter, by path.
+        state_digest: SHA-256 of the whole state: optimizer state and random key, too.
     """
 
     kind = "checkpoint"
     step: int
     params_digest: str
     tensors: Mapping[str, str]
+    state_digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +217,18 @@ class ResumeLine(Line):
     step: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class SealLine(Line):
+    """The run's record is complete, and its manifest covers it; see manifest.py.
+
+    Attributes:
+        root: SHA-256 of the manifest, which has the digest of the journal up to this line.
+    """
+
+    kind = "seal"
+    root: str
+
+
 _KINDS: dict[str, type[Line]] = {
     line.kind: line
     for line in (
@@ -222,6 +240,7 @@ _KINDS: dict[str, type[Line]] = {
         ChildLine,
         EndLine,
         ResumeLine,
+        SealLine,
     )
 }
 _L = TypeVar("_L", bound=Line)
@@ -248,6 +267,12 @@ _EMPTY = PrefixChecksum()
 class Journal:
     """Appends to a journal; each line is passed to the operating system before the call returns.
 
+    Args:
+        folder: the run's folder.
+        name: the file's name.
+        alone: whether no other `Journal` may have the file open, as for a seal. Then InputError is
+            raised if a process still has it open after two seconds.
+
     A line that was cut off by a death or a full disk is removed: by the next `Journal` of that
     file, or at once. Every method raises OSError if the disk is full; the line is then not written.
 
@@ -256,10 +281,15 @@ class Journal:
         checksum: length and CRC-32 of the whole journal.
     """
 
-    def __init__(self, folder: Path, name: str = JOURNAL):
+    def __init__(self, folder: Path, name: str = JOURNAL, *, alone: bool = False):
         self.folder = folder
         self._path = layout.journal(folder, name)
         self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if not alone:
+            locks.share(self._file)
+        elif not locks.try_lock(self._file):
+            os.close(self._file)
+            raise InputError(f"{self._path}: another process is writing to it")
         self._last_time = now()
         end = _end_of_lines(self._file)
         os.ftruncate(self._file, end)
@@ -281,7 +311,7 @@ class Journal:
             experiment: the experiment that the run belongs to.
             params: texts by name.
             tags: texts by name; empty ones are left out, the folder's name is added.
-            more: `inputs`, `parent`, `steps`, `layers`, `sink`, see :class:`StartLine`.
+            more: `inputs`, `parent`, `steps`, `layers`, `sink`, `config`, see :class:`StartLine`.
         """
         self._append(
             StartLine(
@@ -310,11 +340,17 @@ class Journal:
         """Append tags."""
         self._append(TagsLine(time=self._tick(), values=values))
 
-    def checkpoint(self, step: int, params_digest: str, tensors: Mapping[str, str]) -> None:
+    def checkpoint(
+        self, step: int, params_digest: str, tensors: Mapping[str, str], state_digest: str
+    ) -> None:
         """Append the digests of a checkpoint that is on the disk."""
         self._append(
             CheckpointLine(
-                time=self._tick(), step=step, params_digest=params_digest, tensors=tensors
+                time=self._tick(),
+                step=step,
+                params_digest=params_digest,
+                tensors=tensors,
+                state_digest=state_digest,
             )
         )
 
@@ -330,12 +366,17 @@ class Journal:
         """Append that the run goes on from a step."""
         self._append(ResumeLine(time=self._tick(), step=step))
 
+    def seal(self, root: str) -> None:
+        """Append the SHA-256 of the manifest that covers the record."""
+        self._append(SealLine(time=self._tick(), root=root))
+
     def sync(self) -> None:
         """Wait until all that was written is on the disk."""
         os.fsync(self._file)
 
     def close(self) -> None:
         """Close the file."""
+        locks.unlock(self._file)
         os.close(self._file)
 
     def _tick(self) -> int:
@@ -374,9 +415,14 @@ def _with_checksum(line: bytes) -> bytes:
 # --- reading ----------------------------------------------------------------------------------
 
 
-def _end_of_lines(file: int) -> int:
-    """Return where the last whole line of an open file ends, searched from the back."""
-    end = os.fstat(file).st_size
+def _end_of_lines(file: int, limit: int | None = None) -> int:
+    """Return where the last whole line of an open file ends, searched from the back.
+
+    Args:
+        file: its descriptor.
+        limit: the number of bytes that are searched; all by default.
+    """
+    end = os.fstat(file).st_size if limit is None else limit
     while end:
         begin = max(0, end - 65536)
         newline = os.pread(file, end - begin, begin).rfind(b"\n")
@@ -393,6 +439,12 @@ def length(folder: Path, name: str = JOURNAL) -> int:
         return 0
     with open(path, "rb") as file:
         return _end_of_lines(file.fileno())
+
+
+def size(folder: Path, name: str = JOURNAL) -> int:
+    """Return the number of bytes of the file, an unfinished line included; 0 if there is none."""
+    path = layout.journal(folder, name)
+    return path.stat().st_size if path.exists() else 0
 
 
 def lines(
@@ -472,15 +524,56 @@ def read_end(folder: Path) -> EndLine | None:
     return last if isinstance(last, EndLine) else None
 
 
-def read_tags(folder: Path) -> dict[str, str]:
-    """Return all tags of a run, the newest value of each."""
+def read_tags(folder: Path, *, sealed: bool = True) -> dict[str, str]:
+    """Return all tags of a run, the newest value of each.
+
+    Args:
+        folder: the run's.
+        sealed: whether the root of its manifest is among them.
+    """
     values: dict[str, str] = {}
-    for _, line in lines(folder, kinds=[StartLine, TagsLine]):
+    for _, line in lines(folder, kinds=[StartLine, TagsLine, EndLine, ResumeLine, SealLine]):
         if isinstance(line, StartLine):
             values |= line.tags
         elif isinstance(line, TagsLine):
             values |= line.values
+        elif isinstance(line, EndLine) and line.message:
+            values[tags.MESSAGE] = line.message[:LONGEST_MESSAGE]
+        elif isinstance(line, SealLine) and sealed:
+            values[tags.MANIFEST] = line.root
+        elif isinstance(line, ResumeLine):
+            for name in tags.OF_AN_END:
+                values.pop(name, None)
     return values
+
+
+class Sealed(NamedTuple):
+    """The last seal of a journal.
+
+    Attributes:
+        root: see :class:`SealLine`.
+        covers: the number of bytes before the line.
+        end: the number of bytes up to its end.
+        later: the lines that were written since.
+    """
+
+    root: str
+    covers: int
+    end: int
+    later: tuple[Line, ...]
+
+
+def read_seal(folder: Path) -> Sealed | None:
+    """Return the last seal of a journal; None if there is none."""
+    end, seal = 0, None
+    for offset, line in lines(folder, kinds=[SealLine]):
+        end, seal = offset, line
+    if not isinstance(seal, SealLine):
+        return None
+    with open(layout.journal(folder), "rb") as file:
+        covers = _end_of_lines(file.fileno(), end - 1)
+    later = tuple(line for _, line in lines(folder, end))
+    return Sealed(seal.root, covers, end, later)
 
 
 def read_checkpoints(folder: Path) -> dict[int, CheckpointLine]:

@@ -20,6 +20,8 @@ mlruns/
             model/              params.npz, config.toml, model.json: the trained model
             history/            steps.csv, metrics.csv, checkpoints.json, layers.json
             plots/              pictures
+            manifest.json       digests of all of the above, see manifest.py
+            signatures/         SSH signatures of the manifest
 
 The three formats that other programs may read later carry a number: the journal's first line, the
 manifest of a checkpoint, and ``model.json``.
@@ -43,6 +45,7 @@ GIT_DIFF = "git.diff"
 MODEL = "model"
 PARAMS, MODEL_FACTS = "params.npz", "model.json"
 HISTORY = "history"
+MANIFEST, SIGNATURES = "manifest.json", "signatures"
 STEPS_CSV, METRICS_CSV = "steps.csv", "metrics.csv"
 CHECKPOINT_DIGESTS, LAYER_NAMES = "checkpoints.json", "layers.json"
 DATABASE = "mlflow.db"
@@ -249,3 +252,18 @@ def history(artifacts: Path) -> Path:
 def plots(folder: Path) -> Path:
     """Return the folder of the run's pictures."""
     return artifacts(folder) / "plots"
+
+
+def manifest(artifacts: Path) -> Path:
+    """Return the manifest, among a run's artifacts (here, or copied)."""
+    return artifacts / MANIFEST
+
+
+def signatures(artifacts: Path) -> Path:
+    """Return the folder with the signatures of the manifest, among a run's artifacts."""
+    return artifacts / SIGNATURES
+
+
+def is_about_manifest(name: str) -> bool:
+    """Return whether an artifact is the manifest or a signature of it, which it cannot cover."""
+    return name == MANIFEST or name.startswith(f"{SIGNATURES}/")

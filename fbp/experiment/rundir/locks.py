@@ -19,19 +19,33 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def try_lock(file: int) -> bool:
+    """Lock an open file; return False if another process still holds the lock after 2 s."""
+    for _ in range(_ATTEMPTS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+        else:
+            return True
+    return False
+
+
+def share(file: int) -> None:
+    """Hold a lock on an open file that keeps others from :func:`try_lock`; wait for it."""
+    fcntl.flock(file, fcntl.LOCK_SH)
+
+
+def unlock(file: int) -> None:
+    """Release the lock on an open file, also if a forked process has it open, too."""
+    fcntl.flock(file, fcntl.LOCK_UN)
+
+
 @contextlib.contextmanager
 def try_hold_training_lock(folder: Path) -> Iterator[bool]:
     """Hold the run's training lock. Yields False if another process still holds it after 2 s."""
     with open(layout.training_lock(folder), "a") as file:
-        for _ in range(_ATTEMPTS):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(0.1)
-            else:
-                yield True
-                return
-        yield False
+        yield try_lock(file.fileno())
 
 
 def is_training(folder: Path) -> bool:

@@ -24,10 +24,27 @@ def params_digest(params: Params) -> str:
 
 def digest_of(arrays: Mapping[str, np.ndarray]) -> str:
     """Return SHA-256 of every array's name, dtype, shape and bytes, sorted by name."""
+    return combined_digest({name: leaf_digest(array) for name, array in arrays.items()})
+
+
+def leaf_digest(array: np.ndarray) -> str:
+    """Return an array's dtype and shape, and SHA-256 of its bytes, as one text.
+
+    The dtype's name is part of it, because int4 and uint4 have the same code.
+    """
+    content = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return f"{array.dtype.name} {array.dtype.str} {list(array.shape)} {content.hexdigest()}"
+
+
+def combined_digest(leaves: Mapping[str, str]) -> str:
+    """Return SHA-256 of names and their :func:`leaf_digest`, sorted by name.
+
+    The length of each text is part of it, so that no two sets of arrays give the same bytes.
+    """
     digest = hashlib.sha256()
-    for path, array in sorted(arrays.items()):
-        digest.update(f"{path}\0{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    for name, leaf in sorted(leaves.items()):
+        for text in (name.encode("utf-8", "surrogatepass"), leaf.encode()):
+            digest.update(len(text).to_bytes(8, "little") + text)
     return digest.hexdigest()
 
 

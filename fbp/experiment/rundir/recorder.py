@@ -6,18 +6,17 @@ So each resume checks itself.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fbp.experiment.rundir import environment, layout, tags
+from fbp.experiment.config import references
+from fbp.experiment.rundir import environment, layout, repository, tags, trust_store
 from fbp.experiment.rundir.journal import Journal, MetricsLine, StepsLine
 from fbp.experiment.rundir.metric_table import is_timing
 from fbp.experiment.rundir.series import metrics_digest, nonfinite, read_series
-
-_LONGEST_TAG = 5000  # characters
 
 
 class Mismatch(NamedTuple):
@@ -33,23 +32,42 @@ class Mismatch(NamedTuple):
 def record_start(
     journal: Journal,
     *,
-    repository: Path,
+    code_folder: Path,
     run_tags: Mapping[str, str],
     backend_check: dict[str, Any] | None = None,
+    names: Iterable[str] = (),
     **line: Any,
-) -> None:
+) -> str:
     """Write the environment among a run's artifacts, and the first line of its journal.
+
+    Which of the user's own code the run begins with is remembered outside of the run's folder, see
+    :mod:`.trust_store`.
 
     Args:
         journal: the run's.
-        repository: a folder inside the git repository of which the commit is recorded.
+        code_folder: a folder inside the git repository of which the commit is recorded: where the
+            user stands, or where a file of the user's own lies.
         run_tags: tags beside those of the environment, `tags.SOURCE_NAME` among them.
         backend_check: see :func:`fbp.experiment.rundir.environment.describe`.
+        names: all names in the configuration; references to the user's own code are among them.
         line: for :meth:`Journal.start`.
+
+    Returns:
+        Why the user's own code cannot be remembered; empty if it can, or if there is none.
     """
-    git = environment.git(repository)
-    environment.write(layout.artifacts(journal.folder), git, backend_check)
-    journal.start(tags={**environment.run_tags(git), **run_tags}, **line)
+    git, own_code = repository.git(code_folder), references.code_files(names)
+    environment.write(layout.artifacts(journal.folder), git, backend_check, own_code)
+    problem = trust_store.remember(journal.folder, names)
+    texts = {
+        name: text.encode("utf-8", "replace").decode()  # a file's name may be any bytes
+        for name, text in run_tags.items()
+    }
+    journal.start(
+        tags={**environment.run_tags(git), **texts},
+        config=trust_store.config_digest(layout.config(journal.folder)),
+        **line,
+    )
+    return problem
 
 
 class Recorder:
@@ -128,7 +146,6 @@ class Recorder:
             tags.METRICS_DIGEST: metrics_digest(series),
             tags.NONFINITE: nonfinite(series),
             tags.RESUME_DIFFERS: str(self.first_mismatch or ""),
-            tags.MESSAGE: message[:_LONGEST_TAG],
             **(run_tags or {}),
         }
         self.journal.tags({key: value for key, value in values.items() if value})

@@ -1,6 +1,7 @@
 """Metrics over the steps of a run, read from its journal; their digest, and where they are odd."""
 
 import hashlib
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 
 from fbp.experiment.rundir import journal
 from fbp.experiment.rundir.journal import Line, MetricsLine, StepsLine
+from fbp.experiment.rundir.layout import JOURNAL
 from fbp.experiment.rundir.metric_table import is_timing
 
 _LONGEST_TEXT = 5000  # characters of a tag
@@ -27,16 +29,17 @@ class Series(NamedTuple):
 
 
 def read_series(
-    folder: Path, kinds: Sequence[type[Line]] = (StepsLine, MetricsLine)
+    folder: Path, kinds: Sequence[type[Line]] = (StepsLine, MetricsLine), name: str = JOURNAL
 ) -> dict[str, Series]:
     """Return every metric of a run by name, its points in the order of steps.
 
     Args:
         folder: the run's folder.
         kinds: the classes of the lines to read.
+        name: the journal's file name.
     """
     parts: dict[str, list[Series]] = {}
-    for _, line in journal.lines(folder, kinds=kinds):
+    for _, line in journal.lines(folder, name=name, kinds=kinds):
         if isinstance(line, StepsLine):
             for key, column in line.columns.items():
                 steps = np.arange(line.first_step, line.first_step + len(column))
@@ -46,10 +49,11 @@ def read_series(
             for key, value in line.values.items():
                 columns = np.array([line.step]), np.array([float(value)]), np.array([line.time])
                 parts.setdefault(key, []).append(Series(*columns))
-    return {key: _joined(chunks) for key, chunks in parts.items()}
+    return {key: joined(chunks) for key, chunks in parts.items()}
 
 
-def _joined(chunks: Sequence[Series]) -> Series:
+def joined(chunks: Sequence[Series]) -> Series:
+    """Return the points of all chunks in the order of steps; equal steps stay in their order."""
     series = Series(*(np.concatenate(columns) for columns in zip(*chunks, strict=True)))
     return series.where(np.argsort(series.steps, kind="stable"))
 
@@ -67,10 +71,11 @@ def metrics_digest(metrics: Mapping[str, Series]) -> str:
     digest = hashlib.sha256()
     for key in sorted(metrics):
         if not is_timing(key):
-            digest.update(key.encode() + b"\0")
-            digest.update(metrics[key].steps.astype("<i8").data)
-            values = metrics[key].values
+            name, values = key.encode(), metrics[key].values
             values = np.where(np.isnan(values), np.nan, values)  # NaN has many bit patterns
+            # with their lengths, so that no two sets of metrics give the same bytes
+            digest.update(struct.pack("<QQ", len(name), len(values)) + name)
+            digest.update(metrics[key].steps.astype("<i8").data)
             digest.update(values.astype("<f8").data)
     return digest.hexdigest()
 

@@ -35,6 +35,14 @@ MESSAGE = "fbp.message"
 RESUME_DIFFERS = "fbp.resume_differs"
 """Where a resumed run first gave another value than before."""
 
+MANIFEST = "fbp.manifest"
+"""SHA-256 of the manifest that covers the record, see manifest.py."""
+OF_AN_END = (MESSAGE, MANIFEST)
+"""Tags that a run loses when it is resumed."""
+
+RESUMED_WITH = "fbp.resumed_with"
+"""What was another at the last resume than when the run began: own code, environment."""
+
 REPRODUCES = "fbp.reproduces"
 """The id of the run that this one repeats."""
 REPRODUCTION = "fbp.reproduction"

@@ -67,7 +67,7 @@ class _Counts(NamedTuple):
     interval: int
 
 
-def build(config: Config) -> Experiment:
+def build(config: Config, dataset: Dataset | None = None) -> Experiment:
     """Load the data, construct what a configuration names, and check that it fits together.
 
     Almost nothing is computed: shapes are traced. The metrics are added to this process's table of
@@ -75,16 +75,19 @@ def build(config: Config) -> Experiment:
 
     Args:
         config: the configuration.
+        dataset: the data, as :func:`load_data` returned them; loaded by default.
 
     Raises:
         InputError: one line that says what does not fit.
     """
     loss = build_loss(config)
     with as_keys_of("data", dataset="reconstruct"):
-        dataset = _load_data(config, loss)
-        fingerprint = dataset.fingerprint
-        data = _split(config, dataset)
-        dataset = dataset._replace(train=_without_rows(dataset.train), test=None)
+        loaded = dataset or load_data(config, loss)
+        fingerprint = loaded.fingerprint
+        # arrays that came from a caller or from a user's own code may be in use elsewhere
+        overwrite = dataset is None and not is_reference(config.data.name)
+        data = _split(config, loaded, overwrite=overwrite)
+        dataset = loaded._replace(train=_without_rows(loaded.train), test=None)
     _check_missing_targets(data, config, loss)
     data = _with_targets(data, config, loss, len(dataset.classes))
     _check_direction(config, dataset)
@@ -101,14 +104,6 @@ def build(config: Config) -> Experiment:
     name, metric = config.optimizer.name, config.selection.metric
     fit_checks.check_training(trial, optimizer, name, metric)
     augment = build_augmentation(config, shape, trial)
-    notes = suspicions(
-        model,
-        loss,
-        data,
-        loss_name=config.loss.name,
-        has_tokens=bool(dataset.tokens),
-        is_autoencoding=config.data.reconstruct,
-    )
     return Experiment(
         config,
         dataset,
@@ -122,7 +117,7 @@ def build(config: Config) -> Experiment:
         observed,
         augment,
         *counts,
-        (*_data_notes(dataset, data), *notes),
+        (*_data_notes(dataset, data), *_suspicions(config, dataset, data, model, loss)),
     )
 
 
@@ -131,7 +126,30 @@ def _data_notes(dataset: Dataset, data: Splits) -> tuple[str, ...]:
     return f"data {dataset.name!r}: {'; '.join((dataset.task, *dataset.notes))}", *data.notes
 
 
-def _load_data(config: Config, loss: Loss) -> Dataset:
+def _suspicions(
+    config: Config, dataset: Dataset, data: Splits, model: Layer, loss: Loss
+) -> tuple[str, ...]:
+    return suspicions(
+        model,
+        loss,
+        data,
+        loss_name=config.loss.name,
+        has_tokens=bool(dataset.tokens),
+        is_autoencoding=config.data.reconstruct,
+    )
+
+
+def load_data(config: Config, loss: Loss | None = None) -> Dataset:
+    """Return the data set that a configuration names, checked.
+
+    Args:
+        config: the configuration.
+        loss: its loss, which says what its targets are; built by default.
+
+    Raises:
+        InputError: if there is no such file, or if it cannot be learned from.
+    """
+    loss = loss or build_loss(config)
     dataset = construct(config.data, loss_targets=loss.targets)
     if not is_reference(config.data.name):
         dataset = datasets.check(dataset)
@@ -141,7 +159,7 @@ def _load_data(config: Config, loss: Loss) -> Dataset:
     return datasets.as_autoencoding(dataset) if config.data.reconstruct else dataset
 
 
-def _split(config: Config, dataset: Dataset) -> Splits:
+def _split(config: Config, dataset: Dataset, *, overwrite: bool) -> Splits:
     section = config.data
     return datasets.prepare(
         dataset,
@@ -151,7 +169,7 @@ def _split(config: Config, dataset: Dataset) -> Splits:
         limit=section.limit,
         standardize=section.standardize,
         standardize_targets=section.standardize_targets,
-        overwrite=not is_reference(section.name),  # whose arrays may be in use elsewhere
+        overwrite=overwrite,
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fbp import _diagram, _summary
+from fbp.datasets import Dataset
 from fbp.errors import first_line
 from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import layout, tags
@@ -52,11 +53,11 @@ def run(
     signals: list[int] | None = None,
     checkpoint_steps: Sequence[int] | None = None,
     stop_at: int | None = None,
+    dataset: Dataset | None = None,
 ) -> Outcome:
     """Train and evaluate; write journal, checkpoints, results and the trained model.
 
-    The run of `folder` is resumed from its last checkpoint if it has begun; it ends as it would
-    have ended without a break.
+    A run that has begun is resumed from its last checkpoint, and ends as it would have without.
 
     Args:
         config: what to train.
@@ -66,21 +67,21 @@ def run(
         signals: signals that came already; with one in it the run stops at its first chunk.
         checkpoint_steps: the steps of the checkpoints; None leaves them to the configuration.
         stop_at: the step at which the run is broken off, as by a signal; None for a whole run.
+        dataset: the data, see :func:`.build.build`.
 
     Raises:
-        InputError: if configuration and data do not fit; then the run does not exist, or stays as
-            it was.
+        InputError: if configuration and data do not fit; no run exists then, or it stays as it was.
     """
-    experiment = build(config)
-    start = start_or_resume(experiment, identity, folder, reporter)
-    recorder, journal = start.recorder, start.recorder.journal
+    experiment = build(config, dataset)
+    state, recorder = start_or_resume(experiment, identity, folder, reporter)
+    journal = recorder.journal
     checkpoints = Checkpoints(folder, config.checkpoint.keep, journal)
     reporter.begin(experiment.steps, -(-experiment.steps // experiment.steps_per_epoch))
     try:
         with _collected_signals(signals) as signals:
             loop = Loop(
                 experiment,
-                start.state,
+                state,
                 recorder,
                 checkpoints,
                 reporter,

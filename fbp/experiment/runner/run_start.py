@@ -1,5 +1,6 @@
 """The beginning of a run: where it comes from, its first journal lines, or its resumption."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +11,11 @@ from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import checkpoints, journal, layout, tags
 from fbp.experiment.rundir.checkpoints import Checkpoint
 from fbp.experiment.rundir.journal import Journal, read_checkpoints
+from fbp.experiment.rundir.npz import leaf_digest
 from fbp.experiment.rundir.recorder import Recorder, record_start
 from fbp.experiment.runner import backend_check
 from fbp.experiment.runner.build import Experiment
+from fbp.experiment.runner.changes import check_resumed, current_folder, note_changes
 from fbp.experiment.runner.loop import (
     LoopState,
     Reporter,
@@ -25,11 +28,14 @@ class RunIdentity(NamedTuple):
     """Where a run comes from.
 
     Attributes:
-        source: the experiment's file.
+        source: the experiment's file. It is shown and no more, because a record may have named it.
         label: the run's name in lists.
         parent: the folder name of the run under which it is shown; None for a run of its own.
         tags: additional tags.
         fingerprint: the fingerprint that the data must have; any if empty.
+        code_folder: the folder of which the git commit is recorded, where the user's own experiment
+            lies; by default the current one.
+        accepts_changes: whether a run is resumed although the user's own code is another.
     """
 
     source: Path
@@ -37,6 +43,8 @@ class RunIdentity(NamedTuple):
     parent: str | None = None
     tags: dict[str, str] = {}  # noqa: RUF012
     fingerprint: str = ""
+    code_folder: Path | None = None
+    accepts_changes: bool = False
 
 
 class Start(NamedTuple):
@@ -64,7 +72,8 @@ def start_or_resume(
             damaged checkpoints.
 
     Raises:
-        InputError: if the data or the checkpoint is of another experiment; nothing is written then.
+        InputError: if the data, the configuration, the user's own code or the checkpoint is not
+            what the run was begun with; nothing is written then.
     """
     start = journal.read_start(folder)
     fingerprint = start.tags.get(tags.DATA_FINGERPRINT) if start else identity.fingerprint
@@ -74,12 +83,18 @@ def start_or_resume(
     if start is None:
         state = initial_loop_state(experiment)  # may need more memory than there is: no run then
         recorder = Recorder(Journal(folder))
-        _write_start(experiment, identity, recorder.journal)
+        problem = _write_start(experiment, identity, recorder.journal)
+        if problem:
+            reporter.note(
+                f"to resume this run will need --trust, because nothing is kept: {problem}"
+            )
         return Start(state, recorder)
+    changes = check_resumed(experiment.config, identity, folder)
     checkpoint = _newest_checkpoint(folder, reporter)
     state = _restored_or_initial(experiment, folder, checkpoint)
     recorder = Recorder(Journal(folder), state.step)
     _write_resume(recorder, checkpoint)
+    note_changes(recorder.journal, changes, reporter)
     reporter.note(f"going on from step {state.step} of {experiment.steps}")
     return Start(state, recorder)
 
@@ -128,10 +143,11 @@ def _write_resume(recorder: Recorder, checkpoint: Checkpoint | None) -> None:
             for path, array in checkpoint.arrays.items()
             if path.startswith(prefix)
         }
-        journal.checkpoint(*checkpoints.digests_of(step, params))
+        state = {path: leaf_digest(array) for path, array in checkpoint.arrays.items()}
+        journal.checkpoint(*checkpoints.digests_of(step, params, state))
 
 
-def _write_start(experiment: Experiment, identity: RunIdentity, writer: Journal) -> None:
+def _write_start(experiment: Experiment, identity: RunIdentity, writer: Journal) -> str:
     dataset = experiment.dataset
     parts = (
         ("train", "training", experiment.data.train),
@@ -148,7 +164,7 @@ def _write_start(experiment: Experiment, identity: RunIdentity, writer: Journal)
         }
         for part, context, examples in parts
     ]
-    begin_journal(
+    return begin_journal(
         writer,
         experiment.config,
         identity,
@@ -161,8 +177,14 @@ def _write_start(experiment: Experiment, identity: RunIdentity, writer: Journal)
 
 
 def begin_journal(
-    writer: Journal, config: Config, identity: RunIdentity, run_tags: dict[str, str], **more: Any
-) -> None:
+    writer: Journal,
+    config: Config,
+    identity: RunIdentity,
+    run_tags: dict[str, str],
+    *,
+    variants: Iterable[Config] = (),
+    **more: Any,
+) -> str:
     """Write configuration and environment among the artifacts, and the first line of the journal.
 
     Args:
@@ -170,13 +192,19 @@ def begin_journal(
         config: the experiment.
         identity: where it comes from.
         run_tags: tags beside those that every run has.
+        variants: the configurations of its variants, if it is a group.
         more: for :meth:`Journal.start`.
+
+    Returns:
+        Why the user's own code cannot be remembered, see :func:`.recorder.record_start`.
     """
-    layout.config(writer.folder).write_text(writing.to_toml(config), encoding="utf-8")
+    record = writing.written(config, variants)
+    layout.config(writer.folder).write_text(record.text, encoding="utf-8")
     decision = backend_check.decision()
-    record_start(
+    return record_start(
         writer,
-        repository=identity.source.resolve().parent,
+        code_folder=identity.code_folder or current_folder(),
+        names=record.names,
         backend_check=decision.facts() if decision else None,
         run_tags={
             tags.SOURCE_NAME: identity.source.as_posix(),
@@ -189,6 +217,6 @@ def begin_journal(
         label=identity.label,
         experiment=config.tracking.experiment or config.name,
         sink=config.tracking.sink,
-        params=writing.flat_params(config),
+        params=record.params,
         **more,
     )

@@ -11,6 +11,7 @@ from fbp.experiment.rundir.journal import ChildLine, Journal
 from fbp.experiment.rundir.recorder import Recorder
 from fbp.experiment.rundir.series import last_values
 from fbp.experiment.runner.build import build
+from fbp.experiment.runner.changes import check_resumed, note_changes
 from fbp.experiment.runner.loop import Reporter
 from fbp.experiment.runner.run import Outcome, run
 from fbp.experiment.runner.run_start import RunIdentity, begin_journal
@@ -46,12 +47,7 @@ def run_group(
     for name, variant in variants.items():
         with prefixed_by(f"{identity.source}, variant {name!r}"):
             build(variant)  # for its errors; the result is not needed
-    resuming = journal.read_start(folder) is not None
-    writer = Journal(folder)
-    if resuming:
-        writer.resume(0)
-    else:
-        begin_journal(writer, config, identity, {tags.VARIANTS: ", ".join(variants)})
+    writer = _begin_or_resume(config, variants, identity, folder, make_reporter)
     outcomes: dict[str, Outcome] = {}
     status, message = "FAILED", "a variant could not be run"
     try:
@@ -59,7 +55,7 @@ def run_group(
             child = _variant_folder(writer, name, f"{config.name}-{name}")
             outcomes[name] = _finished(child) or run(
                 variant,
-                RunIdentity(identity.source, name, folder.name),
+                identity._replace(label=name, parent=folder.name, tags={}, fingerprint=""),
                 child,
                 make_reporter(name),
                 signals=signals,
@@ -76,6 +72,26 @@ def run_group(
             writer.end(status, message)
         writer.close()
     return outcomes
+
+
+def _begin_or_resume(
+    config: Config,
+    variants: dict[str, Config],
+    identity: RunIdentity,
+    folder: Path,
+    make_reporter: Callable[[str], Reporter],
+) -> Journal:
+    """Write the first line of a group's journal, or that it goes on; return the journal."""
+    if journal.read_start(folder) is None:
+        writer = Journal(folder)
+        names = {tags.VARIANTS: ", ".join(variants)}
+        begin_journal(writer, config, identity, names, variants=variants.values())
+        return writer
+    changes = check_resumed(config, identity, folder, variants.values())
+    writer = Journal(folder)
+    writer.resume(0)
+    note_changes(writer, changes, make_reporter(next(iter(variants))))
+    return writer
 
 
 def _variant_folder(writer: Journal, variant: str, run_name: str) -> Path:

@@ -1,15 +1,18 @@
 """The reader of runs in a project's own run folders; it needs no tracker."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from fbp.experiment.rundir import journal, layout, locks
+from fbp.errors import InputError
+from fbp.experiment.rundir import journal, layout, locks, manifest, signatures
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
-from fbp.experiment.rundir.journal import Journal, StartLine
+from fbp.experiment.rundir.journal import StartLine
 from fbp.experiment.rundir.series import Series, last_values, read_series
+from fbp.experiment.rundir.verification import Verification, verify_folder
 from fbp.experiment.tracking.run_filter import parse_filter, sort_runs
 from fbp.experiment.tracking.run_reader import RecordedRun, matching_runs, single_match
-from fbp.experiment.tracking.shipment import read_sent
+from fbp.experiment.tracking.shipment import changes_of_sent, read_sent
 
 
 class FolderRuns:
@@ -72,14 +75,10 @@ class FolderRuns:
         """Return every metric of a run, from its journal."""
         return read_series(self.folder(run))
 
-    def indexed_series(self, run: RecordedRun) -> dict[str, Series]:
-        """Return nothing: there is no index beside the journal."""
-        return {}
-
     def checkpoints(self, run: RecordedRun) -> dict[int, CheckpointDigests]:
         """Return the digests of the parameters at each checkpoint, by step."""
         return {
-            step: CheckpointDigests(step, line.params_digest, dict(line.tensors))
+            step: CheckpointDigests(step, line.params_digest, dict(line.tensors), line.state_digest)
             for step, line in journal.read_checkpoints(self.folder(run)).items()
         }
 
@@ -87,13 +86,41 @@ class FolderRuns:
         """Return the names of the model's layers by path."""
         return dict(journal.require_start(self.folder(run)).layers)
 
-    def tag_local_run(self, folder: Path, name: str, text: str) -> None:
-        """Append a tag to a run's journal; raise OSError if it cannot be written."""
-        writer = Journal(folder)
-        try:
-            writer.tags({name: text})
-        finally:
-            writer.close()
+    def signed_artifacts(self, run: RecordedRun) -> Path:
+        """Return the folder of a run's artifacts."""
+        return layout.artifacts(self.folder(run))
+
+    def add_signatures(self, run: RecordedRun, folder: Path) -> None:
+        """Add a folder of signatures to the run's artifacts."""
+        signatures.copy(folder, layout.artifacts(self.folder(run)))
+
+    def verify(self, run: RecordedRun) -> Verification:
+        """Check the record of a run against its manifest, without training."""
+        return verify_local(self.folder(run))
+
+
+def is_folder_of(folder: Path, run_id: str) -> bool:
+    """Return whether a run's folder is that of a tracker's run, as far as can be known.
+
+    It is not if the run was sent again, to another tracker.
+    """
+    path = layout.manifest(layout.artifacts(folder))
+    sealed_id = ""
+    with contextlib.suppress(InputError, OSError):
+        sealed_id = manifest.parse(path.read_bytes(), path.name)["tracker"].get("run_id", "")
+    known = {read_sent(folder).run_id, sealed_id} - {""}
+    return not known or run_id in known
+
+
+def verify_local(folder: Path) -> Verification:
+    """Check all files in a run's folder, see :func:`.verification.verify_folder`.
+
+    Raises:
+        NotSealed: if the run goes on, or is still to be sent.
+    """
+    if journal.read_start(folder) is None:
+        return Verification("", ("the journal has no first line",))
+    return verify_folder(folder).with_differences(changes_of_sent(folder))
 
 
 def run_id_of(folder: Path) -> str:

@@ -1,33 +1,45 @@
 """How a run looks in MLflow: names, data sets, and the model."""
 
+import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import re
+import sys
 import tomllib
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import fbp
-from fbp.experiment.rundir import layout, tags
+from fbp.experiment.config.trust import is_module_reference
+from fbp.experiment.rundir import layout, tags, trust_store
 from fbp.experiment.tracking import store
 
 POINTS = 2500  # per metric: the dashboard reads no more at once
+LONGEST_PARAM = 6000
+LONGEST_TAG = 8000
 _LONGEST_KEY = 250
+_DIGEST_LENGTH = 12
+_DIGEST_AT_END = re.compile(f"_[0-9a-f]{{{_DIGEST_LENGTH}}}$")
 _NEEDED_BY_MODEL = ("jax", "numpy", "pydantic", "tomli-w")
 
 
 def key_of(name: str) -> str:
-    """Return a name with the characters that MLflow refuses replaced by ``_``.
+    """Return the key of a metric, param or tag in MLflow; different names get different keys.
 
     MLflow takes letters, digits, blanks and ``_ - . /``, no empty or dotted part, and at most 250
-    characters.
+    characters. A name that it refuses gets ``_`` for what is refused, and a digest of the name at
+    its end. So does a name that ends as if it had one.
     """
     parts = [re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/")]
-    return "/".join("_" if not part.strip(".") else part for part in parts)[:_LONGEST_KEY]
+    key = "/".join("_" if not part.strip(".") else part for part in parts)
+    if key == name and len(name) <= _LONGEST_KEY and not _DIGEST_AT_END.search(name):
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST_LENGTH]
+    return f"{key[: _LONGEST_KEY - _DIGEST_LENGTH - 1]}_{digest}"
 
 
 def dataset_input(entry: Mapping[str, Any]) -> Any:
@@ -98,11 +110,18 @@ def log_model(folder: Path, code: Path, run_id: str, uri: str) -> None:
 
 
 def _user_code(folder: Path) -> list[str]:
-    """Return the file or package of a user's own model, which the configuration names."""
+    """Return the file or package of a user's own model, which the configuration names.
+
+    It is only that of a run which was begun here: a record must not choose what is sent.
+    """
     name = tomllib.loads((folder / layout.CONFIG).read_text(encoding="utf-8"))["model"]["name"]
     if ":" not in name:
         return []
-    spec = importlib.util.find_spec(name.partition(":")[0].partition(".")[0])
+    trust = trust_store.lookup_model(folder)
+    if name not in trust.references or not is_module_reference(name):
+        return []
+    path = [*sys.path, *map(str, trust.folders)]
+    spec = PathFinder.find_spec(name.partition(":")[0].partition(".")[0], path)
     if spec is None or spec.origin is None:
         return []
     origin = Path(spec.origin)

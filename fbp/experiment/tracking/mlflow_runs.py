@@ -11,12 +11,14 @@ import numpy as np
 
 from fbp._optional import require
 from fbp.errors import InputError, prefixed_by
-from fbp.experiment.rundir import history, layout, tags
+from fbp.experiment.rundir import history, layout, signatures, tags
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.metric_table import MACHINE
 from fbp.experiment.rundir.redact import redact, redacted_first_line
 from fbp.experiment.rundir.series import Series
-from fbp.experiment.tracking import store
+from fbp.experiment.rundir.verification import NotSealed, Verification
+from fbp.experiment.tracking import mlflow_shown, store
+from fbp.experiment.tracking.folder_runs import is_folder_of, verify_local
 from fbp.experiment.tracking.run_reader import (
     FILTER_HINT,
     RecordedRun,
@@ -24,7 +26,6 @@ from fbp.experiment.tracking.run_reader import (
     matching_runs,
     single_match,
 )
-from fbp.experiment.tracking.shipment import read_sent
 from fbp.experiment.tracking.uri import default_uri
 from fbp.experiment.tracking.uri import tracking_uri as mlflow_uri
 
@@ -151,9 +152,9 @@ class MlflowRuns:
     def series(self, run: RecordedRun) -> dict[str, Series]:
         """Return every metric: from the artifacts or, while it runs, as MLflow shows it."""
         with prefixed_by(f"run {run.name}"):
-            return history.read(self.artifacts(run)) or self.indexed_series(run)
+            return history.read(self.artifacts(run)) or self._indexed_series(run)
 
-    def indexed_series(self, run: RecordedRun) -> dict[str, Series]:
+    def _indexed_series(self, run: RecordedRun) -> dict[str, Series]:
         """Return every metric as MLflow shows it; of long runs, this is a part of the steps."""
         series = {}
         for key in run.metrics:
@@ -176,17 +177,42 @@ class MlflowRuns:
         """Return the names of the model's layers by path."""
         return history.read_layer_names(self.artifacts(run))
 
-    def tag_local_run(self, folder: Path, name: str, text: str) -> None:
-        """Set a tag of a run that was sent from `folder`, see :meth:`.RunReader.tag_local_run`."""
-        from mlflow.exceptions import MlflowException
+    def signed_artifacts(self, run: RecordedRun) -> Path:
+        """Return a folder with copies of the manifest of a run and its signatures."""
+        folder = self._folder / f"{run.run_id}-signed"
+        with store.global_tracking_uri(self.uri):
+            mlflow_shown.copy_signed(run.artifact_uri, folder)
+        return folder
 
-        run_id = read_sent(folder).run_id
-        if not run_id:
-            return
+    def add_signatures(self, run: RecordedRun, folder: Path) -> None:
+        """Add a folder of signatures to the run's artifacts, here and in its own folder."""
+        with store.global_tracking_uri(self.uri):
+            self.client.log_artifacts(run.run_id, str(folder), layout.SIGNATURES)
+        local = self._local_folder(run)
+        if local:
+            signatures.copy(folder, layout.artifacts(local))
+
+    def _local_folder(self, run: RecordedRun) -> Path | None:
+        """Return the run's folder if it is on this machine."""
+        folder = layout.run_folder(layout.root(), run.tags.get(tags.FOLDER, ""))
+        return folder if folder and is_folder_of(folder, run.run_id) else None
+
+    def verify(self, run: RecordedRun) -> Verification:
+        """Check what MLflow shows of a run, and the run's folder if it is on this machine."""
+        with store.global_tracking_uri(self.uri):
+            shown = mlflow_shown.verify(self.client, run)
+        folder = self._local_folder(run)
+        if folder is None:
+            return shown
         try:
-            self.client.set_tag(run_id, name, text)
-        except MlflowException as error:
-            raise OSError(f"{redact(self.uri)}: the store does not answer") from error
+            local = verify_local(folder)
+        except NotSealed as error:
+            local = Verification("", (str(error),))
+        lines = [f"run folder: {line}" for line in local.differences]
+        if local.holds and shown.root != local.root:
+            lines.append("the run's folder has another manifest than MLflow")
+        both = dict.fromkeys((*shown.covered, *local.covered))
+        return shown.with_differences(lines)._replace(covered=tuple(both))
 
 
 @contextmanager

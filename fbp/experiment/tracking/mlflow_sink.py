@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fbp.experiment.rundir import tags
-from fbp.experiment.tracking import mlflow_format, store
+from fbp.experiment.rundir.series import Series
+from fbp.experiment.tracking import mlflow_format, mlflow_shown, store
 from fbp.experiment.tracking.sink import Point, RunInfo
 
 _connect = functools.cache(store.connect)  # one client for all runs of a process
@@ -23,14 +24,16 @@ class MlflowSink:
         self.uri, self.root = uri, root
         self._client = _connect(uri, root)
         self._run_id = ""
+        self._parent_id = ""
+        self._is_sent_again = False
         self._present: set[tuple[str, int]] = set()
 
     def open(self, run: RunInfo) -> str:
         self._run_id = run.run_id or self._found_or_created(run)
+        self._parent_id, self._is_sent_again = run.parent_id, run.is_sent_again
         if run.run_id:
             self._client.update_run(self._run_id, status="RUNNING")
-            if tags.MESSAGE in self._client.get_run(self._run_id).data.tags:
-                self._client.delete_tag(self._run_id, tags.MESSAGE)
+            self._delete_tags(tags.OF_AN_END)
         if run.is_sent_again:
             self._present = self._points_in_store()
         return self._run_id
@@ -38,7 +41,10 @@ class MlflowSink:
     def log_params(self, params: Mapping[str, str]) -> None:
         from mlflow.entities import Param
 
-        entries = [Param(mlflow_format.key_of(key), value) for key, value in params.items()]
+        entries = [
+            Param(mlflow_format.key_of(key), value[: mlflow_format.LONGEST_PARAM])
+            for key, value in params.items()
+        ]
         self._client.log_batch(self._run_id, params=entries)
 
     def log_inputs(self, inputs: Sequence[Mapping[str, Any]]) -> None:
@@ -60,7 +66,8 @@ class MlflowSink:
 
     def set_tags(self, values: Mapping[str, str]) -> None:
         for key, value in values.items():
-            self._client.set_tag(self._run_id, mlflow_format.key_of(key), value)
+            text = value[: mlflow_format.LONGEST_TAG]
+            self._client.set_tag(self._run_id, mlflow_format.key_of(key), text)
 
     def log_artifacts(self, folder: Path) -> None:
         self._client.log_artifacts(self._run_id, str(folder))
@@ -71,7 +78,30 @@ class MlflowSink:
         if not self._client.search_logged_models([experiment], of_this_run, max_results=1):
             mlflow_format.log_model(folder, code, self._run_id, self.uri)
 
+    def facts(self, series: Mapping[str, Series]) -> dict[str, Any]:
+        """Return what MLflow shows of the run, as far as the journal does not say it.
+
+        Args:
+            series: the points that were sent.
+        """
+        if self._is_sent_again:
+            present = mlflow_shown.points_in_store(self._client, self._run_id)
+            series = mlflow_shown.with_times_of(mlflow_shown.as_shown(series), present)
+        return {
+            "run_id": self._run_id,
+            "parent_id": self._parent_id,
+            "metrics": mlflow_shown.metric_digests(mlflow_shown.as_shown(series)),
+            "models": mlflow_shown.models(self._client, self._run_id),
+        }
+
+    def _delete_tags(self, names: Sequence[str]) -> None:
+        present = self._client.get_run(self._run_id).data.tags
+        for name in names:
+            if name in present:
+                self._client.delete_tag(self._run_id, name)
+
     def finish(self, status: str, time: int) -> None:
+        self._delete_tags([tags.HEARTBEAT])
         self._client.set_terminated(self._run_id, status, time)
 
     def _found_or_created(self, run: RunInfo) -> str:

@@ -13,6 +13,7 @@ from fbp.errors import InputError, did_you_mean
 from fbp.experiment.rundir import tags
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.series import Series
+from fbp.experiment.rundir.verification import Verification
 
 _MAX_IDS = 5  # in a message about an ambiguous name
 _MAX_NAMES = 10  # that are suggested for an unknown name
@@ -98,20 +99,23 @@ class RunReader(Protocol):
     def series(self, run: RecordedRun) -> dict[str, Series]:
         """Return every metric of a run, without those of the machine."""
 
-    def indexed_series(self, run: RecordedRun) -> dict[str, Series]:
-        """Return the metrics as the store's own index has them; empty if it keeps none."""
-
     def checkpoints(self, run: RecordedRun) -> dict[int, CheckpointDigests]:
         """Return the digests of the parameters at each checkpoint, by step."""
 
     def layers(self, run: RecordedRun) -> dict[str, str]:
         """Return the names of the model's layers by path."""
 
-    def tag_local_run(self, folder: Path, name: str, text: str) -> None:
-        """Set a tag of the run that was trained in `folder`, if the store has that run.
+    def signed_artifacts(self, run: RecordedRun) -> Path:
+        """Return a folder with the manifest of a run and its signatures, if there are any."""
+
+    def add_signatures(self, run: RecordedRun, folder: Path) -> None:
+        """Add a folder of signatures to the run's artifacts."""
+
+    def verify(self, run: RecordedRun) -> Verification:
+        """Check the record of a run against its manifest, without training.
 
         Raises:
-            OSError: if the store does not answer.
+            NotSealed: if the run goes on, or is still to be sent.
         """
 
 

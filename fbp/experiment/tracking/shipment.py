@@ -12,24 +12,27 @@ import operator
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fbp.errors import InputError
-from fbp.experiment.rundir import history, journal, layout, tags
+from fbp.experiment.rundir import history, journal, layout, manifest, tags
 from fbp.experiment.rundir.journal import (
     ChildLine,
     EndLine,
+    Journal,
     Line,
     MetricsLine,
     PrefixChecksum,
     ResumeLine,
+    SealLine,
     StartLine,
     StepsLine,
     TagsLine,
 )
 from fbp.experiment.rundir.layout import JOURNAL, SYSTEM_JOURNAL
+from fbp.experiment.rundir.series import Series, joined, read_series
 from fbp.experiment.tracking.sink import Destination, Point, RunInfo, Sink
 
 _BATCH = 1000  # points in one call of the sink
@@ -49,6 +52,8 @@ class SentState(NamedTuple):
         run_id: the run's id; empty if it is not known.
         checksums: of the part of each journal that was sent.
         done: whether the run is closed in the tracker.
+        again: whether metrics were sent twice, because the journal was changed after it was sent;
+            the tracker may have kept the times of the first ones.
     """
 
     sink: str = ""
@@ -56,6 +61,7 @@ class SentState(NamedTuple):
     run_id: str = ""
     checksums: dict[str, PrefixChecksum] = _NOTHING_SENT
     done: bool = False
+    again: bool = False
 
 
 def read_sent(folder: Path) -> SentState:
@@ -72,7 +78,25 @@ def read_sent(folder: Path) -> SentState:
     if not all(isinstance(text, str) for text in texts):
         return SentState()
     sink, place, run_id = texts
-    return SentState(sink, place, run_id, checksums, state.get("done") is True)
+    flags = [state.get(key) is True for key in ("done", "again")]
+    return SentState(sink, place, run_id, checksums, *flags)
+
+
+def changes_of_sent(folder: Path) -> list[str]:
+    """Return a line if the file that says what was sent is not as it is after a run was sent."""
+    path, state = layout.sent(folder), read_sent(folder)
+    if not path.exists():
+        return [f"{path.name} is missing"]
+    expected = {
+        name: journal.checksum_prefix(folder, journal.size(folder, name), name)
+        for name in (JOURNAL, SYSTEM_JOURNAL)
+    }
+    same = state.done and state.checksums == expected and path.read_bytes() == _sent_text(state)
+    return [] if same else [f"{path.name}: its content was changed"]
+
+
+def _sent_text(state: SentState) -> bytes:
+    return json.dumps(state._asdict()).encode()
 
 
 def is_sent(folder: Path) -> bool:
@@ -136,7 +160,7 @@ class Shipment:
         state = read_sent(self.folder)
         if (state.sink, state.place) != (self._destination.sink, self._destination.place):
             return
-        self._run_id = state.run_id
+        self._run_id, self._is_sent_again = state.run_id, state.again
         for name, checksum in state.checksums.items():
             if journal.has_prefix(self.folder, checksum, name):
                 self._checksums[name] = checksum
@@ -151,11 +175,16 @@ class Shipment:
     def _remember(self) -> None:
         destination = self._destination
         state = SentState(
-            destination.sink, destination.place, self._run_id, self._checksums, self._finished
+            destination.sink,
+            destination.place,
+            self._run_id,
+            self._checksums,
+            self._finished,
+            self._is_sent_again,
         )
         path = layout.sent(self.folder)
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(state._asdict()), encoding="utf-8")
+        partial.write_bytes(_sent_text(state))
         partial.replace(path)
 
     def _send_new_lines(self, name: str) -> None:
@@ -177,6 +206,7 @@ class Shipment:
     def _apply(self, line: Line) -> None:
         if not self._is_open:
             self._open()
+        self._finished = False
         match line:
             case StartLine():
                 self._sink.log_params(line.params)
@@ -196,6 +226,8 @@ class Shipment:
             case ResumeLine():
                 self._end = None
                 self._open()
+            case SealLine():
+                self._sink.set_tags({tags.MANIFEST: line.root})
 
     def _open(self) -> None:
         """Create the run in the tracker, or mark it as running again."""
@@ -253,18 +285,56 @@ class Shipment:
             self._sink.set_tags({tags.HEARTBEAT: now})
 
     def _finish(self, end: EndLine) -> None:
-        """Send artifacts and the model, then close the run."""
+        """Send the model, seal the record, send all files, then close the run."""
         if not self._is_open:
             self._open()
+        self._make_files()
+        if end.status == "FINISHED" and layout.model_facts(self.folder).exists():
+            self._sink.log_model(layout.model(self.folder), self._model_code)
+        self._seal()
+        self._sink.log_artifacts(layout.artifacts(self.folder))
+        if end.message:
+            self._sink.set_tags({tags.MESSAGE: end.message[: journal.LONGEST_MESSAGE]})
+        self._sink.finish(end.status, end.time)
+        self._finished = True
+        self._remember()
+
+    def _make_files(self) -> None:
+        """Draw the pictures and write the history, unless only tags have changed since."""
+        seal = journal.read_seal(self.folder)
+        if seal and all(isinstance(line, TagsLine) for line in seal.later):
+            return
         children = [child for child in self.children if child.exists()]
         for problem in self._draw(self.folder, children):
             print(f"plot not drawn: {problem}", file=sys.stderr, flush=True)
         history.write(self.folder)
-        self._sink.log_artifacts(layout.artifacts(self.folder))
-        if end.status == "FINISHED" and layout.model_facts(self.folder).exists():
-            self._sink.log_model(layout.model(self.folder), self._model_code)
-        if end.message:
-            self._sink.set_tags({tags.MESSAGE: end.message})
-        self._sink.finish(end.status, end.time)
-        self._finished = True
-        self._remember()
+
+    def _seal(self) -> None:
+        """Write the manifest and its root into the journal, if they are not there; send the root.
+
+        Raises:
+            InputError: if the training process has the journal open still.
+        """
+        facts: Callable[..., Mapping[str, Any]] | None = getattr(self._sink, "facts", None)
+        tracker = facts(self._shown_series()) if facts else {}
+        writer = Journal(self.folder, alone=True)
+        try:
+            root = manifest.write(self.folder, manifest.make(self.folder, tracker))
+            seal = journal.read_seal(self.folder)
+            if seal is None or seal.later or seal.root != root:
+                writer.seal(root)
+        finally:
+            writer.close()
+        self._send_new_lines(JOURNAL)
+        self._sink.set_tags({tags.MANIFEST: root})
+
+    def _shown_series(self) -> dict[str, Series]:
+        """Return the points of every metric that were sent to the tracker."""
+        series = {}
+        for key, points in read_series(self.folder, [StepsLine]).items():
+            is_sent = (points.steps % self._stride == 0) | (points.steps == 1)
+            series[key] = points.where(is_sent)
+        for name in (JOURNAL, SYSTEM_JOURNAL):
+            for key, points in read_series(self.folder, [MetricsLine], name).items():
+                series[key] = joined([series[key], points]) if key in series else points
+        return series

@@ -23,6 +23,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from fbp.experiment.config import references
+from fbp.experiment.config.trust import Trust
 from fbp.experiment.rundir import journal, layout, locks
 from fbp.experiment.rundir.journal import Journal
 from fbp.experiment.rundir.redact import redact_secrets_of
@@ -55,10 +57,12 @@ def launch(folder: Path, destination: Destination, model_code: Path) -> subproce
         destination: where the run is sent.
         model_code: the Python file that loads a trained model in MLflow.
     """
-    task = json.dumps([*destination, sinks.reference(destination.sink), str(model_code)])
+    reference = sinks.reference(destination.sink)
+    folders = [str(path) for path in references.code_folders([reference])]
+    task = json.dumps([*destination, reference, folders, str(model_code)])
     with open(layout.shipper_log(folder), "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-c", _COMMAND, str(folder)],
+            [sys.executable, "-P", "-c", _COMMAND, str(folder)],  # -P: not from this folder
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -111,9 +115,10 @@ class Follower:
             return Status.DONE
         while new := self._new_folders():
             self._shipments |= {folder: self._make_shipment(folder) for folder in new}
-        if is_training:
+        top = self._shipments.get(self.folder)
+        if is_training and not (top and top.done):  # a sealed journal does not grow
             self._system_metrics.sample()
-        else:
+        elif not is_training:
             close_orphans(self.folder, list(self._shipments))
         for shipment in reversed(self._shipments.values()):  # children end before their parent
             if not shipment.done and journal.read_start(shipment.folder):
@@ -245,7 +250,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    *fields, reference, model_code = json.loads(os.environ.pop(_TASK))
+    *fields, reference, folders, model_code = json.loads(os.environ.pop(_TASK))
+    trust = Trust(frozenset({reference}), folders=tuple(map(Path, folders)))
     destination = Destination(*fields)
     sys.argv[0] = "fbp"  # MLflow shows it as where a model comes from
     for number in (signal.SIGINT, signal.SIGTERM):  # for the training process, not for this one
@@ -256,7 +262,8 @@ def main() -> int:
     warnings.filterwarnings("ignore", module="mlflow")
 
     def make_shipment(run: Path) -> Shipment:
-        sink = sinks.load(reference)(destination.uri, layout.root_of(run))
+        with references.reading_record(trust):  # the process that started this one has checked it
+            sink = sinks.load(reference)(destination.uri, layout.root_of(run))
         return Shipment(run, sink, destination, Path(model_code), pictures.draw)
 
     def report(problem: str) -> None:

@@ -7,13 +7,11 @@ of them costs no result: the shipper tries again, and the journal stays. So ever
 twice; a metric is the same if its name, step, value and time are.
 """
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from fbp.errors import InputError
-from fbp.experiment.config.references import reading_own_run
 
 
 class Destination(NamedTuple):
@@ -76,6 +74,10 @@ class Sink(Protocol):
 
     An attribute `max_points` may say how many steps of a metric the tracker can show; the shipper
     then thins per-step metrics. Without it, or if it is 0, every step is sent.
+
+    An optional method `facts(series)` may return, as JSON's types by name, what the tracker shows
+    of the run beyond what it was sent; the run's manifest then covers that, too. `series` has the
+    points that were sent. It is called at the run's end.
     """
 
     def __init__(self, uri: str, root: Path) -> None:
@@ -126,22 +128,23 @@ def reference(name: str) -> str:
 
 
 def load(reference: str) -> type[Sink]:
-    """Return the class of a sink; import its module.
+    """Return the class of a sink; import its module, if it is trusted.
+
+    A record may name fbp's own sinks only, and what is trusted where it is read, see
+    :func:`fbp.experiment.config.references.reading_record`.
 
     Args:
         reference: where the class is, see :func:`reference`.
 
     Raises:
-        InputError: if there is no such class, or if a method is missing in it.
+        InputError: if there is no such class, if it is not trusted, or if a method is missing in
+            it.
     """
-    module, _, name = reference.partition(":")
-    if module.startswith("fbp.experiment.tracking."):
-        sink = getattr(importlib.import_module(module), name)
-    else:
-        from fbp.experiment.config.catalogue import lookup
+    from fbp.experiment.config.catalogue import TRACKERS, lookup
+    from fbp.experiment.config.references import import_name
 
-        with reading_own_run():
-            sink = lookup("tracker", reference)
+    own = reference in TRACKERS.values()
+    sink = import_name(reference) if own else lookup("tracker", reference)
     missing = [method for method in METHODS if not callable(getattr(sink, method, None))]
     if missing:
         raise InputError(

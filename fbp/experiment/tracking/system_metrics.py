@@ -39,13 +39,17 @@ class SystemMetrics:
             self._journal = Journal(self.folder, SYSTEM_JOURNAL)
             self._monitors = _monitors()
         values: dict[str, float] = {}
-        for monitor in self._monitors:
-            monitor.collect_metrics()
-            samples = monitor.aggregate_metrics()
-            values |= {f"{MACHINE}{key}": float(value) for key, value in samples.items()}
-            monitor.clear_metrics()
-        self._journal.metrics(self._step, values)
-        self._step += 1
+        for monitor in list(self._monitors):
+            try:
+                monitor.collect_metrics()
+                samples = monitor.aggregate_metrics()
+                values |= {f"{MACHINE}{key}": float(value) for key, value in samples.items()}
+                monitor.clear_metrics()
+            except Exception:  # a machine that cannot be measured costs its samples only
+                self._monitors.remove(monitor)
+        if values:
+            self._journal.metrics(self._step, values)
+            self._step += 1
 
 
 def _monitors() -> list[Any]:

@@ -7,7 +7,8 @@ from urllib.parse import urlsplit
 
 from fbp._optional import require
 from fbp.errors import InputError
-from fbp.experiment.rundir import journal, layout
+from fbp.experiment.config import references
+from fbp.experiment.rundir import journal, layout, trust_store
 from fbp.experiment.rundir.redact import move_login_to_environment, redact
 from fbp.experiment.tracking import jsonl_sink
 from fbp.experiment.tracking import sink as sinks
@@ -100,13 +101,15 @@ def recorded_destination(
     root, path = layout.root_of(folder), layout.destination(folder)
     place = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     sink = journal.require_start(folder).sink
+    trust = references.current_trust().joined(trust_store.lookup(folder))
     if override and sink == "mlflow":
         chosen = chosen or from_environment()
     if not chosen and place == _EMBEDDED:
         chosen = default_uri(root) if sink == "mlflow" else None
     elif not chosen:
         chosen = place or None
-    return destination(root, sink, chosen)
+    with references.reading_record(trust):  # anybody may have written the journal
+        return destination(root, sink, chosen)
 
 
 def shown(place: Destination) -> str:
