@@ -172,7 +172,7 @@ def test_tokens_of_a_users_file(project):
         '"gpt"\ndepth = 1\nheads = 2\nfeatures = 16', '"rnn"\nhidden = [8]'
     )
     assert run_config(project, text).status == "FINISHED"
-    np.savez(project / "t.npz", x=tokens, y=np.zeros(60, int))
+    np.savez(project / "t.npz", x=tokens, y=np.arange(60) % 2)
     with pytest.raises(
         fbp.InputError,
         match="expected tokens, whole numbers from 0 to 3, got int64 numbers from 0 to 4",
