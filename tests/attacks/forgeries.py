@@ -202,7 +202,7 @@ def point_deleted(record):
 def point_added(record):
     record.sql(
         "insert into metrics (key, value, timestamp, step, is_nan, run_uuid) "
-        "values ('validation_loss', 0.0, 1, 77777, 0, ?)"
+        "values ('train_loss', 0.0, 1, 77777, 0, ?)"
     )
 
 
