@@ -202,7 +202,8 @@ def point_deleted(record):
 def point_added(record):
     record.sql(
         "insert into metrics (key, value, timestamp, step, is_nan, run_uuid) "
-        "values ('train_loss', 0.0, 1, 77777, 0, ?)"
+        "select key, 0.0, 1, 77777, 0, run_uuid from latest_metrics "
+        "where key not like 'system/%' and run_uuid = ? limit 1"
     )
 
 
