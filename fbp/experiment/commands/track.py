@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fbp import _neutral
 from fbp.errors import InputError
 from fbp.experiment.config import writing
 from fbp.experiment.config.schema import Config
@@ -21,6 +22,7 @@ from fbp.experiment.rundir.checkpoints import Checkpoints
 from fbp.experiment.rundir.journal import Journal
 from fbp.experiment.rundir.npz import to_host, unflatten_like
 from fbp.experiment.rundir.recorder import Recorder, record_start
+from fbp.experiment.rundir.redact import redact_texts
 from fbp.experiment.runner.trained_model import PYFUNC_CODE
 from fbp.experiment.tracking import shipper, store
 from fbp.experiment.tracking.folder_runs import find_folder
@@ -304,7 +306,7 @@ def _prepare_folder(
     existing = find_folder(root, resume)
     if existing is None:
         raise InputError(f"resume: no run {resume!r} in {root}")
-    recorded, params = journal.require_start(existing).params, request.params
+    recorded, params = journal.require_start(existing).params, redact_texts(request.params)
     changed = sorted(key for key in {*recorded, *params} if recorded.get(key) != params.get(key))
     if changed:
         key = changed[0]
@@ -358,7 +360,7 @@ def _begin(folder: Path, request: _Request) -> Tracked:
 
 
 def _warn(text: str) -> None:
-    print(f"fbp: {text}", file=sys.stderr)
+    print(f"fbp: {_neutral.line(text)}", file=sys.stderr)
 
 
 def _flatten(

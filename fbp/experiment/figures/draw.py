@@ -1,7 +1,9 @@
 """Which pictures a run gets. They are drawn from its stored files; training never draws."""
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -40,6 +42,14 @@ STYLE = {
 _Pictures = dict[str, Callable[[], Figure | None]]
 
 
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Draw in fbp's style inside the block; letters that the font lacks are drawn as boxes."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
+
+
 def draw(folder: Path, children: Sequence[Path] = ()) -> list[str]:
     """Draw the pictures that fit a run into `artifacts/plots`.
 
@@ -53,7 +63,7 @@ def draw(folder: Path, children: Sequence[Path] = ()) -> list[str]:
     target = layout.plots(folder)
     target.mkdir(parents=True, exist_ok=True)
     problems = []
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         pictures = _pictures_of_group(children) if children else _pictures_of_run(folder)
         for name, picture in pictures.items():
             try:
@@ -141,8 +151,8 @@ def _confusion_matrix(data: Results, classes: Sequence[str]) -> Figure:
 def _misclassified(data: Results, classes: Sequence[str]) -> Figure:
     return images.misclassified(
         _required(data.misclassified_x),
-        [classification.label(classes[i]) for i in _required(data.misclassified_true)],
-        [classification.label(classes[i]) for i in _required(data.misclassified_predicted)],
+        [classes[i] for i in _required(data.misclassified_true)],
+        [classes[i] for i in _required(data.misclassified_predicted)],
         _required(data.misclassified_confidence),
     )
 

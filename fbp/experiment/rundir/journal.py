@@ -25,6 +25,7 @@ import numpy as np
 from fbp.errors import InputError
 from fbp.experiment.rundir import layout, locks, tags
 from fbp.experiment.rundir.layout import JOURNAL
+from fbp.experiment.rundir.redact import redact, redact_texts
 
 _CHECKSUM = b', "crc32": '
 LONGEST_MESSAGE = 5000
@@ -267,6 +268,8 @@ _EMPTY = PrefixChecksum()
 class Journal:
     """Appends to a journal; each line is passed to the operating system before the call returns.
 
+    What is secret in texts is left out before it is written (see :mod:`.redact`).
+
     Args:
         folder: the run's folder.
         name: the file's name.
@@ -320,8 +323,8 @@ class Journal:
                 label=label,
                 name=f"{label}-{self.folder.name[-4:]}",
                 experiment=experiment,
-                params=params,
-                tags=_with_folder(tags, self.folder.name),
+                params=redact_texts(params),
+                tags=_with_folder(redact_texts(tags), self.folder.name),
                 **more,
             )
         )
@@ -338,7 +341,7 @@ class Journal:
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Append tags."""
-        self._append(TagsLine(time=self._tick(), values=values))
+        self._append(TagsLine(time=self._tick(), values=redact_texts(values)))
 
     def checkpoint(
         self, step: int, params_digest: str, tensors: Mapping[str, str], state_digest: str
@@ -360,7 +363,7 @@ class Journal:
 
     def end(self, status: str, message: str = "") -> None:
         """Append the run's end: FINISHED, FAILED or KILLED, and why."""
-        self._append(EndLine(time=self._tick(), status=status, message=message))
+        self._append(EndLine(time=self._tick(), status=status, message=redact(message)))
 
     def resume(self, step: int) -> None:
         """Append that the run goes on from a step."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fbp.experiment.rundir.redact import redact
+from fbp.experiment.rundir.secret_files import without_secrets
 
 UNKNOWN = "unknown"
 SECONDS = 10.0
@@ -138,12 +139,11 @@ def _remote(command: _Git) -> str:
 
 
 def _diff(command: _Git, status: str) -> str:
-    """Return the uncommitted changes, and the names of files that git does not know."""
-    diff = command.answer(
-        "diff", "--no-ext-diff", "--no-textconv", "--no-color", _NO_SUBMODULES, "HEAD"
-    )
+    """Return the uncommitted changes without secrets, and the names of files unknown to git."""
+    form = ("--src-prefix=a/", "--dst-prefix=b/", "--find-renames", "--no-color")
+    diff = command.answer("diff", "--no-ext-diff", "--no-textconv", *form, _NO_SUBMODULES, "HEAD")
     untracked = (line[3:] for line in status.splitlines() if line.startswith("??"))
-    return diff + "".join(f"# untracked: {name}\n" for name in untracked)
+    return without_secrets(diff) + "".join(f"# untracked: {name}\n" for name in untracked)
 
 
 def _reason(error: Exception) -> str:

@@ -14,6 +14,7 @@ from fbp.experiment.config import references, writing
 from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import environment, journal, layout, tags, trust_store
 from fbp.experiment.rundir.journal import Journal
+from fbp.experiment.rundir.redact import redact_texts
 
 _MAX_LINES = 5
 _LONGEST_VALUE = 60  # characters
@@ -96,7 +97,7 @@ def check_config(folder: Path, config: Config | None = None) -> None:
     start = journal.require_start(folder)
     path = layout.config(folder)
     changed = (
-        writing.changed_params(start.params, writing.flat_params(config))
+        writing.changed_params(start.params, redact_texts(writing.flat_params(config)))
         if config
         else _changed_in_file(path, start.params)
     )
@@ -123,7 +124,7 @@ def _changed_in_file(path: Path, params: Mapping[str, str]) -> list[str]:
         for key, value in keys.items()
     } | table
     current = {key: str(x) for key, x in values.items() if isinstance(x, str | int | float)}
-    current = {key: text for key, text in current.items() if text or key in params}
+    current = redact_texts({key: text for key, text in current.items() if text or key in params})
     return writing.changed_params({key: params.get(key, "") for key in current}, current)
 
 
