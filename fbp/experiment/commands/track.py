@@ -192,6 +192,7 @@ class _Request(NamedTuple):
     tags: dict[str, str]
     keep: int
     sink: str = "mlflow"
+    diff: bool = True
 
 
 @contextlib.contextmanager
@@ -202,6 +203,7 @@ def track(
     name: str | None = None,
     tags: Mapping[str, str] | None = None,
     sink: str = "mlflow",
+    diff: bool = True,
     tracking_uri: str | None = None,
     resume: str | None = None,
     keep: int = 2,
@@ -221,6 +223,8 @@ def track(
         tags: texts by name, see :meth:`Tracked.tag`.
         sink: the tracker: "mlflow", "jsonl", or a class of your own as ``package.module:Class``,
             see :mod:`fbp.experiment.tracking.sink`. A :class:`Config` names its own.
+        diff: whether uncommitted changes of the code are recorded, see :class:`.TrackingSection`.
+            A :class:`Config` says so itself.
         tracking_uri: the address of the tracker, if not the default.
         resume: name, folder or id of a run to resume, with the same `config`.
         keep: number of checkpoints that are kept.
@@ -239,7 +243,8 @@ def track(
             run.checkpoint(step, state)
     """
     request = _check_request(config, experiment, name, tags, keep)._replace(
-        sink=config.tracking.sink if isinstance(config, Config) else sink
+        sink=config.tracking.sink if isinstance(config, Config) else sink,
+        diff=config.tracking.diff if isinstance(config, Config) else diff,
     )
     folder, target = _prepare_folder(request, resume, tracking_uri)
     process = None
@@ -354,6 +359,7 @@ def _begin(folder: Path, request: _Request) -> Tracked:
             params=request.params,
             run_tags={tag_names.SOURCE_NAME: script.as_posix(), **request.tags},
             sink=request.sink,
+            with_diff=request.diff,
         )
     writer.close()
     return Tracked(folder, request.keep)

@@ -1,7 +1,6 @@
 """Which pictures a run gets. They are drawn from its stored files; training never draws."""
 
 import contextlib
-import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 
 from fbp import _diagram
 from fbp.errors import InputError
+from fbp.experiment.config import bounded
 from fbp.experiment.figures import (
     classification,
     curves,
@@ -139,7 +139,7 @@ def _pictures_of_results(
 
 
 def _model(folder: Path) -> Figure:
-    table = json.loads(layout.diagram(folder).read_text(encoding="utf-8"))
+    table = bounded.read_json(layout.diagram(folder))
     return model_drawing.draw(_diagram.from_json(table))
 
 

@@ -23,6 +23,7 @@ import jax
 
 import fbp
 from fbp.errors import first_line
+from fbp.experiment.config import bounded
 from fbp.experiment.rundir import layout, tags
 from fbp.experiment.rundir.redact import redact_command, redact_texts
 from fbp.experiment.rundir.repository import UNKNOWN
@@ -81,7 +82,7 @@ def _temporary_cache_folder() -> Path:
 def read(artifacts: Path) -> dict[str, Any]:
     """Return the environment that a run recorded; empty if absent or damaged."""
     try:
-        record = json.loads((artifacts / layout.ENVIRONMENT).read_text(encoding="utf-8"))
+        record = bounded.read_json(artifacts / layout.ENVIRONMENT)
     except (OSError, ValueError):
         return {}
     if not isinstance(record, dict):
@@ -285,6 +286,8 @@ def write(
     facts = describe(backend_check, own_code)
     if "problem" in repository:
         facts["unknown"]["git"] = repository["problem"]
+    if "no_diff" in repository:
+        facts["unknown"][layout.GIT_DIFF] = repository["no_diff"]
     text = json.dumps(facts, indent=1, default=str)
     (artifacts / layout.ENVIRONMENT).write_text(text, encoding="utf-8")
     if "diff" in repository:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fbp.errors import InputError
+from fbp.experiment.config import bounded
 from fbp.experiment.rundir import journal, layout
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.journal import MetricsLine, StepsLine
@@ -115,7 +116,7 @@ def read_layer_names(artifacts: Path) -> dict[str, str]:
     """Return the names of the model's layers by path; empty if they are absent or damaged."""
     try:
         path = layout.history(artifacts) / layout.LAYER_NAMES
-        names = json.loads(path.read_text(encoding="utf-8"))
+        names = bounded.read_json(path)
     except (OSError, ValueError):
         return {}
     return {str(key): str(value) for key, value in names.items()} if isinstance(names, dict) else {}
@@ -138,7 +139,7 @@ def read_checkpoints(artifacts: Path) -> dict[int, CheckpointDigests]:
                 {str(key): str(text) for key, text in entry["tensors"].items()},
                 str(entry["state"]),
             )
-            for step, entry in json.loads(path.read_text(encoding="utf-8")).items()
+            for step, entry in bounded.read_json(path).items()
         }
     except _DAMAGES as error:
         raise InputError(f"{path.name} among its artifacts is damaged ({error})") from None

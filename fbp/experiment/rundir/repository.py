@@ -73,16 +73,18 @@ class _Git(NamedTuple):
         return done.stdout.decode(errors="replace")
 
 
-def git(folder: Path) -> dict[str, str]:
+def git(folder: Path, *, with_diff: bool = True) -> dict[str, str]:
     """Return the state of the git repository around a folder; empty outside of one.
 
     Args:
         folder: where the user stands, or where a file of the user's own lies; never a folder that a
             record names.
+        with_diff: whether the uncommitted changes are read.
 
     Returns:
         `remote`, `commit`, `branch`, `dirty` ("true" or "false": whether files differ from the
-        commit), and, if so, `diff`. What git does not answer is "unknown", and `problem` says why.
+        commit), and, if so, `diff` without secrets, or `no_diff`, why it is left out. What git does
+        not answer is "unknown", and `problem` says why.
     """
     top = _top(folder)
     if top is None:
@@ -96,8 +98,10 @@ def git(folder: Path) -> dict[str, str]:
         facts["branch"] = command.answer("rev-parse", "--abbrev-ref", "HEAD").strip()
         facts["remote"] = redact(_remote(command))
         status = command.answer("status", "--porcelain", "--untracked-files=normal", _NO_SUBMODULES)
-        if status.strip():
+        if status.strip() and with_diff:
             facts["diff"] = _diff(command, status)
+        elif status.strip():
+            facts["no_diff"] = "left out, because [tracking] diff is false"
         facts["dirty"] = str(bool(status.strip())).lower()
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         facts["problem"] = _reason(error)

@@ -4,13 +4,12 @@ The configuration and the data must be the same. The user's own code must be, to
 accepts the change. Another environment is noted, because it may change bits and cannot be helped.
 """
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from fbp.errors import InputError
-from fbp.experiment.config import references, writing
+from fbp.experiment.config import bounded, references, writing
 from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import environment, journal, layout, tags, trust_store
 from fbp.experiment.rundir.journal import Journal
@@ -114,8 +113,8 @@ def check_config(folder: Path, config: Config | None = None) -> None:
 def _changed_in_file(path: Path, params: Mapping[str, str]) -> list[str]:
     """Return the plain values of a configuration's file that differ from the recorded params."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        table = bounded.read_toml(path)
+    except (OSError, ValueError):
         return []
     values = {
         f"{section}_{key}": value

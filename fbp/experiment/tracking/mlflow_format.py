@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import re
 import sys
-import tomllib
 from collections.abc import Mapping
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import fbp
+from fbp.experiment.config import bounded
 from fbp.experiment.config.trust import is_module_reference
 from fbp.experiment.rundir import layout, tags, trust_store
 from fbp.experiment.tracking import store
@@ -89,7 +89,7 @@ def log_model(folder: Path, code: Path, run_id: str, uri: str) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    facts = json.loads((folder / layout.MODEL_FACTS).read_text(encoding="utf-8"))
+    facts = bounded.read_json(folder / layout.MODEL_FACTS)
     positions = facts["shape"][:1] if facts["sequence"] else []
     dtype = np.dtype("int32" if facts["tokens"] else "float32")
     signature = ModelSignature(
@@ -114,7 +114,7 @@ def _user_code(folder: Path) -> list[str]:
 
     It is only that of a run which was begun here: a record must not choose what is sent.
     """
-    name = tomllib.loads((folder / layout.CONFIG).read_text(encoding="utf-8"))["model"]["name"]
+    name = bounded.read_toml(folder / layout.CONFIG)["model"]["name"]
     if ":" not in name:
         return []
     trust = trust_store.lookup_model(folder)
