@@ -66,6 +66,19 @@ def flatten_by_path(params: Params) -> dict[str, np.ndarray]:
     return arrays
 
 
+def shapes_by_path(template: Params) -> dict[str, Any]:
+    """Return shape and dtype of the leaves that :func:`flatten_by_path` would return.
+
+    Args:
+        template: a pytree of shapes, as ``jax.eval_shape`` returns it.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(template)
+    return {
+        path_of(keys): jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        for keys, leaf in leaves
+    }
+
+
 def _on_host(leaf: Any) -> np.ndarray:
     array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
     if array.dtype.kind in "OSUMm" or array.dtype.names:

@@ -15,7 +15,7 @@ import numpy as np
 import fbp
 from fbp.experiment.config import bounded
 from fbp.experiment.config.trust import is_module_reference
-from fbp.experiment.rundir import layout, tags, trust_store
+from fbp.experiment.rundir import layout, model_facts, tags, trust_store
 from fbp.experiment.tracking import store
 
 POINTS = 2500  # per metric: the dashboard reads no more at once
@@ -89,12 +89,12 @@ def log_model(folder: Path, code: Path, run_id: str, uri: str) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    facts = bounded.read_json(folder / layout.MODEL_FACTS)
-    positions = facts["shape"][:1] if facts["sequence"] else []
-    dtype = np.dtype("int32" if facts["tokens"] else "float32")
+    facts = model_facts.read(folder)
+    positions = facts.shape[:1] if facts.sequence else ()
+    dtype = np.dtype("int32" if facts.tokens else "float32")
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(dtype, (-1, *facts["shape"]))]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, *positions, facts["outputs"]))]),
+        inputs=Schema([TensorSpec(dtype, (-1, *facts.shape))]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, *positions, facts.outputs))]),
     )
     with store.global_tracking_uri(uri), mlflow.start_run(run_id=run_id):
         mlflow.pyfunc.log_model(
