@@ -63,9 +63,12 @@ def read(folder: Path) -> ModelFacts:
     try:
         content = bounded.read_bytes(path, bounded.LARGEST_JSON)
         table = bounded.parse_json(content)
-        number = table.get("format", 0) if isinstance(table, dict) else 0
-        layout.check_format(path, number, layout.MODEL_FORMAT)
-        return ModelFacts.model_validate_json(content)
+        number = table.get("format") if isinstance(table, dict) else None
+        if type(number) is int and number > layout.MODEL_FORMAT:  # its fields may be others
+            layout.check_format(path, number, layout.MODEL_FORMAT)
+        facts = ModelFacts.model_validate_json(content)
+        layout.check_format(path, facts.format, layout.MODEL_FORMAT)
+        return facts
     except InputError:
         raise
     except FileNotFoundError:
