@@ -35,7 +35,7 @@ from fbp.layer import (
     require_layer,
     require_loss,
 )
-from fbp.losses._targets import labelled_examples, mean_over_labelled
+from fbp.losses._targets import labelled_examples, over_labelled
 
 Result = TypeVar("Result", covariant=True)
 
@@ -117,8 +117,15 @@ def backpropagate(model: Layer, loss: Loss) -> GradientFunction[BackpropResult]:
         output_delta = loss.delta(output, y)
         if cost_weights is None:
             labelled = labelled_examples(loss, y)
-            cost, share = mean_over_labelled(costs, labelled), _share(costs, labelled)
-            output_delta = jax.tree.map(lambda d: d * share.astype(d.dtype), output_delta)
+            # the cost of an example without a target is 0
+            cost, share = costs.mean(), 1 / costs.shape[0]
+            output_delta = jax.tree.map(lambda d: d * share, output_delta)
+            if labelled is not None:
+                factor = over_labelled(labelled)
+                cost = cost * jnp.asarray(factor, cost.dtype)
+                output_delta = jax.tree.map(
+                    lambda d: d * jnp.asarray(factor, d.dtype), output_delta
+                )
         else:
             weights = _checked_weights(loss, cost_weights, costs)
             cost = jnp.where(weights == 0, 0, weights * costs).sum()
@@ -128,13 +135,6 @@ def backpropagate(model: Layer, loss: Loss) -> GradientFunction[BackpropResult]:
         return BackpropResult(cost, output, output_delta, input_delta, grads)
 
     return run
-
-
-def _share(costs: Array, labelled: Array | None) -> Array:
-    """Return one over the number of examples that have a target."""
-    if labelled is None:
-        return jnp.asarray(1 / costs.shape[0], costs.dtype)
-    return 1 / jnp.maximum(labelled.sum(), 1).astype(jnp.promote_types(costs.dtype, jnp.float32))
 
 
 def _weigh(delta: Array, weights: Array) -> Array:

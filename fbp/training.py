@@ -321,13 +321,13 @@ def make_evaluate(
     def evaluate(params: Params, x: Any, y: Array) -> dict[str, Array]:
         def sums_and_count(x: Any, y: Array) -> tuple[dict[str, Array], Any]:
             output, _ = model.forward(params, x)
-            values = {"loss": loss.value(output, y)}
-            values |= {name: metric(output, y) for name, metric in (metrics or {}).items()}
+            values = {name: metric(output, y) for name, metric in (metrics or {}).items()}
             labelled = labelled_examples(loss, y)
-            if labelled is None:
-                return {name: value.sum() for name, value in values.items()}, _count(x)
-            totals = {name: jnp.where(labelled, value, 0).sum() for name, value in values.items()}
-            return totals, labelled.sum()
+            if labelled is not None:
+                values = {name: jnp.where(labelled, value, 0) for name, value in values.items()}
+            values["loss"] = loss.value(output, y)  # 0 where there is no target
+            count = _count(x) if labelled is None else labelled.sum()
+            return {name: value.sum() for name, value in values.items()}, count
 
         stacked, rest = _map_batches(
             lambda batch: sums_and_count(*batch), (x, y), batch_size, "evaluate"
@@ -335,7 +335,9 @@ def make_evaluate(
         parts = [] if stacked is None else [jax.tree.map(lambda s: s.sum(axis=0), stacked)]
         parts += [] if rest is None else [rest]
         totals, count = jax.tree.map(lambda *values: sum(values), *parts)
-        return {name: total / jnp.maximum(count, 1) for name, total in totals.items()}
+        examples = _count(x)
+        share = count / examples  # exactly 1 if all have a target: then no bit moves
+        return {name: total / examples / share for name, total in totals.items()}
 
     return evaluate
 

@@ -71,12 +71,22 @@ def labelled_examples(loss: Loss, target: Any) -> Array | None:
     return flat_rows(jnp.asarray(target >= 0)).any(axis=1)
 
 
+def over_labelled(labelled: Array | None) -> Array | float:
+    """Return the number of examples over that of those with a target, by which a mean is corrected.
+
+    It is exactly 1 if all examples have a target, so that no bit of a mean moves then.
+    """
+    if labelled is None:
+        return 1.0
+    return labelled.shape[0] / jnp.maximum(labelled.sum(), 1).astype(jnp.float32)
+
+
 def mean_over_labelled(values: Array, labelled: Array | None) -> Array:
     """Return the mean of ``values (B,)`` over the examples that have a target; 0 if none has."""
     if labelled is None:
         return values.mean()
-    total = jnp.where(labelled, values, 0).sum()
-    return total / jnp.maximum(labelled.sum(), 1).astype(total.dtype)
+    mean = jnp.where(labelled, values, 0).mean()
+    return mean * jnp.asarray(over_labelled(labelled), mean.dtype)
 
 
 def _is_labels(output: Array, target: Array) -> bool:

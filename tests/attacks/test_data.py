@@ -296,6 +296,9 @@ def test_a_users_own_arrays_are_not_overwritten(tmp_path, monkeypatch):
 
     before = held.X.copy(), held.Y.copy()
     built({"name": "held:data", "standardize": True})
+    given = datasets.iris()
+    fingerprint, config = given.fingerprint, built({"name": "iris"}).config
+    assert build(config, given).fingerprint == given.fingerprint == fingerprint
     np.testing.assert_array_equal(held.X, before[0])
     np.testing.assert_array_equal(held.Y, before[1])
 

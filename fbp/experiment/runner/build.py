@@ -82,10 +82,12 @@ def build(config: Config, dataset: Dataset | None = None) -> Experiment:
     """
     loss = build_loss(config)
     with as_keys_of("data", dataset="reconstruct"):
-        dataset = dataset or load_data(config, loss)
-        fingerprint = dataset.fingerprint
-        data = _split(config, dataset)
-        dataset = dataset._replace(train=_without_rows(dataset.train), test=None)
+        loaded = dataset or load_data(config, loss)
+        fingerprint = loaded.fingerprint
+        # arrays that came from a caller or from a user's own code may be in use elsewhere
+        overwrite = dataset is None and not is_reference(config.data.name)
+        data = _split(config, loaded, overwrite=overwrite)
+        dataset = loaded._replace(train=_without_rows(loaded.train), test=None)
     _check_missing_targets(data, config, loss)
     data = _with_targets(data, config, loss, len(dataset.classes))
     _check_direction(config, dataset)
@@ -102,14 +104,6 @@ def build(config: Config, dataset: Dataset | None = None) -> Experiment:
     name, metric = config.optimizer.name, config.selection.metric
     fit_checks.check_training(trial, optimizer, name, metric)
     augment = build_augmentation(config, shape, trial)
-    notes = suspicions(
-        model,
-        loss,
-        data,
-        loss_name=config.loss.name,
-        has_tokens=bool(dataset.tokens),
-        is_autoencoding=config.data.reconstruct,
-    )
     return Experiment(
         config,
         dataset,
@@ -123,13 +117,26 @@ def build(config: Config, dataset: Dataset | None = None) -> Experiment:
         observed,
         augment,
         *counts,
-        (*_data_notes(dataset, data), *notes),
+        (*_data_notes(dataset, data), *_suspicions(config, dataset, data, model, loss)),
     )
 
 
 def _data_notes(dataset: Dataset, data: Splits) -> tuple[str, ...]:
     """Return one line with the task and all guesses, and what is known of the parts."""
     return f"data {dataset.name!r}: {'; '.join((dataset.task, *dataset.notes))}", *data.notes
+
+
+def _suspicions(
+    config: Config, dataset: Dataset, data: Splits, model: Layer, loss: Loss
+) -> tuple[str, ...]:
+    return suspicions(
+        model,
+        loss,
+        data,
+        loss_name=config.loss.name,
+        has_tokens=bool(dataset.tokens),
+        is_autoencoding=config.data.reconstruct,
+    )
 
 
 def load_data(config: Config, loss: Loss | None = None) -> Dataset:
@@ -152,7 +159,7 @@ def load_data(config: Config, loss: Loss | None = None) -> Dataset:
     return datasets.as_autoencoding(dataset) if config.data.reconstruct else dataset
 
 
-def _split(config: Config, dataset: Dataset) -> Splits:
+def _split(config: Config, dataset: Dataset, *, overwrite: bool) -> Splits:
     section = config.data
     return datasets.prepare(
         dataset,
@@ -162,7 +169,7 @@ def _split(config: Config, dataset: Dataset) -> Splits:
         limit=section.limit,
         standardize=section.standardize,
         standardize_targets=section.standardize_targets,
-        overwrite=not is_reference(section.name),  # whose arrays may be in use elsewhere
+        overwrite=overwrite,
     )
 
 
