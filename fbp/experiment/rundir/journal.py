@@ -11,6 +11,7 @@ has (see recorder.py).
 import base64
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import time
@@ -18,9 +19,10 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_type_hints
 
 import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 from fbp.errors import InputError
 from fbp.experiment.rundir import layout, locks, tags
@@ -52,11 +54,16 @@ class Line:
 
     @classmethod
     def from_json(cls, entries: Mapping[str, Any]) -> "Line | None":
-        """Return the line; None if a field is missing. Unknown entries are ignored."""
-        names = {part.name for part in dataclasses.fields(cls)}
+        """Return the line; None if a field is missing or of another type, or absurd.
+
+        Unknown entries are ignored.
+        """
+        validator = _validator(cls.kind)
+        known = {key: entries[key] for key in validator.model_fields if key in entries}
         try:
-            return cls(**{key: value for key, value in entries.items() if key in names})
-        except TypeError:
+            validator.model_validate(known)
+            return cls(**known)
+        except (TypeError, ValueError):
             return None
 
 
@@ -118,12 +125,18 @@ class StepsLine(Line):
 
     @classmethod
     def from_json(cls, entries: Mapping[str, Any]) -> "Line | None":
-        """Return the line, its columns decoded."""
-        columns = {
-            key: np.frombuffer(base64.b64decode(column), "<f4")
-            for key, column in entries.get("columns", {}).items()
-        }
-        return super().from_json({**entries, "columns": columns})
+        """Return the line, its columns decoded; None as :meth:`Line.from_json`."""
+        line = super().from_json(entries)
+        if line is None:
+            return None
+        try:
+            columns = {
+                key: np.frombuffer(base64.b64decode(column), "<f4")
+                for key, column in entries["columns"].items()
+            }
+        except (TypeError, ValueError):
+            return None
+        return dataclasses.replace(line, columns=columns)  # type: ignore[call-arg]
 
     def __len__(self) -> int:
         return max((len(column) for column in self.columns.values()), default=0)
@@ -245,6 +258,53 @@ _KINDS: dict[str, type[Line]] = {
     )
 }
 _L = TypeVar("_L", bound=Line)
+
+
+_Count = Annotated[int, Field(ge=0, le=2**62)]
+_Time = Annotated[int, Field(ge=0, lt=253_402_300_800_000)]  # before the year 10000
+
+
+def _is_array(entry: list[Any]) -> list[Any]:
+    """Check that an entry is the shape and the dtype of an array."""
+    match entry:
+        case [list() as shape, str()] if shape and all(type(size) is int for size in shape):
+            return entry
+    raise ValueError("expected a shape and a dtype")
+
+
+_Array = Annotated[list[Any], AfterValidator(_is_array)]
+
+
+class _Input(BaseModel):
+    """The description of a data set."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    digest: str
+    context: str = ""
+    x: _Array | None = None
+    y: _Array | None = None
+
+
+_ENCODED = {
+    "columns": Mapping[str, str],
+    "inputs": Sequence[_Input],
+    "time": _Time,
+    "began": _Time,
+}
+
+
+@functools.cache
+def _validator(name: str) -> type[BaseModel]:
+    """Return a model that takes those entries of a line that are there, if they fit."""
+    hints = get_type_hints(_KINDS[name])
+    types = {part.name: hints[part.name] for part in dataclasses.fields(_KINDS[name])}
+    types |= {entry: encoded for entry, encoded in _ENCODED.items() if entry in types}
+    fields: dict[str, Any] = {
+        entry: (_Count if each is int else each, None) for entry, each in types.items()
+    }
+    return create_model(name, __config__=ConfigDict(strict=True), **fields)
 
 
 def now() -> int:
@@ -482,8 +542,11 @@ def lines(
             body = raw.rpartition(_CHECKSUM)[0] + b"}"
             if _with_checksum(body) != raw:  # damaged, as by a loss of power
                 continue
-            entries = json.loads(body)
-            kind = _KINDS.get(entries.get("kind"))
+            try:
+                entries = json.loads(body)
+                kind = _KINDS.get(entries["kind"])
+            except (ValueError, TypeError, KeyError, RecursionError):  # with a right checksum
+                continue
             if kind is StartLine:
                 layout.check_format(path, entries.get("format"), layout.JOURNAL_FORMAT)
             line = kind.from_json(entries) if kind else None
