@@ -120,6 +120,16 @@ def prefixed_by(source: object) -> Iterator[None]:
         raise kind("\n".join(lines)) from None
 
 
+@contextlib.contextmanager
+def named_in_place_of(path: object, name: str) -> Iterator[None]:
+    """Let an InputError inside the block name a thing that its user knows, not a temporary path."""
+    try:
+        yield
+    except InputError as error:
+        kind = NewerFormat if isinstance(error, NewerFormat) else InputError
+        raise kind(str(error).replace(str(path), name)) from None
+
+
 _MAX_LISTED = 12  # names in a message
 _MAX_LETTERS = 60  # of each
 

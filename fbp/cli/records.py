@@ -19,7 +19,7 @@ from fbp.cli.base import (
     terminal_width,
     uri_option,
 )
-from fbp.errors import InputError
+from fbp.errors import InputError, listed
 
 
 @main.command("runs", short_help="list runs, filtered and sorted")
@@ -45,6 +45,7 @@ def list_runs(condition: str, sort: tuple[str, ...], limit: int, tracking_uri: s
     "metrics.validation_accuracy > 0.97 and params.optimizer_name = 'adam'".
     """
     from fbp.experiment.commands import tables
+    from fbp.experiment.rundir import journal, layout
     from fbp.experiment.tracking.readers import FOLDERS, count_in_other_trackers, open_runs
     from fbp.experiment.tracking.run_reader import require_known_names
 
@@ -58,6 +59,10 @@ def list_runs(condition: str, sort: tuple[str, ...], limit: int, tracking_uri: s
         reached = ", the limit (see --limit)" if len(runs) == limit else ""
         say(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}{reached}")
         others = count_in_other_trackers() if reader.uri and not tracking_uri else 0
+    newer = journal.newer_runs(layout.root())
+    if newer:
+        names = listed(folder.name for folder in newer)
+        say(f"fbp: a newer fbp wrote {names}; update fbp to read them", err=True)
     if others:
         say(f"{others} more in other trackers: fbp runs --tracking-uri {FOLDERS}", err=True)
 
@@ -67,12 +72,16 @@ def list_runs(condition: str, sort: tuple[str, ...], limit: int, tracking_uri: s
 @uri_option
 def show(run_name: str, tracking_uri: str | None) -> None:
     """Show configuration, data, metrics and digests of RUN."""
-    from fbp.experiment.commands import tables
+    from fbp.experiment.commands import missing, tables
     from fbp.experiment.tracking.readers import open_runs
 
     with open_runs(tracking_uri, [run_name]) as reader:
-        for table in tables.run_tables(reader, reader.find(run_name)):
+        run = reader.find(run_name)
+        for table in tables.run_tables(reader, run):
             print_table(table.rich())
+        absent = missing.missing_artifacts(reader, run)
+        if absent:
+            say(f"fbp: {missing.message(reader, run, absent)}", err=True)
 
 
 @main.command("compare", short_help="compare runs, with plots and statistics")
@@ -97,6 +106,8 @@ def compare(run_names: tuple[str, ...], output: Path | None, tracking_uri: str |
         comparison = compare.compare(reader, run_names, folder)
     for table in comparison.tables:
         print_table(table.fitted(terminal_width() or WIDTH_OF_FILES).rich())
+    for note in comparison.notes:
+        say(f"fbp: {note}", err=True)
     for path in comparison.files:
         say(shown(path))
 

@@ -9,8 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fbp import _neutral
 from fbp.errors import InputError, listed
+from fbp.experiment.commands import missing
 from fbp.experiment.commands.tables import Rows, by_interest, differing, number
+from fbp.experiment.commands.verdict import shortened
 from fbp.experiment.figures import curves, norms
 from fbp.experiment.figures.draw import drawing
 from fbp.experiment.rundir import tags
@@ -25,13 +28,21 @@ _RESULTS = ("train_", "validation_", "test_", "best_")  # beginnings of metrics 
 _WITHOUT_EFFECT = ("name", "description", "tracking_experiment")  # params that change no result
 _SHORT_DIGEST = 12
 _SHORT_ID = 6
+_MAX_NOTES = 10
 
 
 class Comparison(NamedTuple):
-    """The tables of a comparison, and the files that were written."""
+    """A comparison.
+
+    Attributes:
+        tables: its tables.
+        files: those that were written.
+        notes: a line for each run that lacks some of its artifacts.
+    """
 
     tables: list[Rows]
     files: list[Path]
+    notes: list[str]
 
 
 def compare(runs: RunReader, names: Sequence[str], folder: Path) -> Comparison:
@@ -66,8 +77,18 @@ def compare(runs: RunReader, names: Sequence[str], folder: Path) -> Comparison:
     layers = {label: runs.layers(run) for label, run in zip(labels, records, strict=True)}
     plot_files = _draw(series, layers, folder)
     report = folder / "report.md"
-    report.write_text(_report(labels, tables, plot_files), encoding="utf-8")
-    return Comparison(tables, [report, *plot_files])
+    notes = _notes(runs, records)
+    report.write_text(_report(labels, tables, plot_files, notes), encoding="utf-8")
+    return Comparison(tables, [report, *plot_files], notes)
+
+
+def _notes(runs: RunReader, records: Sequence[RecordedRun]) -> list[str]:
+    """Return a line for each run that lacks some of its artifacts, of the first few."""
+    absent = {run.run_id: missing.missing_artifacts(runs, run) for run in records}
+    lines = [
+        missing.message(runs, run, absent[run.run_id]) for run in records if absent[run.run_id]
+    ]
+    return shortened(lines, _MAX_NOTES)
 
 
 def expand(runs: RunReader, run: RecordedRun) -> list[RecordedRun]:
@@ -75,11 +96,17 @@ def expand(runs: RunReader, run: RecordedRun) -> list[RecordedRun]:
     return runs.children(run) or [run]
 
 
-def _report(labels: Sequence[str], tables: Sequence[Rows], plot_files: Sequence[Path]) -> str:
+def _report(
+    labels: Sequence[str],
+    tables: Sequence[Rows],
+    plot_files: Sequence[Path],
+    notes: Sequence[str],
+) -> str:
     """Return the comparison as Markdown."""
     images = (f"![{path.stem.replace('_', ' ')}]({path.name})\n" for path in plot_files)
     head = f"# Comparison of {len(labels)} runs\n"
-    return "\n".join([head, *(table.markdown() for table in tables), *images])
+    remarks = (f"{_neutral.markdown(note)}\n" for note in notes)
+    return "\n".join([head, *remarks, *(table.markdown() for table in tables), *images])
 
 
 def _labels(records: Sequence[RecordedRun]) -> list[str]:

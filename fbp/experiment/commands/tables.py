@@ -125,8 +125,14 @@ def number(value: float | None) -> str:
 
 
 def local_time(milliseconds: int) -> str:
-    """Return a time (milliseconds since 1970) in this machine's time zone, to the minute."""
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(milliseconds / 1000))
+    """Return a time (milliseconds since 1970) in this machine's time zone, to the minute.
+
+    Of a time that no calendar has, the number is returned.
+    """
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(milliseconds / 1000))
+    except (ValueError, OverflowError, OSError):
+        return str(milliseconds)
 
 
 def duration(start: int, end: int | None) -> str:

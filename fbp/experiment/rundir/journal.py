@@ -24,7 +24,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_type_hints
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
-from fbp.errors import InputError
+from fbp.errors import InputError, NewerFormat
 from fbp.experiment.rundir import layout, locks, tags
 from fbp.experiment.rundir.layout import JOURNAL
 from fbp.experiment.rundir.redact import redact, redact_texts
@@ -657,6 +657,19 @@ def started_runs(root: Path) -> Iterator[tuple[Path, StartLine]]:
             start = read_start(folder)
             if start is not None:
                 yield folder, start
+
+
+def newer_runs(root: Path) -> list[Path]:
+    """Return the folders of the runs of ``mlruns`` that a newer fbp wrote, the oldest first."""
+    folders = []
+    for folder in layout.run_folders(root):
+        try:
+            read_start(folder)
+        except NewerFormat:
+            folders.append(folder)
+        except InputError:
+            pass
+    return folders
 
 
 def checksum_prefix(

@@ -51,6 +51,19 @@ STEPS_CSV, METRICS_CSV = "steps.csv", "metrics.csv"
 CHECKPOINT_DIGESTS, LAYER_NAMES = "checkpoints.json", "layers.json"
 DATABASE = "mlflow.db"
 
+READ = (
+    CONFIG,
+    ENVIRONMENT,
+    GIT_DIFF,
+    f"{HISTORY}/{STEPS_CSV}",
+    f"{HISTORY}/{METRICS_CSV}",
+    f"{HISTORY}/{CHECKPOINT_DIGESTS}",
+    f"{HISTORY}/{LAYER_NAMES}",
+)
+"""The artifacts that fbp reads back, apart from the trained model."""
+READ_MODEL = tuple(f"{MODEL}/{name}" for name in (PARAMS, CONFIG, MODEL_FACTS))
+"""The files of the trained model among a run's artifacts."""
+
 
 def check_format(path: Path, number: object, supported: int) -> None:
     """Raise an error if a file has a format that this version of fbp does not know.
