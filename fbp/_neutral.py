@@ -13,10 +13,10 @@ _LINE_BREAKS = ("\n", "\t")
 _JOINERS = "\u200c\u200d"  # belong to the spelling of some languages
 _INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, formats, halves of characters, separators
 _LONGEST_LABEL = 60  # characters of a text in a picture
-_END_OF_LABEL = 6  # characters, which tell runs apart
+_END_OF_LABEL = 5  # characters, which tell runs apart
 
 # what Markdown, or GitHub's, gives a meaning within a line
-_MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)")
+_MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 _ADDRESS = re.compile(r"(\w)(://)|\b(mailto|xmpp)(:)|\b(www)(\.)", re.IGNORECASE)
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
@@ -78,18 +78,30 @@ def label(value: object, longest: int = _LONGEST_LABEL) -> str:
 
     Args:
         value: any object; of one that is no text, its ``str`` is taken.
-        longest: the number of characters of the line. Default: 60.
+        longest: the number of characters of the line; a wide one counts twice. Default: 60.
 
     >>> label("a $x^2$ b")
     'a \\$x^2\\$ b'
     """
     shown = line(value)
-    if len(shown) > longest:
-        head = shown[: longest - _END_OF_LABEL]
-        shown = f"{head}\u2026{shown[-_END_OF_LABEL + 1 :]}"
+    if _width(shown) > longest:
+        end = shown[-_END_OF_LABEL:]
+        shown = f"{_beginning(shown, longest - 1 - _width(end))}\u2026{end}"
     if shown.startswith("_"):  # matplotlib leaves such a name out of a legend
         shown = f" {shown}"
     return shown.replace("$", r"\$")
+
+
+def _width(value: str) -> int:
+    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in value)
+
+
+def _beginning(value: str, width: int) -> str:
+    """Return the longest beginning of a text that is not wider than `width`."""
+    value = value[:width]
+    while _width(value) > width:
+        value = value[:-1]
+    return value
 
 
 def csv_cell(value: str) -> str:

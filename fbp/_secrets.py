@@ -62,13 +62,12 @@ _QUERY = re.compile(
     r"""(?P<head>[?&;\#](?P<name>[^=\s&;\#?"'<>]{1,80})=)(?P<value>[^&;\s"'<>\#]+)"""
 )
 _ASSIGNED = re.compile(
-    r"""(?x) (?P<head> (?<![\w.%-]) (?:--?)? ["']? (?P<name> [A-Za-z_][\w.-]{0,80} ) ["']?
-        [ \t]* (?P<sign> := | => | [=:] ) [ \t]* )
-        (?P<value> (?P<quote>["']) (?:\\.|(?!(?P=quote)).)+ (?P=quote)? | [^\s"',;&|)\]}]+ )"""
+    r"""(?x) (?<![\w.%-]) (?:--?)? ["']? (?P<name> [A-Za-z_][\w.-]{0,80} ) ["']?
+        [ \t]* (?P<sign> := | => | [=:] ) [ \t]*"""
 )
-_OPTION = re.compile(
-    r"""(?x) (?P<head> (?<![\w-]) --? (?P<name> [A-Za-z][\w-]{1,80} ) [ \t]+ )
-        (?P<value> (?P<quote>["']) (?:\\.|(?!(?P=quote)).)+ (?P=quote) | (?!-)[^\s"']+ )"""
+_OPTION = re.compile(r"(?<![\w-])--?(?P<name>[A-Za-z][\w-]{1,80})[ \t]+(?!-)")
+_VALUE = re.compile(
+    r"""(?P<quote>["'])(?P<quoted>(?:\\.|(?!(?P=quote)).)+)(?P=quote)|[^\s"',;&|)\]}]+"""
 )
 
 
@@ -105,7 +104,7 @@ def redact(text: str, *, known: Iterable[str] = (), assigned: bool = True) -> st
     for pattern in (_HEADER, _COOKIE, _BEARER, _USER, _LOGIN):
         text = pattern.sub(lambda match: f"{match['head']}{HIDDEN}", text)
     for pattern in (_OPTION, _ASSIGNED) if assigned else ():
-        text = pattern.sub(_hide, text)
+        text = _without_values(text, pattern)
     return text
 
 
@@ -132,7 +131,7 @@ def redact_words(words: Iterable[str], *, known: Iterable[str] = ()) -> str:
     for word in words:
         name = word.lstrip("-")
         is_option = word.startswith("-") and "=" not in word
-        if is_hidden and not is_option:
+        if is_hidden and not is_option and not _SWITCH.match(word):
             shown.append(HIDDEN)
         elif word.startswith("-") and "=" in name and is_secret_name(name.partition("=")[0]):
             shown.append(f"{word.partition('=')[0]}={HIDDEN}")
@@ -164,19 +163,27 @@ def _hide_in_query(match: re.Match[str]) -> str:
     return f"{match['head']}{HIDDEN}" if is_key else match[0]
 
 
-def _hide(match: re.Match[str]) -> str:
-    value, quote = match["value"], match["quote"] or ""
-    if not is_secret_name(match["name"]) or _SWITCH.match(value) or value.startswith("//"):
-        return match[0]
-    if match.groupdict().get("sign") == ":" and value.isalpha() and _is_prose(match):
-        return match[0]
-    return f"{match['head']}{quote}{HIDDEN}{quote}"
+def _without_values(text: str, pattern: re.Pattern[str]) -> str:
+    """Return a text without the values that follow a pattern with the name of a secret."""
+    parts, end = list[str](), 0
+    for head in pattern.finditer(text):
+        value = _VALUE.match(text, head.end())
+        if head.start() < end or value is None or not is_secret_name(head["name"]):
+            continue
+        if _SWITCH.match(value[0]) or value[0].startswith("//"):
+            continue
+        if head.groupdict().get("sign") == ":" and value[0].isalpha() and _is_prose(head, value):
+            continue
+        quote = value["quote"] or ""
+        parts += [text[end : head.end()], quote, HIDDEN, quote]
+        end = value.end()
+    return "".join([*parts, text[end:]])
 
 
-def _is_prose(match: re.Match[str]) -> bool:
+def _is_prose(head: re.Match[str], value: re.Match[str]) -> bool:
     """Return whether a sentence goes on after the word behind a colon, or began before it."""
-    text = match.string
-    begin = text.rfind("\n", 0, match.start()) + 1
-    end = text.find("\n", match.end())
-    rest = text[match.end() : end if end >= 0 else len(text)]
-    return bool(rest.strip() or text[begin : match.start()].strip(" \t+-"))
+    text = head.string
+    begin = text.rfind("\n", 0, head.start()) + 1
+    end = text.find("\n", value.end())
+    rest = text[value.end() : end if end >= 0 else len(text)]
+    return bool(rest.strip() or text[begin : head.start()].strip(" \t+-"))

@@ -42,7 +42,8 @@ set_option = click.option(
 uri_option = click.option(
     "--tracking-uri",
     metavar="URI",
-    help="MLflow store to use instead of mlruns/ (default: $MLFLOW_TRACKING_URI, if set).",
+    help="MLflow store to use instead of mlruns/, or 'folders' for the run folders "
+    "(default: $MLFLOW_TRACKING_URI, if set).",
 )
 trust_option = click.option(
     "--trust",

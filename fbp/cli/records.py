@@ -61,8 +61,8 @@ def list_runs(condition: str, sort: tuple[str, ...], limit: int, tracking_uri: s
         others = count_in_other_trackers() if reader.uri and not tracking_uri else 0
     newer = journal.newer_runs(layout.root())
     if newer:
-        names = listed(folder.name for folder in newer)
-        say(f"fbp: a newer fbp wrote {names}; update fbp to read them", err=True)
+        folders = listed(folder.name for folder in newer)
+        say(f"fbp: a newer fbp wrote {folders}; update fbp to read them", err=True)
     if others:
         say(f"{others} more in other trackers: fbp runs --tracking-uri {FOLDERS}", err=True)
 

@@ -99,8 +99,8 @@ class Bar:
             print(line, file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
-        """Show a message to the user; it may quote texts from anybody."""
-        text = _neutral.text(text)
+        """Show a message of one line to the user; it may quote texts from anybody."""
+        text = _neutral.line(text)
         with contextlib.suppress(OSError):
             if self.progress:
                 self.progress.console.print(text, markup=False, highlight=False)
@@ -128,14 +128,15 @@ def results_table(runs: Mapping[str, Mapping[str, float]]) -> Table:
     tested = (key for values in runs.values() for key in values if key.startswith("test_"))
     names = measured(tested)
     names = names or ["loss"]
-    for name in names:
-        table.add_column(_cell(name.replace("_", " ")), justify="right")
+    for metric in names:
+        table.add_column(_cell(metric.replace("_", " ")), justify="right")
     for label, values in runs.items():
-        for i, part in enumerate(("train", "validation", "test")):
-            keys = [f"{part}_{name}" for name in names]
+        name = label
+        for part in ("train", "validation", "test"):
+            keys = [f"{part}_{metric}" for metric in names]
             cells = [as_text(key, values[key]) if key in values else "" for key in keys]
             if any(cells):
-                row = [label if i == 0 else "", part, *cells]
+                row, name = [name, part, *cells], ""
                 table.add_row(*map(_cell, row if len(runs) > 1 else row[1:]))
     return table
 

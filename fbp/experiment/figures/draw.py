@@ -47,6 +47,7 @@ def drawing() -> Iterator[None]:
     """Draw in fbp's style inside the block; letters that the font lacks are drawn as boxes."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
+        warnings.filterwarnings("ignore", "constrained_layout not applied")
         yield
 
 

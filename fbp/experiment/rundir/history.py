@@ -61,16 +61,16 @@ def write(folder: Path) -> None:
         steps = next(iter(per_step.values())).steps
         table = np.column_stack([steps, *(series.values for series in per_step.values())])
         with open(target / layout.STEPS_CSV, "w", encoding="utf-8", newline="") as file:
-            rows = csv.writer(file, lineterminator="\n")
+            rows = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
             rows.writerow(["step", *map(_neutral.csv_cell, per_step)])
             np.savetxt(file, table, "%.9g", ",")
     others = read_series(folder, [MetricsLine])
     with open(target / layout.METRICS_CSV, "w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
+        rows = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         rows.writerow(("key", "step", "time", "value"))
         for key in sorted(others):
             for step, value, time in zip(*others[key], strict=True):
-                rows.writerow((_neutral.csv_cell(key), step, time, repr(float(value))))
+                rows.writerow((_neutral.csv_cell(key), step, time, float(value)))
 
 
 def _write_json(path: Path, content: Mapping[Any, Any]) -> None:
