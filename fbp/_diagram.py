@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fbp._summary import LayerRow, Summary, shape_text
+from fbp.errors import InputError
 from fbp.layer import IN, OUT, Layer, join_path
 
 _MAX_LINES = 4  # names in one box
+_MAX_GROUPS = 10  # repeated parts around a box
+_MAX_BOXES, _MAX_ARROWS = 20_000, 100_000
 
 
 class Box(NamedTuple):
@@ -117,11 +120,28 @@ def to_json(diagram: Diagram) -> dict[str, Any]:
 
 
 def from_json(table: Mapping[str, Any]) -> Diagram:
-    """Return the diagram that :func:`to_json` wrote."""
-    boxes = {
-        int(number): Box(
-            tuple(box["lines"]), box["path"], box["shape"], box["parameters"], tuple(box["groups"])
-        )
-        for number, box in table["boxes"].items()
-    }
-    return Diagram(boxes, [(start, target) for start, target in table["arrows"]])
+    """Return the diagram that :func:`to_json` wrote.
+
+    Raises:
+        InputError: if it is damaged: other types, arrows from nowhere or back, too many boxes.
+    """
+    try:
+        boxes = {
+            int(number): Box(
+                tuple(map(str, box["lines"][:_MAX_LINES])),
+                str(box["path"]),
+                str(box["shape"]),
+                int(box["parameters"]),
+                tuple(map(str, box["groups"][:_MAX_GROUPS])),
+            )
+            for number, box in table["boxes"].items()
+        }
+        arrows = [(int(start), int(target)) for start, target in table["arrows"]]
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        raise InputError("expected the diagram of a model, but it is damaged") from None
+    is_drawn = all(
+        start in boxes and target in boxes and start < target for start, target in arrows
+    )
+    if not (is_drawn and 0 in boxes and len(boxes) <= _MAX_BOXES and len(arrows) <= _MAX_ARROWS):
+        raise InputError("expected the diagram of a model, but its boxes and arrows fit no model")
+    return Diagram(boxes, arrows)

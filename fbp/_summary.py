@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fbp import _neutral
 from fbp._backprop import count_parameters
 from fbp._observation import (
     Position,
@@ -69,7 +70,8 @@ class Summary(NamedTuple):
         cells: list[tuple[str, ...]] = [_COLUMNS]
         for row in self.rows:
             counts = (f"{count:,}" for count in row[_TEXT_COLUMNS:])
-            cells.append((row.path, row.name, str(row.copies), shape_text(row.shape), *counts))
+            name = _neutral.line(row.name)
+            cells.append((row.path, name, str(row.copies), shape_text(row.shape), *counts))
         columns = zip(*(row[_TEXT_COLUMNS:] for row in self.rows), strict=True)
         cells.append(("total", "", "", "", *(f"{sum(column):,}" for column in columns)))
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

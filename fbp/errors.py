@@ -1,14 +1,28 @@
 """The exceptions that a user can cause.
 
-Each message is one line: where, what was expected, what came, what to do.
+Each message is one line: where, what was expected, what came, what to do. What it quotes may come
+from anybody, so it is neutral for a terminal.
 """
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 
+from fbp import _neutral
+
 
 class InputError(ValueError):
-    """A value, a file or a configuration that fbp cannot use."""
+    """A value, a file or a configuration that fbp cannot use.
+
+    Args:
+        message: one line, or a line for each problem; characters that are not seen are escaped.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(_neutral.text(message))
+
+
+class NewerFormat(InputError):
+    """A file that a newer version of fbp wrote."""
 
 
 class MissingDependency(InputError, ImportError):
@@ -83,8 +97,11 @@ class ShapeError(InputError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type's name if the message is empty."""
-    return str(error).partition("\n")[0] or type(error).__name__
+    """Return the first line of an error's message, or its type's name if the message is empty.
+
+    It may be a server's, so characters that are not seen are escaped.
+    """
+    return _neutral.line(str(error).strip().partition("\n")[0]) or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -99,7 +116,18 @@ def prefixed_by(source: object) -> Iterator[None]:
         if str(error).startswith(str(source)):
             raise
         lines = [f"{source}: {line}" for line in str(error).splitlines()]
-        raise InputError("\n".join(lines)) from None
+        kind = NewerFormat if isinstance(error, NewerFormat) else InputError
+        raise kind("\n".join(lines)) from None
+
+
+@contextlib.contextmanager
+def named_in_place_of(path: object, name: str) -> Iterator[None]:
+    """Let an InputError inside the block name a thing that its user knows, not a temporary path."""
+    try:
+        yield
+    except InputError as error:
+        kind = NewerFormat if isinstance(error, NewerFormat) else InputError
+        raise kind(str(error).replace(str(path), name)) from None
 
 
 _MAX_LISTED = 12  # names in a message

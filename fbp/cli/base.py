@@ -1,5 +1,12 @@
-"""The command group, its error handling, common options, and the printing of paths and tables."""
+"""The command group, its error handling, common options, and all printing of the commands.
 
+What a command prints may hold texts from anybody, so it goes through :func:`say`, :func:`echo` or
+:func:`print_table`, which make it neutral for a terminal; errors without secrets, too.
+"""
+
+import contextlib
+import errno
+import io
 import shutil
 import signal
 import sys
@@ -9,6 +16,8 @@ from typing import Any
 
 import click
 
+from fbp import _neutral
+from fbp._secrets import redact
 from fbp.errors import InputError
 
 _PACKAGE = Path(__file__).parent.parent
@@ -20,7 +29,8 @@ _GROUPS = {
     "Maintain": ("sync", "close-dead", "repair-store"),
 }
 _NAME_WIDTH = 22  # columns of the names in a list
-_WIDTH_OF_FILES = 240  # columns of a table that is not printed to a terminal
+WIDTH_OF_FILES = 240
+"""Columns of a table that is not printed to a terminal."""
 
 set_option = click.option(
     "--set",
@@ -32,7 +42,8 @@ set_option = click.option(
 uri_option = click.option(
     "--tracking-uri",
     metavar="URI",
-    help="MLflow store to use instead of mlruns/ (default: $MLFLOW_TRACKING_URI, if set).",
+    help="MLflow store to use instead of mlruns/, or 'folders' for the run folders "
+    "(default: $MLFLOW_TRACKING_URI, if set).",
 )
 trust_option = click.option(
     "--trust",
@@ -54,31 +65,31 @@ class _Commands(click.Group):
     """Commands that answer bad input with one line and exit status 2, never with a traceback."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        _never_fail_to_print()
         try:
             result = super().main(*args, **{**kwargs, "standalone_mode": False})
             sys.exit(result if isinstance(result, int) else 0)
         except InputError as error:
-            for line in str(error).splitlines():
-                click.echo(f"fbp: {line}", err=True)
+            for line in str(error).split("\n"):
+                _complain(line)
             sys.exit(2)
         except click.ClickException as error:
-            error.show()
+            shown = io.StringIO()
+            error.show(shown)
+            echo(shown.getvalue().rstrip("\n"), err=True)
             sys.exit(error.exit_code)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            click.echo(f"fbp: {where}{error.strerror or error}", err=True)
+            _complain(f"{where}{error.strerror or error}{_remedy(error)}")
             sys.exit(1)
         except (KeyboardInterrupt, click.Abort) as error:
-            click.echo("fbp: stopped", err=True)
+            say("fbp: stopped", err=True)
             sys.exit(128 + _signal_of(error))
         except (MemoryError, RuntimeError) as error:  # JAX's own error is a RuntimeError
             if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             reason = next(iter(str(error).splitlines()), "")
-            click.echo(
-                f"fbp: out of memory ({reason}); use a smaller model, batch size or data set",
-                err=True,
-            )
+            _complain(f"out of memory ({reason}); use a smaller model, batch size or data set")
             sys.exit(1)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
@@ -93,6 +104,27 @@ class _Commands(click.Group):
         for title, names in _GROUPS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, self.commands[name].short_help or "") for name in names])
+
+
+def _complain(line: str) -> None:
+    """Print one line of an error, without secrets."""
+    say(f"fbp: {redact(line)}", err=True)
+
+
+def _remedy(error: OSError) -> str:
+    """Return what to do about a full disk; empty for any other error."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    notes = getattr(error, "__notes__", ())
+    return "; ".join(["", *(notes or ("free some space, and start again",))])
+
+
+def _never_fail_to_print() -> None:
+    """Let the standard streams escape what their encoding does not have."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(ValueError, OSError):
+                stream.reconfigure(errors="backslashreplace")
 
 
 def _signal_of(error: BaseException) -> int:
@@ -131,18 +163,33 @@ def shown(path: Path) -> str:
         return str(path)
 
 
-def console() -> Any:
-    """Return the console for tables; it is wide enough for any row if it is not a terminal."""
+def say(line: str = "", *, err: bool = False) -> None:
+    """Print one line, to standard error if `err`; it stays one line whatever it quotes."""
+    click.echo(_neutral.line(line), err=err)
+
+
+def echo(value: object, *, err: bool = False) -> None:
+    """Print a text of several lines; characters that are not seen are escaped."""
+    click.echo(_neutral.text(value), err=err)
+
+
+def terminal_width() -> int | None:
+    """Return the number of columns of the terminal; None if the output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def print_table(table: Any) -> None:
+    """Print a table of rich; if the output is not a terminal, it is wide enough for most rows."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else _WIDTH_OF_FILES)
+    Console(width=terminal_width() or WIDTH_OF_FILES).print(table)
 
 
 def wrapped_entry(name: str, text: str) -> str:
     """Return a list entry: a name and its description, wrapped to the width of the terminal."""
     label = f"  {name:{_NAME_WIDTH}} "
-    if not sys.stdout.isatty():
+    width = terminal_width()
+    if width is None:
         return f"{label}{text}".rstrip()
-    width = shutil.get_terminal_size().columns
     indent = " " * (_NAME_WIDTH + 3)
     return textwrap.fill(text, width, initial_indent=label, subsequent_indent=indent) or label

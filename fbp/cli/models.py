@@ -9,8 +9,10 @@ import click
 
 from fbp.cli.base import (
     code_option,
+    echo,
     experiment_path,
     main,
+    say,
     set_option,
     shown,
     trust_option,
@@ -68,8 +70,8 @@ def check(experiment: str, overrides: tuple[str, ...], examples: int) -> None:
         for each_key in (key, None) if differs else (key,):
             report = check_gradients(built.model, built.loss, params, x, y, key=each_key)
             when = "in evaluation" if each_key is None else "in training" if differs else ""
-            click.echo(" ".join(filter(None, (path.stem, name, when))))
-            click.echo(str(report))
+            say(" ".join(filter(None, (path.stem, name, when))))
+            echo(str(report))
             passed &= report.ok
     sys.exit(0 if passed else 1)
 
@@ -99,14 +101,15 @@ def describe(experiment: str, overrides: tuple[str, ...], picture: Path | None) 
     for name, config, built in _built_variants(experiment_path(experiment), overrides):
         summary = fbp.summarize(built.model, built.shape, built.data.train.x.dtype)
         title = f"{config.name} {name}".strip()
-        click.echo(title)
-        click.echo(summary)
+        say(title)
+        echo(summary)
         target = picture or layout.pictures(layout.root()) / f"{config.name}.svg"
         target = target.with_stem(f"{target.stem}-{name}" if name else target.stem)
         target.parent.mkdir(parents=True, exist_ok=True)
         diagram = make_diagram(built.model, summary, built.shape)
         model_drawing.draw(diagram, title).savefig(target, dpi=150)
-        click.echo(f"picture: {shown(target)}\n")
+        say(f"picture: {shown(target)}")
+        say()
 
 
 @main.command("list", short_help="list what a configuration can name")
@@ -131,7 +134,7 @@ def list_names(kind: str | None) -> None:
             else {name: summary(section, name) for name in CATALOGUE[section]}
         )
         for name, text in entries.items():
-            click.echo(wrapped_entry(name, text))
+            say(wrapped_entry(name, text))
 
 
 @main.command("generate", short_help="write text with a trained language model")
@@ -173,8 +176,10 @@ def generate_text(
     tracking_uri: str | None,
 ) -> None:
     """Write text with the language model of RUN: a run's folder, name or MLflow run id."""
+    from fbp import _neutral
     from fbp.experiment.commands.generate import generate
     from fbp.experiment.commands.load import load
 
     trained = load(run_name, tracking_uri, trust=trust, code=code)
-    click.echo(prompt + generate(trained, prompt, count=tokens, temperature=temperature, seed=seed))
+    written = generate(trained, prompt, count=tokens, temperature=temperature, seed=seed)
+    click.echo(_neutral.generated(prompt + written))

@@ -1,7 +1,6 @@
 """Commands that inspect recorded runs: ``fbp runs``, ``show``, ``compare``, ``ui``."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -11,8 +10,16 @@ from pathlib import Path
 import click
 
 from fbp._optional import require
-from fbp.cli.base import console, main, shown, uri_option
-from fbp.errors import InputError
+from fbp.cli.base import (
+    WIDTH_OF_FILES,
+    main,
+    print_table,
+    say,
+    shown,
+    terminal_width,
+    uri_option,
+)
+from fbp.errors import InputError, listed
 
 
 @main.command("runs", short_help="list runs, filtered and sorted")
@@ -38,6 +45,7 @@ def list_runs(condition: str, sort: tuple[str, ...], limit: int, tracking_uri: s
     "metrics.validation_accuracy > 0.97 and params.optimizer_name = 'adam'".
     """
     from fbp.experiment.commands import tables
+    from fbp.experiment.rundir import journal, layout
     from fbp.experiment.tracking.readers import FOLDERS, count_in_other_trackers, open_runs
     from fbp.experiment.tracking.run_reader import require_known_names
 
@@ -47,13 +55,16 @@ def list_runs(condition: str, sort: tuple[str, ...], limit: int, tracking_uri: s
         names = tables.names_in_filter(condition, sort)
         require_known_names(names, reader)
         if runs:
-            width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-            console().print(tables.runs_table(runs, names, width).rich())
+            print_table(tables.runs_table(runs, names, terminal_width()).rich())
         reached = ", the limit (see --limit)" if len(runs) == limit else ""
-        click.echo(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}{reached}")
+        say(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}{reached}")
         others = count_in_other_trackers() if reader.uri and not tracking_uri else 0
+    newer = journal.newer_runs(layout.root())
+    if newer:
+        folders = listed(folder.name for folder in newer)
+        say(f"fbp: a newer fbp wrote {folders}; update fbp to read them", err=True)
     if others:
-        click.echo(f"{others} more in other trackers: fbp runs --tracking-uri {FOLDERS}", err=True)
+        say(f"{others} more in other trackers: fbp runs --tracking-uri {FOLDERS}", err=True)
 
 
 @main.command("show", short_help="show one run")
@@ -61,12 +72,16 @@ def list_runs(condition: str, sort: tuple[str, ...], limit: int, tracking_uri: s
 @uri_option
 def show(run_name: str, tracking_uri: str | None) -> None:
     """Show configuration, data, metrics and digests of RUN."""
-    from fbp.experiment.commands import tables
+    from fbp.experiment.commands import missing, tables
     from fbp.experiment.tracking.readers import open_runs
 
     with open_runs(tracking_uri, [run_name]) as reader:
-        for table in tables.run_tables(reader, reader.find(run_name)):
-            console().print(table.rich())
+        run = reader.find(run_name)
+        for table in tables.run_tables(reader, run):
+            print_table(table.rich())
+        absent = missing.missing_artifacts(reader, run)
+        if absent:
+            say(f"fbp: {missing.message(reader, run, absent)}", err=True)
 
 
 @main.command("compare", short_help="compare runs, with plots and statistics")
@@ -90,9 +105,11 @@ def compare(run_names: tuple[str, ...], output: Path | None, tracking_uri: str |
         folder = output or layout.new_comparison_folder(layout.root())
         comparison = compare.compare(reader, run_names, folder)
     for table in comparison.tables:
-        console().print(table.rich())
+        print_table(table.fitted(terminal_width() or WIDTH_OF_FILES).rich())
+    for note in comparison.notes:
+        say(f"fbp: {note}", err=True)
     for path in comparison.files:
-        click.echo(shown(path))
+        say(shown(path))
 
 
 @main.command("ui", short_help="start the MLflow dashboard on 127.0.0.1")
@@ -124,9 +141,7 @@ def ui(port: int, tracking_uri: str | None) -> None:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise InputError(f"--port: {port} is in use; choose another, such as --port {port + 1}")
-    click.echo(
-        f"dashboard: http://127.0.0.1:{port}  (it answers after some seconds; Ctrl-C stops it)"
-    )
+    say(f"dashboard: http://127.0.0.1:{port}  (it answers after some seconds; Ctrl-C stops it)")
     if uri == uris.default_uri(root):
         store.check_not_moved(root)
     words = [sys.executable, "-P", "-m", "mlflow", "ui", "--workers", "1"]

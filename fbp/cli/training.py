@@ -11,6 +11,8 @@ from fbp.cli.base import (
     code_option,
     experiment_path,
     main,
+    print_table,
+    say,
     set_option,
     shown,
     trust_option,
@@ -100,27 +102,25 @@ def collect_signals() -> list[int]:
 
 
 def _announce_wait() -> None:
-    click.echo("sending the rest ...", err=True)
+    say("sending the rest ...", err=True)
 
 
 def _report(launched: "Launched") -> None:
     """Print how a run, or a group of them, ended, and exit with its status."""
-    from rich.console import Console
-
     from fbp.experiment.commands.progress import results_table
     from fbp.experiment.rundir.journal import require_start
 
     outcomes = launched.outcomes
-    Console().print(results_table({name: out.metrics for name, out in outcomes.items()}))
+    print_table(results_table({name: out.metrics for name, out in outcomes.items()}))
     for name, outcome in outcomes.items():
         if outcome.message:
-            click.echo(f"fbp: {name}: {outcome.status}: {outcome.message}", err=True)
-            click.echo(f"fbp: the last good parameters are in {shown(outcome.folder)}", err=True)
+            say(f"fbp: {name}: {outcome.status}: {outcome.message}", err=True)
+            say(f"fbp: the last good parameters are in {shown(outcome.folder)}", err=True)
     statuses = {outcome.status for outcome in outcomes.values()}
     if "KILLED" in statuses:
-        click.echo(f"fbp: go on with: fbp resume {launched.folder.name}", err=True)
-    click.echo(f"run:        {require_start(launched.folder).name}")
-    click.echo(f"run folder: {shown(launched.folder)}")
+        say(f"fbp: go on with: fbp resume {launched.folder.name}", err=True)
+    say(f"run:        {require_start(launched.folder).name}")
+    say(f"run folder: {shown(launched.folder)}")
     _report_tracking(launched)
     number = next((outcome.signal for outcome in outcomes.values() if outcome.signal), None)
     if number:
@@ -136,12 +136,12 @@ def _report_tracking(launched: "Launched") -> None:
     if launched.sent:
         target = launched.destination
         if target.sink == "mlflow" and is_embedded(target.uri):
-            click.echo("dashboard:  fbp ui, then http://127.0.0.1:5000")
+            say("dashboard:  fbp ui, then http://127.0.0.1:5000")
         else:
-            click.echo(f"tracked in: {uri.shown(target)}")
+            say(f"tracked in: {uri.shown(target)}")
     else:
         log = shown(layout.shipper_log(launched.folder))
-        click.echo(
+        say(
             f"fbp: not all of the run has reached {uri.shown(launched.destination)} (see {log}); "
             "nothing is lost: 'fbp sync' sends the rest",
             err=True,

@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from fbp.cli.base import main, uri_option
+from fbp.cli.base import main, say, uri_option
 from fbp.errors import InputError, first_line
 
 
@@ -27,21 +27,19 @@ def sync(tracking_uri: str | None) -> None:
     for folder, start in journal.started_runs(root):
         if not start.parent and not is_sent(folder):
             if locks.is_training(folder):
-                click.echo(f"{start.name} is still training; its own process sends it")
+                say(f"{start.name} is still training; its own process sends it")
             else:
                 unsent.append(folder)
     failed = 0
     for folder in unsent:
         try:
             destination = uri.recorded_destination(folder, tracking_uri, override=True)
-            click.echo(f"sending {folder.name} to {uri.shown(destination)} ...")
+            say(f"sending {folder.name} to {uri.shown(destination)} ...")
             failed += shipper.launch(folder, destination, PYFUNC_CODE).wait() != 0
         except (InputError, OSError) as error:
-            click.echo(f"{folder.name}: not sent: {first_line(error)}", err=True)
+            say(f"{folder.name}: not sent: {first_line(error)}", err=True)
             failed += 1
-    click.echo(
-        f"{len(unsent) - failed} of {len(unsent)} runs sent" if unsent else "nothing to send"
-    )
+    say(f"{len(unsent) - failed} of {len(unsent)} runs sent" if unsent else "nothing to send")
     sys.exit(1 if failed else 0)
 
 
@@ -62,8 +60,8 @@ def close_dead(minutes: float, tracking_uri: str | None) -> None:
     if math.isnan(minutes):
         raise InputError("--minutes: expected a number, got nan")
     with mlflow_runs.opened(tracking_uri) as runs:
-        closed = orphans.close_dead(runs, minutes, click.echo, model_code=PYFUNC_CODE)
-    click.echo(f"{closed} run{'s' * (closed != 1)} closed")
+        closed = orphans.close_dead(runs, minutes, say, model_code=PYFUNC_CODE)
+    say(f"{closed} run{'s' * (closed != 1)} closed")
 
 
 @main.command("repair-store", short_help="correct the artifact paths of a moved mlruns/")
@@ -78,8 +76,8 @@ def repair_store() -> None:
     with locks.locked(layout.store_lock(root)):
         stale, changed = store.stale_artifact_roots(root), store.repair(root)
     for folder in stale:
-        click.echo(f"was in {folder}")
-    click.echo(
+        say(f"was in {folder}")
+    say(
         f"{changed} records now point to {store.artifact_root(root)}"
         if stale
         else "nothing was moved"
@@ -97,4 +95,4 @@ def register(run_name: str, name: str, alias: str | None, tracking_uri: str | No
 
     with mlflow_runs.opened(tracking_uri) as runs:
         address = model_registry.register(runs, run_name, name, alias)
-    click.echo(f"load it with: fbp.load({address!r}) or mlflow.pyfunc.load_model({address!r})")
+    say(f"load it with: fbp.load({address!r}) or mlflow.pyfunc.load_model({address!r})")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fbp.cli.base import code_option, main, shown, trust_option, uri_option
+from fbp.cli.base import code_option, main, say, shown, trust_option, uri_option
 from fbp.cli.training import collect_signals
 from fbp.errors import InputError
 
@@ -44,10 +44,10 @@ def verify_run(
 
     if (start is None) != (stop is None):
         raise InputError("--from and --to: expected both, or none")
-    holds = verify(run_name, tracking_uri, click.echo, signers)
+    holds = verify(run_name, tracking_uri, say, signers)
     if holds and start is not None and stop is not None:
         collect_signals()
-        holds = verify_part(run_name, start, stop, click.echo, trust_of(trust, code))
+        holds = verify_part(run_name, start, stop, say, trust_of(trust, code))
     sys.exit(0 if holds else 1)
 
 
@@ -75,7 +75,7 @@ def archive_run(
     from fbp.experiment.config.trust import trust_of
 
     path = archive(run_name, output, with_data=with_data, trust=trust_of(trust, code))
-    click.echo(f"{shown(path)}  ({path.stat().st_size / 2**20:.1f} MB)")
+    say(f"{shown(path)}  ({path.stat().st_size / 2**20:.1f} MB)")
 
 
 @main.command("sign", short_help="sign a run's record with an SSH key")
@@ -96,7 +96,7 @@ def sign_run(run_name: str, key: Path, tracking_uri: str | None) -> None:
     """
     from fbp.experiment.commands.sign import sign
 
-    sign(run_name, Path(os.path.expanduser(key)), tracking_uri, click.echo)
+    sign(run_name, Path(os.path.expanduser(key)), tracking_uri, say)
 
 
 @main.command("reproduce", short_help="run a run again from its record; compare every bit")
@@ -116,4 +116,4 @@ def reproduce_run(
 
     collect_signals()
     trusted = trust_of(trust, code)
-    sys.exit(0 if reproduce(run_name, tracking_uri, click.echo, trusted) else 1)
+    sys.exit(0 if reproduce(run_name, tracking_uri, say, trusted) else 1)

@@ -22,7 +22,7 @@ import numpy as np
 from fbp.datasets import Dataset, Examples
 from fbp.errors import InputError
 from fbp.experiment.commands.load import local_runs
-from fbp.experiment.config import reading
+from fbp.experiment.config import bounded, reading
 from fbp.experiment.config.references import reading_record
 from fbp.experiment.config.trust import NOTHING, Trust
 from fbp.experiment.rundir import environment, journal, layout, manifest, tags, trust_store
@@ -279,7 +279,7 @@ def read_dataset(root: Path, folder_name: str) -> Dataset | None:
         return None
     try:
         arrays = read_arrays(path)
-        facts: dict[str, Any] = json.loads(arrays["facts"].tobytes())
+        facts: dict[str, Any] = bounded.parse_json(arrays["facts"].tobytes())
         test = Examples(arrays["test/x"], arrays["test/y"]) if "test/x" in arrays else None
         return Dataset(
             str(facts["name"]),

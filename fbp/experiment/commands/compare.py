@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 
-from fbp.errors import InputError
-from fbp.experiment.commands.tables import Rows, differing, number
+from fbp import _neutral
+from fbp.errors import InputError, listed
+from fbp.experiment.commands import missing
+from fbp.experiment.commands.tables import Rows, by_interest, differing, number
+from fbp.experiment.commands.verdict import shortened
 from fbp.experiment.figures import curves, norms
-from fbp.experiment.figures.draw import STYLE
+from fbp.experiment.figures.draw import drawing
 from fbp.experiment.rundir import tags
 from fbp.experiment.rundir.metric_table import is_timing
 from fbp.experiment.rundir.repository import UNKNOWN
@@ -26,13 +28,21 @@ _RESULTS = ("train_", "validation_", "test_", "best_")  # beginnings of metrics 
 _WITHOUT_EFFECT = ("name", "description", "tracking_experiment")  # params that change no result
 _SHORT_DIGEST = 12
 _SHORT_ID = 6
+_MAX_NOTES = 10
 
 
 class Comparison(NamedTuple):
-    """The tables of a comparison, and the files that were written."""
+    """A comparison.
+
+    Attributes:
+        tables: its tables.
+        files: those that were written.
+        notes: a line for each run that lacks some of its artifacts.
+    """
 
     tables: list[Rows]
     files: list[Path]
+    notes: list[str]
 
 
 def compare(runs: RunReader, names: Sequence[str], folder: Path) -> Comparison:
@@ -67,8 +77,18 @@ def compare(runs: RunReader, names: Sequence[str], folder: Path) -> Comparison:
     layers = {label: runs.layers(run) for label, run in zip(labels, records, strict=True)}
     plot_files = _draw(series, layers, folder)
     report = folder / "report.md"
-    report.write_text(_report(labels, tables, plot_files), encoding="utf-8")
-    return Comparison(tables, [report, *plot_files])
+    notes = _notes(runs, records)
+    report.write_text(_report(labels, tables, plot_files, notes), encoding="utf-8")
+    return Comparison(tables, [report, *plot_files], notes)
+
+
+def _notes(runs: RunReader, records: Sequence[RecordedRun]) -> list[str]:
+    """Return a line for each run that lacks some of its artifacts, of the first few."""
+    absent = {run.run_id: missing.missing_artifacts(runs, run) for run in records}
+    lines = [
+        missing.message(runs, run, absent[run.run_id]) for run in records if absent[run.run_id]
+    ]
+    return shortened(lines, _MAX_NOTES)
 
 
 def expand(runs: RunReader, run: RecordedRun) -> list[RecordedRun]:
@@ -76,11 +96,17 @@ def expand(runs: RunReader, run: RecordedRun) -> list[RecordedRun]:
     return runs.children(run) or [run]
 
 
-def _report(labels: Sequence[str], tables: Sequence[Rows], plot_files: Sequence[Path]) -> str:
+def _report(
+    labels: Sequence[str],
+    tables: Sequence[Rows],
+    plot_files: Sequence[Path],
+    notes: Sequence[str],
+) -> str:
     """Return the comparison as Markdown."""
     images = (f"![{path.stem.replace('_', ' ')}]({path.name})\n" for path in plot_files)
     head = f"# Comparison of {len(labels)} runs\n"
-    return "\n".join([head, *(table.markdown() for table in tables), *images])
+    remarks = (f"{_neutral.markdown(note)}\n" for note in notes)
+    return "\n".join([head, *remarks, *(table.markdown() for table in tables), *images])
 
 
 def _labels(records: Sequence[RecordedRun]) -> list[str]:
@@ -94,7 +120,7 @@ def _labels(records: Sequence[RecordedRun]) -> list[str]:
 
 def _differences(records: Sequence[RecordedRun], labels: list[str]) -> Rows:
     """Return the params, code, device and data in which the runs differ."""
-    params = differing([run.params for run in records])
+    params = by_interest(differing([run.params for run in records]))
     rows = [
         [name, *(run.params.get(name, "") for run in records)]
         for name in params
@@ -111,12 +137,13 @@ def _differences(records: Sequence[RecordedRun], labels: list[str]) -> Rows:
         values = [run.tags.get(tag, "")[:_SHORT_DIGEST] for run in records]
         if len(set(values)) > 1 or UNKNOWN in values:  # two unknown ones may be the same, or not
             rows.append([title, *values])
-    return Rows("differences", ["", *labels], rows or [["none", *[""] * len(labels)]])
+    cells = rows or [["none", *[""] * len(labels)]]
+    return Rows("differences", ["", *labels], cells, has_run_columns=True)
 
 
 def _final_metrics(records: Sequence[RecordedRun], labels: list[str]) -> Rows:
     """Return the last value of each metric, and its difference to that of the first run."""
-    names = sorted({name for run in records for name in run.metrics if "/" not in name})
+    names = by_interest({name for run in records for name in run.metrics if "/" not in name})
     rows = []
     for name in names:
         reference = records[0].metrics.get(name)
@@ -124,7 +151,8 @@ def _final_metrics(records: Sequence[RecordedRun], labels: list[str]) -> Rows:
         rows.append(
             [name, number(reference), *(_with_difference(value, reference) for value in values)]
         )
-    return Rows("final metrics (difference to the first run)", ["metric", *labels], rows)
+    title = "final metrics (difference to the first run)"
+    return Rows(title, ["metric", *labels], rows, has_run_columns=True)
 
 
 def _with_difference(value: float | None, reference: float | None) -> str:
@@ -193,7 +221,7 @@ class SeedStatistics(NamedTuple):
     def table(self, distinguishing: Sequence[str]) -> Rows:
         """Return the statistics as a table; its title has the values of `distinguishing` params."""
         setting = ", ".join(f"{key}={self.params.get(key, '')}" for key in distinguishing)
-        title = f"over the seeds {', '.join(self.seeds)} of {self.name} {setting}".strip()
+        title = f"over the seeds {listed(self.seeds)} of {self.name} {setting}".strip()
         title += "; bootstrap interval of the mean"
         if len(self.seeds) < _MIN_FOR_BOOTSTRAP:
             title += f" (too narrow with fewer than {_MIN_FOR_BOOTSTRAP} runs)"
@@ -235,7 +263,7 @@ def _draw(
     """Write the plots of the learning curves and delta norms; return those that have content."""
     maps = {label: norms.norm_map(series[label], layers[label]) for label in series}
     written = []
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         figures = {
             "learning_curves": curves.compared_curves(series),
             "delta_norms": norms.delta_norms(maps),

@@ -246,7 +246,9 @@ def _run_with_shipper(
                 raise InputError(f"{folder.name}: another process is training this run")
             process = shipper.launch(folder, target, PYFUNC_CODE)
             outcomes = _train(config, variants, identity, folder, request)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and journal.read_start(folder):  # such as a full disk
+            error.add_note(f"free some space, then go on with: fbp resume {folder.name}")
         if process and journal.read_start(folder) is None:
             process.kill()
             process.wait()

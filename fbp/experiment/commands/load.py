@@ -7,7 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fbp._optional import require
-from fbp.errors import InputError
+from fbp.errors import InputError, named_in_place_of
+from fbp.experiment.commands.missing import (
+    missing_artifacts,
+    require_artifacts,
+    require_model,
+)
 from fbp.experiment.config import reading as configuration
 from fbp.experiment.config.references import reading_record
 from fbp.experiment.config.trust import NOTHING, Trust, trust_of
@@ -67,6 +72,7 @@ def load(
     is_other_folder = path.is_dir() and not layout.journal(path).exists()
     folder = None if is_other_folder else find_folder(root, run)
     if folder is not None:
+        require_model(folder)
         return _read(layout.model(folder), trusted)
     if is_other_folder:
         return _read(path if (path / layout.PARAMS).exists() else layout.model(path), trusted)
@@ -121,7 +127,10 @@ def _load_from_mlflow(run: str, uri: str, trusted: Trust) -> Trained:
             if run.startswith("models:/")
             else runs.find(run).run_id
         )
-        run_folder_name = runs.client.get_run(run_id).data.tags.get(tags.FOLDER)
+        recorded = runs.find(run_id)
+        run_folder_name = recorded.tags.get(tags.FOLDER)
+        if missing_artifacts(runs, recorded):
+            require_artifacts(runs, recorded, layout.READ_MODEL)
         try:
             with store.global_tracking_uri(uri):
                 downloaded = Path(runs.client.download_artifacts(run_id, "model", folder))
@@ -133,4 +142,5 @@ def _load_from_mlflow(run: str, uri: str, trusted: Trust) -> Trained:
             ) from None
         local = layout.run_folder(layout.root(), run_folder_name)
         own = trust_store.lookup(local, downloaded / layout.CONFIG) if local else NOTHING
-        return _read(downloaded, trusted.joined(own))
+        with named_in_place_of(downloaded, f"run {recorded.name}"):
+            return _read(downloaded, trusted.joined(own))

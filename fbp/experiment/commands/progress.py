@@ -9,7 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from fbp import _neutral
 from fbp.experiment.rundir.metric_table import as_text, measured
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -46,7 +48,7 @@ class Bar:
     """
 
     def __init__(self, label: str):
-        self.label, self.console = label, Console(stderr=True)
+        self.label, self.console = _neutral.line(label), Console(stderr=True)
         self.progress: Progress | None = None
         self.task: Any = None
         self.steps = self.epochs = 0
@@ -58,11 +60,11 @@ class Bar:
         self.steps, self.epochs = steps, epochs
         if self.console.is_terminal:
             self.progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=16),
                 TaskProgressColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[metrics]}"),
+                TextColumn("{task.fields[metrics]}", markup=False),
                 console=self.console,
             )
             self.progress.start()
@@ -81,7 +83,7 @@ class Bar:
         self.latest |= latest
         with contextlib.suppress(OSError):  # training goes on if nobody reads this any more
             if self.progress:
-                text = f"epoch {epoch}/{self.epochs}  {_bar_text(self.latest)}"
+                text = f"epoch {epoch}/{self.epochs}  {_neutral.line(_bar_text(self.latest))}"
                 self.progress.update(self.task, completed=step, metrics=text)
             else:
                 self._print_line(step, epoch, latest)
@@ -93,11 +95,12 @@ class Bar:
         if is_last or time.monotonic() - self.line_time >= _SECONDS_BETWEEN_LINES:
             self.line_time = time.monotonic()
             position = f"epoch {epoch}/{self.epochs} step {step}/{self.steps}"
-            line = f"{self.label}: {position}  {metrics_line(latest)}"
+            line = f"{self.label}: {position}  {_neutral.line(metrics_line(latest))}"
             print(line, file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
-        """Show a message to the user."""
+        """Show a message of one line to the user; it may quote texts from anybody."""
+        text = _neutral.line(text)
         with contextlib.suppress(OSError):
             if self.progress:
                 self.progress.console.print(text, markup=False, highlight=False)
@@ -125,13 +128,19 @@ def results_table(runs: Mapping[str, Mapping[str, float]]) -> Table:
     tested = (key for values in runs.values() for key in values if key.startswith("test_"))
     names = measured(tested)
     names = names or ["loss"]
-    for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
+    for metric in names:
+        table.add_column(_cell(metric.replace("_", " ")), justify="right")
     for label, values in runs.items():
-        for i, part in enumerate(("train", "validation", "test")):
-            keys = [f"{part}_{name}" for name in names]
+        name = label
+        for part in ("train", "validation", "test"):
+            keys = [f"{part}_{metric}" for metric in names]
             cells = [as_text(key, values[key]) if key in values else "" for key in keys]
             if any(cells):
-                row = [label if i == 0 else "", part, *cells]
-                table.add_row(*(row if len(runs) > 1 else row[1:]))
+                row, name = [name, part, *cells], ""
+                table.add_row(*map(_cell, row if len(runs) > 1 else row[1:]))
     return table
+
+
+def _cell(text: str) -> Text:
+    """Return a text that rich shows as it is: no markup, no control characters."""
+    return Text(_neutral.line(text))

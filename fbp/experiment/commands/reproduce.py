@@ -326,6 +326,9 @@ def _environment_differences(record: Record) -> list[str]:
     if state["commit"] != commit:
         now = state["commit"][:_SHORT_DIGEST]
         return [*lines, f"git commit: was {commit[:_SHORT_DIGEST]}, is {now}"]
+    no_diff = record.environment.get("unknown", {}).get(layout.GIT_DIFF)
+    if no_diff:
+        return [*lines, f"git: whether the uncommitted changes are the same is unknown: {no_diff}"]
     path = record.artifacts / layout.GIT_DIFF
     diff = path.read_text(encoding="utf-8") if path.exists() else ""
     if diff != state.get("diff", ""):

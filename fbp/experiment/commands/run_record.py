@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fbp.errors import InputError
+from fbp.experiment.commands import missing
 from fbp.experiment.config import reading as configuration
 from fbp.experiment.config.trust import Trust
 from fbp.experiment.rundir import environment, layout
@@ -57,15 +58,19 @@ def load_record(runs: RunReader, run: RecordedRun) -> Record:
     """Read the record of a run; nothing that it names is imported.
 
     Raises:
-        InputError: if the record has no configuration, or is damaged.
+        InputError: if the record has no configuration, if artifacts were removed, or if it is
+            damaged.
     """
     artifacts = runs.artifacts(run, model=True)
     config = artifacts / layout.CONFIG
-    if not config.exists():
+    if not config.exists() and not missing.made_by_fbp_run(run):
         raise InputError(
-            f"run {run.name}: its record has no config.toml; only runs made by fbp can be "
-            "reproduced"
+            f"run {run.name}: fbp run did not make it, so it has no {layout.CONFIG} from which it "
+            "can be reproduced"
         )
+    absent = missing.missing_artifacts(runs, run)
+    if absent:
+        raise InputError(missing.message(runs, run, absent))
     facts = environment.read(artifacts)
     variables, refused_flags = environment.restorable_variables(facts)
     return Record(

@@ -1,12 +1,18 @@
-"""Tables of runs, for terminals and as Markdown: the output of ``fbp runs`` and ``fbp show``."""
+"""Tables of runs, for terminals and as Markdown: the output of ``fbp runs`` and ``fbp show``.
+
+Their texts may come from anybody; a table shows them as they are, and as nothing else.
+"""
 
 import re
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
 
+from rich.cells import cell_len, set_cell_size
 from rich.table import Table
+from rich.text import Text
 
+from fbp import _neutral
 from fbp.experiment.rundir import tags
 from fbp.experiment.rundir.metric_table import MACHINE
 from fbp.experiment.tracking.run_reader import RecordedRun, RunReader
@@ -23,32 +29,94 @@ _MAX_OTHER_METRICS = 3  # if a list of runs has none of _METRICS
 _MIN_NAME_WIDTH = 20
 _NUMBER = re.compile(r"|[-+]?(nan|inf|[\d.,]+(e[-+]?\d+)?)( \(.*\)| to .*)?")
 _BORDER = 3  # columns between two cells
+_MAX_RUN_COLUMNS = 8  # of more runs, each is a row in a report
+_MIN_COLUMNS = 2  # of a narrow table
 _MINUTE, _HOUR = 60, 3600
 
 
 class Rows(NamedTuple):
-    """A table of text: its title, the names of its columns, and its cells row by row."""
+    """A table of text.
+
+    Attributes:
+        title: a line above it; none if empty.
+        columns: their names.
+        cells: row by row.
+        has_run_columns: whether each column but the first is that of a run. Such a table can be
+            turned, so that the runs are its rows.
+    """
 
     title: str
     columns: list[str]
     cells: list[list[str]]
+    has_run_columns: bool = False
 
     def rich(self) -> Table:
         """Return the table for a terminal; columns of numbers are right-aligned."""
-        table = Table(title=self.title or None, title_justify="left")
+        title = _terminal(self.title) if self.title else None
+        table = Table(title=title, title_justify="left")
         for column, cells in zip(self.columns, zip(*self.cells, strict=True), strict=True):
             numbers = all(_NUMBER.fullmatch(cell) for cell in cells)
-            table.add_column(column, justify="right" if numbers else "left", overflow="fold")
+            justify: Literal["right", "left"] = "right" if numbers else "left"
+            table.add_column(_terminal(column), justify=justify, overflow="fold")
         for row in self.cells:
-            table.add_row(*(cell.replace("[", "\\[") for cell in row))
+            table.add_row(*map(_terminal, row))
         return table
 
     def markdown(self) -> str:
         """Return the table as Markdown, under its title as a heading."""
-        lines = [self.columns, ["---"] * len(self.columns), *self.cells]
-        escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-        body = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
-        return f"## {self.title}\n\n{body}\n" if self.title else f"{body}\n"
+        if self.has_run_columns and len(self.columns) > _MAX_RUN_COLUMNS + 1:
+            return self.turned().markdown()
+        escaped = [list(map(_neutral.markdown, line)) for line in (self.columns, *self.cells)]
+        lines = [escaped[0], ["---"] * len(self.columns), *escaped[1:]]
+        body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"## {_neutral.markdown(self.title)}\n\n{body}\n" if self.title else f"{body}\n"
+
+    def turned(self) -> "Rows":
+        """Return the table with its rows as columns; only one with a column for each run."""
+        _, *runs = self.columns
+        names = [row[0] for row in self.cells]
+        cells = [[run, *(row[i] for row in self.cells)] for i, run in enumerate(runs, 1)]
+        return Rows(self.title, ["run", *names], cells)
+
+    def width(self) -> int:
+        """Return how many columns of a terminal the table needs."""
+        columns = zip(self.columns, *self.cells, strict=True)
+        return 1 + sum(max(map(_width, column)) + _BORDER for column in columns)
+
+    def fitted(self, width: int) -> "Rows":
+        """Return the table so that, if possible, each of its rows fits on one line.
+
+        Of a table with a column for each run, the runs become the rows; then their names are
+        shortened, and columns are left out, the last ones first. The title says how many.
+
+        Args:
+            width: of the terminal, in columns.
+        """
+        if self.width() <= width or not self.has_run_columns:
+            return self
+        table = self.turned()
+        if table.width() > width:
+            table = table._replace(
+                cells=[[_shortened(row[0], width), *row[1:]] for row in table.cells]
+            )
+        count = len(table.columns)
+        while table.width() > width and len(table.columns) > _MIN_COLUMNS:
+            table = table._replace(
+                columns=table.columns[:-1], cells=[row[:-1] for row in table.cells]
+            )
+        if len(table.columns) == count:
+            return table
+        shown, every = len(table.columns) - 1, count - 1
+        return table._replace(title=f"{self.title}: {shown} of {every}; all are in the report")
+
+
+def _terminal(text: str) -> Text:
+    """Return a text that rich shows as it is: no markup, no control characters."""
+    return Text(_neutral.line(text))
+
+
+def _width(text: str) -> int:
+    return cell_len(_neutral.line(text))
 
 
 def number(value: float | None) -> str:
@@ -57,8 +125,14 @@ def number(value: float | None) -> str:
 
 
 def local_time(milliseconds: int) -> str:
-    """Return a time (milliseconds since 1970) in this machine's time zone, to the minute."""
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(milliseconds / 1000))
+    """Return a time (milliseconds since 1970) in this machine's time zone, to the minute.
+
+    Of a time that no calendar has, the number is returned.
+    """
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(milliseconds / 1000))
+    except (ValueError, OverflowError, OSError):
+        return str(milliseconds)
 
 
 def duration(start: int, end: int | None) -> str:
@@ -82,6 +156,12 @@ def names_in_filter(condition: str, sort: Sequence[str]) -> list[tuple[str, str]
     pattern = r"\b(metrics|params)\.(?:`([^`]+)`|([\w./\-]+))"
     matches = re.findall(pattern, " ".join([condition, *sort]))
     return [(kind, quoted or plain) for kind, quoted, plain in matches]
+
+
+def by_interest(names: Iterable[str]) -> list[str]:
+    """Return names of metrics and params, those first that a reader looks for first."""
+    order = {name: i for i, name in enumerate((*_METRICS, *_PARAMS))}
+    return sorted(names, key=lambda name: (order.get(name, len(order)), name))
 
 
 class _Columns(NamedTuple):
@@ -110,7 +190,7 @@ def runs_table(
         shown_always = [name for _, name in required]
         droppable = [name for name in columns_to_drop_first(chosen) if name not in shown_always]
         columns = drop_until_fits(columns, droppable, width)
-    return Rows("", list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
+    return _table(columns)
 
 
 def choose_columns(runs: Sequence[RecordedRun], required: Sequence[tuple[str, str]]) -> _Columns:
@@ -120,9 +200,8 @@ def choose_columns(runs: Sequence[RecordedRun], required: Sequence[tuple[str, st
     metrics = usual or sorted(recorded)[:_MAX_OTHER_METRICS]
     params = differing([run.params for run in runs])
     params = [name for name in params if name not in ("name", "description")]
-    params.sort(key=lambda name: (_PARAMS.index(name) if name in _PARAMS else len(_PARAMS), name))
     return _Columns(
-        [name for kind, name in required if kind == "params"] + params[:_MAX_PARAMS],
+        [name for kind, name in required if kind == "params"] + by_interest(params)[:_MAX_PARAMS],
         [name for kind, name in required if kind == "metrics"] + metrics,
     )
 
@@ -161,20 +240,24 @@ def drop_until_fits(
     """Return `columns` without the first names of `droppable`, as few as needed to fit `width`."""
     columns = dict(columns)
     for name in droppable:
-        if 1 + sum(max(map(len, [key, *column])) + _BORDER for key, column in columns.items()) <= (
-            width
-        ):
+        if _table(columns).width() <= width:
             break
         columns.pop(name, None)
     return columns
 
 
+def _table(columns: dict[str, list[str]]) -> Rows:
+    return Rows("", list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
+
+
 def _shortened(name: str, width: int | None) -> str:
     """Shorten a name to a third of `width`; its last four characters, which identify it, stay."""
+    name = _neutral.line(name)
     longest = max(_MIN_NAME_WIDTH, (width or 0) // 3)
-    if width is None or len(name) <= longest:
+    if width is None or cell_len(name) <= longest:
         return name
-    return f"{name[: longest - 6]}…{name[-5:]}"
+    end = set_cell_size(name[-5:], 5).rstrip()
+    return f"{set_cell_size(name, longest - 6).rstrip()}…{end}"
 
 
 def run_tables(runs: RunReader, run: RecordedRun) -> list[Rows]:

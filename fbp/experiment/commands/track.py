@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fbp import _neutral
 from fbp.errors import InputError
 from fbp.experiment.config import writing
 from fbp.experiment.config.schema import Config
@@ -21,6 +22,7 @@ from fbp.experiment.rundir.checkpoints import Checkpoints
 from fbp.experiment.rundir.journal import Journal
 from fbp.experiment.rundir.npz import to_host, unflatten_like
 from fbp.experiment.rundir.recorder import Recorder, record_start
+from fbp.experiment.rundir.redact import redact_texts
 from fbp.experiment.runner.trained_model import PYFUNC_CODE
 from fbp.experiment.tracking import shipper, store
 from fbp.experiment.tracking.folder_runs import find_folder
@@ -190,6 +192,7 @@ class _Request(NamedTuple):
     tags: dict[str, str]
     keep: int
     sink: str = "mlflow"
+    diff: bool = True
 
 
 @contextlib.contextmanager
@@ -200,6 +203,7 @@ def track(
     name: str | None = None,
     tags: Mapping[str, str] | None = None,
     sink: str = "mlflow",
+    diff: bool = True,
     tracking_uri: str | None = None,
     resume: str | None = None,
     keep: int = 2,
@@ -219,6 +223,8 @@ def track(
         tags: texts by name, see :meth:`Tracked.tag`.
         sink: the tracker: "mlflow", "jsonl", or a class of your own as ``package.module:Class``,
             see :mod:`fbp.experiment.tracking.sink`. A :class:`Config` names its own.
+        diff: whether uncommitted changes of the code are recorded, see :class:`.TrackingSection`.
+            A :class:`Config` says so itself.
         tracking_uri: the address of the tracker, if not the default.
         resume: name, folder or id of a run to resume, with the same `config`.
         keep: number of checkpoints that are kept.
@@ -237,7 +243,8 @@ def track(
             run.checkpoint(step, state)
     """
     request = _check_request(config, experiment, name, tags, keep)._replace(
-        sink=config.tracking.sink if isinstance(config, Config) else sink
+        sink=config.tracking.sink if isinstance(config, Config) else sink,
+        diff=config.tracking.diff if isinstance(config, Config) else diff,
     )
     folder, target = _prepare_folder(request, resume, tracking_uri)
     process = None
@@ -304,7 +311,7 @@ def _prepare_folder(
     existing = find_folder(root, resume)
     if existing is None:
         raise InputError(f"resume: no run {resume!r} in {root}")
-    recorded, params = journal.require_start(existing).params, request.params
+    recorded, params = journal.require_start(existing).params, redact_texts(request.params)
     changed = sorted(key for key in {*recorded, *params} if recorded.get(key) != params.get(key))
     if changed:
         key = changed[0]
@@ -352,13 +359,14 @@ def _begin(folder: Path, request: _Request) -> Tracked:
             params=request.params,
             run_tags={tag_names.SOURCE_NAME: script.as_posix(), **request.tags},
             sink=request.sink,
+            with_diff=request.diff,
         )
     writer.close()
     return Tracked(folder, request.keep)
 
 
 def _warn(text: str) -> None:
-    print(f"fbp: {text}", file=sys.stderr)
+    print(f"fbp: {_neutral.line(text)}", file=sys.stderr)
 
 
 def _flatten(

@@ -5,7 +5,6 @@ metrics and augmentation) accepts the arguments of what it names, with their typ
 read from the constructor's signature.
 """
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 import fbp
 from fbp.errors import InputError, did_you_mean
-from fbp.experiment.config import references, validation_messages, writing
+from fbp.experiment.config import bounded, references, validation_messages, writing
 from fbp.experiment.config.arguments import NamedSection, Section, section_model, section_of
 from fbp.experiment.config.catalogue import CATALOGUE
 from fbp.experiment.config.schema import NAMED, PLAIN, Config, TopLevel, VariantSection
@@ -39,7 +38,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return bounded.read_toml(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {_experiments(path)}") from None
     except IsADirectoryError:
@@ -48,7 +47,7 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: expected a TOML file in UTF-8, got other bytes") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise InputError(f"{path}: not valid TOML: {error}") from None
     except RecursionError:
         raise InputError(f"{path}: not valid TOML: it is nested too deeply") from None
@@ -84,11 +83,11 @@ def require_trusted_names(path: Path, trust: Trust = NOTHING) -> None:
             catalogue nor trusted.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = bounded.read_toml(path)
         assert isinstance(table["model"]["name"], str)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: expected a configuration with a model ({error})") from None
-    except (AssertionError, RecursionError):
+    except AssertionError:
         raise InputError(f"{path}: expected a configuration with a model") from None
     problems = []
     with references.reading_record(trust):
@@ -144,8 +143,8 @@ def override(table: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any
         if not equals or not key.strip():
             raise InputError(f"--set {assignment!r}: expected section.key=value")
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+            value = bounded.parse_toml(f"value = {text}")["value"]
+        except ValueError:
             value = text
         references.trust_files_in(value)
         table = _assigned(table, key.strip().split("."), value, f"--set {assignment!r}")

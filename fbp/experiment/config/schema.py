@@ -149,11 +149,13 @@ def _tracker(name: str) -> str:
 class TrackingSection(Section):
     """``[tracking]``: the tracker that shows the run, and the experiment under which it does.
 
-    ``sink`` is "mlflow", "jsonl", or a reference to a class of the user's own.
+    ``sink`` is "mlflow", "jsonl", or a reference to a class of the user's own. Without ``diff``,
+    uncommitted changes of the code are not recorded.
     """
 
     experiment: Annotated[str, Field(min_length=1)] | None = None
     sink: Annotated[str, AfterValidator(_tracker)] = "mlflow"
+    diff: bool = True
 
 
 class VariantSection(Section):

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from fbp import _neutral
+
 
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str], *, of: int) -> Figure:
     """Draw how many test examples of each class were predicted as each class.
@@ -48,9 +50,7 @@ _MAX_LABEL = 24  # letters; a longer name would leave no room for the picture
 
 def label(name: str) -> str:
     """Return a class's name as an axis can show it: one short line, and no formula."""
-    line = "".join(letter if letter.isprintable() else " " for letter in name).strip()
-    short = line if len(line) <= _MAX_LABEL else f"{line[: _MAX_LABEL - 1]}\u2026"
-    return short.replace("$", r"\$")
+    return _neutral.label(name, _MAX_LABEL)
 
 
 def decision_boundary(

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from fbp import _neutral
 from fbp.experiment.rundir.metric_table import measured
 from fbp.experiment.rundir.series import Series
 
@@ -15,6 +16,7 @@ _WIDE_RANGE = 30  # largest value by smallest value from which the scale is loga
 _PANEL_WIDTH = 5.2  # inches
 _CHARACTERS_PER_INCH = 11  # of a legend
 _DISTINCT_COLORS = 10
+_MAX_LEGEND = 60  # runs
 
 
 def learning_curves(series: Mapping[str, Series]) -> Figure:
@@ -30,7 +32,7 @@ def learning_curves(series: Mapping[str, Series]) -> Figure:
     for axes, name in zip(panels, names, strict=True):
         for part, color in (("train", "tab:blue"), ("validation", "tab:orange")):
             _plot_series(axes, series[f"{part}_{name}"], label=part, color=color)
-        axes.set(xlabel="step", title=name.replace("_", " "))
+        axes.set(xlabel="step", title=_neutral.label(name.replace("_", " ")))
         axes.legend()
     losses = [series["train_loss"].values, series["validation_loss"].values]
     _use_log_scale_if_wide(panels[0], np.concatenate(losses))
@@ -60,13 +62,17 @@ def compared_curves(runs: Mapping[str, Mapping[str, Series]]) -> Figure | None:
     for axes, key in zip(panels, keys, strict=True):
         curves = {label: series[key] for label, series in runs.items() if key in series}
         for label, points in curves.items():
-            _plot_series(axes, points, label=label, color=colors[label])
-        axes.set(xlabel="step", title=key.replace("_", " "))
+            _plot_series(axes, points, color=colors[label])
+        axes.set(xlabel="step", title=_neutral.label(key.replace("_", " ")))
         values = [points.values for points in curves.values()]
         _use_log_scale_if_wide(axes, np.concatenate(values))
-    handles = [Line2D([], [], color=color, label=label) for label, color in colors.items()]
+    names = {label: _neutral.label(label) for label in list(colors)[:_MAX_LEGEND]}
+    handles = [Line2D([], [], color=colors[label], label=name) for label, name in names.items()]
+    if len(colors) > len(names):
+        rest = f"and {len(colors) - len(names)} more"
+        handles.append(Line2D([], [], linestyle="none", label=rest))
     line_length = _PANEL_WIDTH * len(keys) * _CHARACTERS_PER_INCH
-    columns = max(1, min(len(handles), int(line_length / (max(map(len, colors)) + 6))))
+    columns = max(1, min(len(handles), int(line_length / (max(map(len, names.values())) + 6))))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9)
     return figure
 

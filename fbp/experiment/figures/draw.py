@@ -1,7 +1,8 @@
 """Which pictures a run gets. They are drawn from its stored files; training never draws."""
 
-import json
-from collections.abc import Callable, Sequence
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 
 from fbp import _diagram
 from fbp.errors import InputError
+from fbp.experiment.config import bounded
 from fbp.experiment.figures import (
     classification,
     curves,
@@ -40,6 +42,15 @@ STYLE = {
 _Pictures = dict[str, Callable[[], Figure | None]]
 
 
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Draw in fbp's style inside the block; letters that the font lacks are drawn as boxes."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        warnings.filterwarnings("ignore", "constrained_layout not applied")
+        yield
+
+
 def draw(folder: Path, children: Sequence[Path] = ()) -> list[str]:
     """Draw the pictures that fit a run into `artifacts/plots`.
 
@@ -53,7 +64,7 @@ def draw(folder: Path, children: Sequence[Path] = ()) -> list[str]:
     target = layout.plots(folder)
     target.mkdir(parents=True, exist_ok=True)
     problems = []
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         pictures = _pictures_of_group(children) if children else _pictures_of_run(folder)
         for name, picture in pictures.items():
             try:
@@ -129,7 +140,7 @@ def _pictures_of_results(
 
 
 def _model(folder: Path) -> Figure:
-    table = json.loads(layout.diagram(folder).read_text(encoding="utf-8"))
+    table = bounded.read_json(layout.diagram(folder))
     return model_drawing.draw(_diagram.from_json(table))
 
 
@@ -141,8 +152,8 @@ def _confusion_matrix(data: Results, classes: Sequence[str]) -> Figure:
 def _misclassified(data: Results, classes: Sequence[str]) -> Figure:
     return images.misclassified(
         _required(data.misclassified_x),
-        [classification.label(classes[i]) for i in _required(data.misclassified_true)],
-        [classification.label(classes[i]) for i in _required(data.misclassified_predicted)],
+        [classes[i] for i in _required(data.misclassified_true)],
+        [classes[i] for i in _required(data.misclassified_predicted)],
         _required(data.misclassified_confidence),
     )
 

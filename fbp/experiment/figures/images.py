@@ -6,8 +6,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from fbp import _neutral
+
 _MAX_RECONSTRUCTIONS = 12
 _MAX_NEURONS = 40
+_LONGEST_NAME = 24  # characters of the name of a class
 
 
 def misclassified(
@@ -29,10 +32,14 @@ def misclassified(
         axes.set_axis_off()
     for i, (axes, image) in enumerate(zip(panels, images, strict=False)):
         _show(axes, image)
-        title = f"{true[i]} taken for {predicted[i]}\n({confidence[i]:.0%})"
+        title = f"{_class(true[i])} taken for {_class(predicted[i])}\n({confidence[i]:.0%})"
         axes.set_title(title, fontsize=8)
     figure.suptitle("misclassified test examples, surest first", fontsize=10)
     return figure
+
+
+def _class(name: str) -> str:
+    return _neutral.label(name, _LONGEST_NAME)
 
 
 def reconstructions(originals: np.ndarray, outputs: np.ndarray) -> Figure:

@@ -17,6 +17,7 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
+from fbp import _neutral
 from fbp._diagram import Box, Diagram
 
 _LINE, _CHARACTER, _GAP, _LANE = 0.165, 0.074, 0.4, 0.22  # inches
@@ -65,7 +66,7 @@ def draw(diagram: Diagram, title: str = "") -> Figure:
         axes.text(
             middle,
             heights[0] / 2 + 0.28,
-            title,
+            _neutral.label(title),
             ha="center",
             va="center",
             fontsize=10,
@@ -158,9 +159,10 @@ def _positions(
 
 
 def _texts(box: Box) -> list[str]:
-    texts = list(box.lines)
+    texts = [_neutral.label(line) for line in box.lines]
     if box.shape:
-        texts.append(box.shape + (f"   {box.parameters:,} parameters" if box.parameters else ""))
+        count = f"   {box.parameters:,} parameters" if box.parameters else ""
+        texts.append(_neutral.label(box.shape) + count)
     return texts
 
 
@@ -172,7 +174,7 @@ def _width(diagram: Diagram, place: _Place) -> float:
     if place.box is None:
         return 0.1
     box = diagram.boxes[place.box]
-    label = len(box.path) * 0.06 if box.path else 0
+    label = len(_neutral.label(box.path)) * 0.06 if box.path else 0
     return max(max(len(text) for text in _texts(box)) * _CHARACTER + 0.2, label + 0.2, 0.45)
 
 
@@ -209,7 +211,7 @@ def _draw_box(axes: Any, box: Box, x: float, y: float) -> None:
         axes.text(
             x - width / 2,
             top + 0.02,
-            box.path,
+            _neutral.label(box.path),
             ha="left",
             va="bottom",
             fontsize=6,
@@ -267,7 +269,7 @@ def _draw_groups(
                 zorder=1,
             )
         )
-        times = name.rpartition(" x ")[2]
+        times = _neutral.label(name.rpartition(" x ")[2])
         axes.text(
             right - 0.04,
             low + 0.03,

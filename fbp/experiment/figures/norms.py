@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from fbp import _neutral
 from fbp.experiment.rundir.series import Series
 
 _MAX_COLUMNS = 4
+_MAX_PANELS = 24  # runs
 _MAX_LABELS = 40  # beyond, only every second, third, ... layer has a label
 
 
@@ -61,7 +63,8 @@ def delta_norms(maps: Mapping[str, NormMap | None]) -> Figure | None:
     Returns:
         The figure; None if there is no norm above 0.
     """
-    measured = {label: norms for label, norms in maps.items() if norms is not None}
+    present = {label: norms for label, norms in maps.items() if norms is not None}
+    measured = dict(list(present.items())[:_MAX_PANELS])
     positive = [row.norms[row.norms > 0] for row in measured.values()]
     logs = np.log10(np.concatenate(positive)) if positive else np.zeros(0)
     if not len(logs):
@@ -81,6 +84,8 @@ def delta_norms(maps: Mapping[str, NormMap | None]) -> Figure | None:
         image = _draw_map(axes, label, norms, limits)
     bar = figure.colorbar(image, ax=figure.axes, label="log10 of the norm of delta", extend="min")
     bar.ax.grid(visible=False)
+    if len(present) > len(measured):
+        figure.suptitle(f"the first {len(measured)} of {len(present)} runs", fontsize=10)
     return figure
 
 
@@ -94,8 +99,9 @@ def _draw_map(axes: Any, label: str, norms: NormMap, limits: Mapping[str, float]
     image = axes.pcolormesh(edges, np.arange(count + 1), logs, cmap="viridis", **limits)
     axes.invert_yaxis()
     stride = -(-count // _MAX_LABELS)
-    axes.set_yticks(np.arange(count)[::stride] + 0.5, norms.labels[::stride], fontsize=8)
-    title = "\n".join(textwrap.wrap(label, 34)) or "norm of delta at each layer"
+    names = list(map(_neutral.label, norms.labels[::stride]))
+    axes.set_yticks(np.arange(count)[::stride] + 0.5, names, fontsize=8)
+    title = "\n".join(textwrap.wrap(_neutral.label(label), 34)) or "norm of delta at each layer"
     axes.set(xlabel="step", title=title)
     axes.grid(visible=False)
     return image

@@ -6,20 +6,23 @@ they are copied, hashed and written.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fbp.errors import InputError
+from fbp.errors import InputError, NewerFormat, first_line
+from fbp.experiment.config import bounded
 from fbp.experiment.rundir import journal, layout
 from fbp.experiment.rundir.journal import Journal, PrefixChecksum
 from fbp.experiment.rundir.npz import (
     READ_ERRORS,
+    Header,
     combined_digest,
-    digest_of,
     flatten_by_path,
     leaf_digest,
     read_arrays,
@@ -102,46 +105,137 @@ def write(
     return leaves
 
 
+_Count = Annotated[int, Field(ge=0, le=2**62)]
+
+
+class _Facts(BaseModel):
+    """A part of a manifest; of what it does not know, it takes anything."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _BestFacts(_Facts):
+    value: float
+    step: _Count
+    metrics: dict[str, float]
+    evaluations_since: _Count
+
+
+class _Metadata(_Facts):
+    """What is stored beside the arrays: by every run, and by those of ``fbp run``."""
+
+    journal: tuple[_Count, _Count] | None = None
+    seconds: float = 0.0
+    latest: dict[str, float] = Field({})
+    best: _BestFacts | None = None
+
+
+class _Manifest(_Facts):
+    """The facts of a checkpoint, beside its format."""
+
+    step: _Count
+    names: list[str]
+    metadata: _Metadata
+
+
 def read(path: Path) -> Checkpoint:
     """Return the checkpoint in a file.
 
     Raises:
-        InputError: if a byte of it has changed, or its format is newer.
+        NewerFormat: if a newer fbp wrote it.
+        InputError: if a byte of it has changed, or if it is no checkpoint.
     """
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[Checkpoint, str]:
+    """Return the checkpoint in a file, and its state digest, see :class:`CheckpointDigests`."""
     try:
-        arrays = read_arrays(path)
+        arrays = read_arrays(path, _check_headers)
+        manifest = _checked_manifest(path, arrays[_MANIFEST].tobytes(), len(arrays) - 2)
         digest = arrays.pop(_DIGEST).tobytes().hex()
-        if digest != digest_of(arrays):
+        leaves = {name: leaf_digest(array) for name, array in arrays.items()}
+        if digest != combined_digest(leaves):
             raise ValueError("its SHA-256 is another")
-        manifest = json.loads(arrays.pop(_MANIFEST).tobytes())
-        layout.check_format(path, manifest["format"], layout.CHECKPOINT_FORMAT)
-        by_path = {name: arrays[str(i)] for i, name in enumerate(manifest["names"])}
-        return Checkpoint(manifest["step"], by_path, manifest["metadata"])
+        members = {name: str(i) for i, name in enumerate(manifest["names"])}
+        by_path = {name: arrays[member] for name, member in members.items()}
+        state = combined_digest({name: leaves[member] for name, member in members.items()})
+        return Checkpoint(manifest["step"], by_path, manifest["metadata"]), state
     except InputError:
         raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
     except (OSError, *READ_ERRORS) as error:
-        raise InputError(f"{path}: the checkpoint is damaged ({error})") from None
+        raise InputError(f"{path}: the checkpoint is damaged ({first_line(error)})") from None
+
+
+def _check_headers(headers: Mapping[str, Header]) -> None:
+    """Raise ValueError unless these are the arrays of a checkpoint."""
+    if set(headers) != {_MANIFEST, _DIGEST, *map(str, range(len(headers) - 2))}:
+        raise ValueError("it has other arrays than a checkpoint")
+    bytes_ = np.dtype(np.uint8)
+    manifest, digest = headers[_MANIFEST], headers[_DIGEST]
+    if (manifest.dtype, digest.dtype) != (bytes_, bytes_) or digest.shape != (32,):
+        raise ValueError("its manifest or its SHA-256 are no bytes")
+    if len(manifest.shape) != 1 or manifest.shape[0] > bounded.LARGEST_JSON:
+        raise ValueError("its manifest is too large")
+
+
+def _checked_manifest(path: Path, content: bytes, count: int) -> dict[str, Any]:
+    """Return the manifest of a checkpoint with `count` arrays.
+
+    Raises:
+        NewerFormat: if a newer fbp wrote it.
+        ValueError: if it is no manifest.
+    """
+    manifest = bounded.parse_json(content)
+    if not isinstance(manifest, dict):
+        raise ValueError("its manifest is no table")
+    layout.check_format(path, manifest.get("format"), layout.CHECKPOINT_FORMAT)
+    try:
+        _Manifest.model_validate_json(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ValueError(f"its manifest: {where}: {problem['msg']}") from None
+    names, metadata = manifest["names"], manifest["metadata"]
+    if len(names) != count or len(set(names)) != count:
+        raise ValueError(f"its manifest names {len(set(names))} arrays, but it has {count}")
+    if {"seconds", "best"} & set(metadata) and "latest" not in metadata:
+        raise ValueError("its manifest lacks a part of the metadata")
+    if _NAME.fullmatch(path.name) and step_of(path) != manifest["step"]:
+        raise ValueError(f"it is of step {manifest['step']}")
+    return manifest
 
 
 def files(folder: Path) -> list[Path]:
     """Return a run's checkpoints, the newest first."""
-    return sorted(layout.checkpoints(folder).glob("step-*.npz"), reverse=True)
+    paths = (path for path in layout.checkpoints(folder).glob("step-*.npz") if path.is_file())
+    return sorted((path for path in paths if _NAME.fullmatch(path.name)), reverse=True)
 
 
 def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """Return the newest usable checkpoint of a run; None if there is none.
 
-    It is usable if it is undamaged, and so is the journal up to it.
+    It is usable if it is undamaged, and so is the journal up to it, and if it is the one of which
+    the journal has the digest.
 
     Args:
         folder: the run's.
         warn: is called with a message for each one that is not usable.
+
+    Raises:
+        NewerFormat: if a newer fbp wrote one of them.
     """
+    lines = journal.read_checkpoints(folder)
     for path in files(folder):
         try:
-            checkpoint = read(path)
+            checkpoint, digest = _read(path)
+            line = lines.get(checkpoint.step)
+            if line and line.state_digest != digest:
+                raise InputError(f"{path}: another checkpoint than the run has written")
+        except NewerFormat:
+            raise
         except InputError as error:
             warn(f"{error}; using the one before it")
             continue
@@ -165,6 +259,9 @@ def quarantine_after(folder: Path, step: int) -> None:
 def step_of(path: Path) -> int:
     """Return the step of a checkpoint's file."""
     return int(path.stem.removeprefix("step-"))
+
+
+_NAME = re.compile(r"step-\d{1,18}\.npz")
 
 
 def _name(step: int) -> str:

@@ -23,12 +23,14 @@ import jax
 
 import fbp
 from fbp.errors import first_line
+from fbp.experiment.config import bounded
 from fbp.experiment.rundir import layout, tags
-from fbp.experiment.rundir.redact import redact
+from fbp.experiment.rundir.redact import redact_command, redact_texts
 from fbp.experiment.rundir.repository import UNKNOWN
 
 _FLAGS = ("enable_x64", "default_prng_impl", "threefry_partitionable", "default_matmul_precision")
 THREADS = "PJRT_NPROC"
+_VARIABLES = ("XLA_FLAGS", THREADS, "NPROC", "OMP_NUM_THREADS")
 _MOST_THREADS = 4096  # that a record can ask for
 _PLAIN_FLAG = re.compile(r"--xla_(?!.*(dump|dir|path|file|log))[a-z0-9_]+(=(true|false|\d+)?)?")
 
@@ -80,7 +82,7 @@ def _temporary_cache_folder() -> Path:
 def read(artifacts: Path) -> dict[str, Any]:
     """Return the environment that a run recorded; empty if absent or damaged."""
     try:
-        record = json.loads((artifacts / layout.ENVIRONMENT).read_text(encoding="utf-8"))
+        record = bounded.read_json(artifacts / layout.ENVIRONMENT)
     except (OSError, ValueError):
         return {}
     if not isinstance(record, dict):
@@ -227,10 +229,10 @@ def describe(
         },
         "backend_check": backend_check,
         "variables": {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if name in ("XLA_FLAGS", "PJRT_NPROC", "NPROC", "OMP_NUM_THREADS")
-            or name.startswith("JAX_")
+            **{name: value for name, value in sorted(os.environ.items()) if name in _VARIABLES},
+            **redact_texts(
+                {name: value for name, value in os.environ.items() if name.startswith("JAX_")}
+            ),
         },
         "packages": facts.of("packages", _packages, facts, default={}),
         "unknown": facts.unknown,
@@ -284,6 +286,8 @@ def write(
     facts = describe(backend_check, own_code)
     if "problem" in repository:
         facts["unknown"]["git"] = repository["problem"]
+    if "no_diff" in repository:
+        facts["unknown"][layout.GIT_DIFF] = repository["no_diff"]
     text = json.dumps(facts, indent=1, default=str)
     (artifacts / layout.ENVIRONMENT).write_text(text, encoding="utf-8")
     if "diff" in repository:
@@ -323,7 +327,7 @@ def run_tags(repository: dict[str, str]) -> dict[str, str]:
 
 def _command_line() -> str:
     program, *arguments = sys.argv or [UNKNOWN]
-    return redact(" ".join([Path(program).name, *arguments]))
+    return redact_command([Path(program).name, *arguments])
 
 
 def encodable(text: str) -> str:

@@ -7,19 +7,32 @@ journal; `fbp reproduce` and `fbp compare` read them back, from wherever they we
 
 import csv
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fbp.errors import InputError
+from fbp import _neutral
+from fbp.errors import InputError, first_line
+from fbp.experiment.config import bounded
 from fbp.experiment.rundir import journal, layout
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
 from fbp.experiment.rundir.journal import MetricsLine, StepsLine
 from fbp.experiment.rundir.series import Series, read_series
 
-_DAMAGES = (ValueError, KeyError, TypeError, IndexError, AttributeError)
+_DAMAGES = (
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    StopIteration,
+    csv.Error,
+)
 
 
 def write(folder: Path) -> None:
@@ -47,15 +60,17 @@ def write(folder: Path) -> None:
     if per_step:
         steps = next(iter(per_step.values())).steps
         table = np.column_stack([steps, *(series.values for series in per_step.values())])
-        header = ",".join(["step", *per_step])
-        np.savetxt(target / layout.STEPS_CSV, table, "%.9g", ",", header=header, comments="")
+        with open(target / layout.STEPS_CSV, "w", encoding="utf-8", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+            rows.writerow(["step", *map(_neutral.csv_cell, per_step)])
+            np.savetxt(file, table, "%.9g", ",")
     others = read_series(folder, [MetricsLine])
     with open(target / layout.METRICS_CSV, "w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
+        rows = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         rows.writerow(("key", "step", "time", "value"))
         for key in sorted(others):
             for step, value, time in zip(*others[key], strict=True):
-                rows.writerow((key, step, time, repr(float(value))))
+                rows.writerow((_neutral.csv_cell(key), step, time, float(value)))
 
 
 def _write_json(path: Path, content: Mapping[Any, Any]) -> None:
@@ -78,15 +93,23 @@ def read(artifacts: Path) -> dict[str, Series]:
             **_read_points(folder / layout.METRICS_CSV),
         }
     except _DAMAGES as error:
-        raise InputError(f"the history among its artifacts is damaged ({error})") from None
+        raise InputError(
+            f"the history among its artifacts is damaged ({first_line(error)})"
+        ) from None
 
 
 def _read_steps(path: Path) -> dict[str, Series]:
     if not path.exists():
         return {}
-    names = path.read_text(encoding="utf-8").partition("\n")[0].split(",")
-    table = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2)
+    with open(path, encoding="utf-8", newline="") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's, about a table without rows
+        names = [_neutral.from_csv_cell(name) for name in next(csv.reader(file))]
+        table = np.loadtxt(file, delimiter=",", ndmin=2)
     steps = table[:, 0].astype(np.int64)
+    if len(names) != table.shape[1] or len(set(names)) != len(names):
+        raise ValueError(f"{path.name} has {len(names)} names for {table.shape[1]} columns")
+    if not np.array_equal(steps, table[:, 0]):
+        raise ValueError(f"{path.name} has steps that are no whole numbers")
     unknown_times = np.zeros_like(steps)
     return {
         name: Series(steps, table[:, i].astype(np.float32).astype(np.float64), unknown_times)
@@ -101,7 +124,7 @@ def _read_points(path: Path) -> dict[str, Series]:
     with open(path, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             point = int(row["step"]), float(row["value"]), int(row["time"])
-            points.setdefault(row["key"], []).append(point)
+            points.setdefault(_neutral.from_csv_cell(row["key"]), []).append(point)
     series = {}
     for key, rows in points.items():
         steps, values, times = zip(*rows, strict=True)
@@ -115,7 +138,7 @@ def read_layer_names(artifacts: Path) -> dict[str, str]:
     """Return the names of the model's layers by path; empty if they are absent or damaged."""
     try:
         path = layout.history(artifacts) / layout.LAYER_NAMES
-        names = json.loads(path.read_text(encoding="utf-8"))
+        names = bounded.read_json(path)
     except (OSError, ValueError):
         return {}
     return {str(key): str(value) for key, value in names.items()} if isinstance(names, dict) else {}
@@ -138,7 +161,9 @@ def read_checkpoints(artifacts: Path) -> dict[int, CheckpointDigests]:
                 {str(key): str(text) for key, text in entry["tensors"].items()},
                 str(entry["state"]),
             )
-            for step, entry in json.loads(path.read_text(encoding="utf-8")).items()
+            for step, entry in bounded.read_json(path).items()
         }
     except _DAMAGES as error:
-        raise InputError(f"{path.name} among its artifacts is damaged ({error})") from None
+        raise InputError(
+            f"{path.name} among its artifacts is damaged ({first_line(error)})"
+        ) from None

@@ -11,6 +11,7 @@ has (see recorder.py).
 import base64
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import time
@@ -18,13 +19,15 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_type_hints
 
 import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
-from fbp.errors import InputError
+from fbp.errors import InputError, NewerFormat
 from fbp.experiment.rundir import layout, locks, tags
 from fbp.experiment.rundir.layout import JOURNAL
+from fbp.experiment.rundir.redact import redact, redact_texts
 
 _CHECKSUM = b', "crc32": '
 LONGEST_MESSAGE = 5000
@@ -51,11 +54,16 @@ class Line:
 
     @classmethod
     def from_json(cls, entries: Mapping[str, Any]) -> "Line | None":
-        """Return the line; None if a field is missing. Unknown entries are ignored."""
-        names = {part.name for part in dataclasses.fields(cls)}
+        """Return the line; None if a field is missing or of another type, or absurd.
+
+        Unknown entries are ignored.
+        """
+        validator = _validator(cls.kind)
+        known = {key: entries[key] for key in validator.model_fields if key in entries}
         try:
-            return cls(**{key: value for key, value in entries.items() if key in names})
-        except TypeError:
+            validator.model_validate(known)
+            return cls(**known)
+        except (TypeError, ValueError):
             return None
 
 
@@ -117,12 +125,18 @@ class StepsLine(Line):
 
     @classmethod
     def from_json(cls, entries: Mapping[str, Any]) -> "Line | None":
-        """Return the line, its columns decoded."""
-        columns = {
-            key: np.frombuffer(base64.b64decode(column), "<f4")
-            for key, column in entries.get("columns", {}).items()
-        }
-        return super().from_json({**entries, "columns": columns})
+        """Return the line, its columns decoded; None as :meth:`Line.from_json`."""
+        line = super().from_json(entries)
+        if line is None:
+            return None
+        try:
+            columns = {
+                key: np.frombuffer(base64.b64decode(column), "<f4")
+                for key, column in entries["columns"].items()
+            }
+        except (TypeError, ValueError):
+            return None
+        return dataclasses.replace(line, columns=columns)  # type: ignore[call-arg]
 
     def __len__(self) -> int:
         return max((len(column) for column in self.columns.values()), default=0)
@@ -246,6 +260,53 @@ _KINDS: dict[str, type[Line]] = {
 _L = TypeVar("_L", bound=Line)
 
 
+_Count = Annotated[int, Field(ge=0, le=2**62)]
+_Time = Annotated[int, Field(ge=0, lt=253_402_300_800_000)]  # before the year 10000
+
+
+def _is_array(entry: list[Any]) -> list[Any]:
+    """Check that an entry is the shape and the dtype of an array."""
+    match entry:
+        case [list() as shape, str()] if shape and all(type(size) is int for size in shape):
+            return entry
+    raise ValueError("expected a shape and a dtype")
+
+
+_Array = Annotated[list[Any], AfterValidator(_is_array)]
+
+
+class _Input(BaseModel):
+    """The description of a data set."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    digest: str
+    context: str = ""
+    x: _Array | None = None
+    y: _Array | None = None
+
+
+_ENCODED = {
+    "columns": Mapping[str, str],
+    "inputs": Sequence[_Input],
+    "time": _Time,
+    "began": _Time,
+}
+
+
+@functools.cache
+def _validator(name: str) -> type[BaseModel]:
+    """Return a model that takes those entries of a line that are there, if they fit."""
+    hints = get_type_hints(_KINDS[name])
+    types = {part.name: hints[part.name] for part in dataclasses.fields(_KINDS[name])}
+    types |= {entry: encoded for entry, encoded in _ENCODED.items() if entry in types}
+    fields: dict[str, Any] = {
+        entry: (_Count if each is int else each, None) for entry, each in types.items()
+    }
+    return create_model(name, __config__=ConfigDict(strict=True), **fields)
+
+
 def now() -> int:
     """Return the time in milliseconds since 1970."""
     return time.time_ns() // 1_000_000
@@ -266,6 +327,8 @@ _EMPTY = PrefixChecksum()
 
 class Journal:
     """Appends to a journal; each line is passed to the operating system before the call returns.
+
+    What is secret in texts is left out before it is written (see :mod:`.redact`).
 
     Args:
         folder: the run's folder.
@@ -320,8 +383,8 @@ class Journal:
                 label=label,
                 name=f"{label}-{self.folder.name[-4:]}",
                 experiment=experiment,
-                params=params,
-                tags=_with_folder(tags, self.folder.name),
+                params=redact_texts(params),
+                tags=_with_folder(redact_texts(tags), self.folder.name),
                 **more,
             )
         )
@@ -338,7 +401,7 @@ class Journal:
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Append tags."""
-        self._append(TagsLine(time=self._tick(), values=values))
+        self._append(TagsLine(time=self._tick(), values=redact_texts(values)))
 
     def checkpoint(
         self, step: int, params_digest: str, tensors: Mapping[str, str], state_digest: str
@@ -360,7 +423,7 @@ class Journal:
 
     def end(self, status: str, message: str = "") -> None:
         """Append the run's end: FINISHED, FAILED or KILLED, and why."""
-        self._append(EndLine(time=self._tick(), status=status, message=message))
+        self._append(EndLine(time=self._tick(), status=status, message=redact(message)))
 
     def resume(self, step: int) -> None:
         """Append that the run goes on from a step."""
@@ -479,8 +542,11 @@ def lines(
             body = raw.rpartition(_CHECKSUM)[0] + b"}"
             if _with_checksum(body) != raw:  # damaged, as by a loss of power
                 continue
-            entries = json.loads(body)
-            kind = _KINDS.get(entries.get("kind"))
+            try:
+                entries = json.loads(body)
+                kind = _KINDS.get(entries["kind"])
+            except (ValueError, TypeError, KeyError, RecursionError):  # with a right checksum
+                continue
             if kind is StartLine:
                 layout.check_format(path, entries.get("format"), layout.JOURNAL_FORMAT)
             line = kind.from_json(entries) if kind else None
@@ -591,6 +657,19 @@ def started_runs(root: Path) -> Iterator[tuple[Path, StartLine]]:
             start = read_start(folder)
             if start is not None:
                 yield folder, start
+
+
+def newer_runs(root: Path) -> list[Path]:
+    """Return the folders of the runs of ``mlruns`` that a newer fbp wrote, the oldest first."""
+    folders = []
+    for folder in layout.run_folders(root):
+        try:
+            read_start(folder)
+        except NewerFormat:
+            folders.append(folder)
+        except InputError:
+            pass
+    return folders
 
 
 def checksum_prefix(

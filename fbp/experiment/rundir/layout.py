@@ -34,9 +34,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fbp.errors import InputError
+from fbp.errors import InputError, NewerFormat
 
 JOURNAL_FORMAT = CHECKPOINT_FORMAT = MODEL_FORMAT = 1
+_ABSURD = 10**6  # for a number of a format
 
 JOURNAL, SYSTEM_JOURNAL = "journal.jsonl", "system.jsonl"
 CONFIG = "config.toml"
@@ -50,19 +51,41 @@ STEPS_CSV, METRICS_CSV = "steps.csv", "metrics.csv"
 CHECKPOINT_DIGESTS, LAYER_NAMES = "checkpoints.json", "layers.json"
 DATABASE = "mlflow.db"
 
+READ = (
+    CONFIG,
+    ENVIRONMENT,
+    GIT_DIFF,
+    f"{HISTORY}/{STEPS_CSV}",
+    f"{HISTORY}/{METRICS_CSV}",
+    f"{HISTORY}/{CHECKPOINT_DIGESTS}",
+    f"{HISTORY}/{LAYER_NAMES}",
+)
+"""The artifacts that fbp reads back, apart from the trained model."""
+READ_MODEL = tuple(f"{MODEL}/{name}" for name in (PARAMS, CONFIG, MODEL_FACTS))
+"""The files of the trained model among a run's artifacts."""
+
 
 def check_format(path: Path, number: object, supported: int) -> None:
-    """Raise InputError if a file has a format that this version of fbp does not know.
+    """Raise an error if a file has a format that this version of fbp does not know.
 
     Args:
         path: the file, for the message.
         number: its format number.
         supported: the newest format that can be read.
+
+    Raises:
+        NewerFormat: if a newer fbp wrote it.
+        InputError: if it is no number of a format.
     """
-    if not isinstance(number, int) or not 1 <= number <= supported:
-        raise InputError(
-            f"{path}: expected format {supported} or older, got {number!r}; a newer fbp wrote it: "
+    if type(number) is int and number > supported:
+        shown = number if number < _ABSURD else f"more than {_ABSURD}"
+        raise NewerFormat(
+            f"{path}: expected format {supported} or older, got {shown}; a newer fbp wrote it: "
             "update fbp"
+        )
+    if type(number) is not int or number < 1:
+        raise InputError(
+            f"{path}: expected the number of a format, got {str(number)[:20]!r}; it is damaged"
         )
 
 

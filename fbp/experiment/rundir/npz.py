@@ -1,12 +1,15 @@
 """Pytrees of arrays in ``.npz`` files: by path, no pickle, written atomically; their digests."""
 
 import hashlib
+import math
 import os
+import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,8 @@ import numpy as np
 from fbp._backprop import path_of
 from fbp.errors import InputError
 from fbp.layer import Params
+
+_SHOWN = 60  # characters of what a file says
 
 
 def params_digest(params: Params) -> str:
@@ -59,6 +64,19 @@ def flatten_by_path(params: Params) -> dict[str, np.ndarray]:
     if len(arrays) != len(leaves):
         raise InputError("the names of a pytree's leaves are not unique when joined by '/'")
     return arrays
+
+
+def shapes_by_path(template: Params) -> dict[str, Any]:
+    """Return shape and dtype of the leaves that :func:`flatten_by_path` would return.
+
+    Args:
+        template: a pytree of shapes, as ``jax.eval_shape`` returns it.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(template)
+    return {
+        path_of(keys): jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        for keys, leaf in leaves
+    }
 
 
 def _on_host(leaf: Any) -> np.ndarray:
@@ -192,27 +210,103 @@ def _is_numpys(array: np.ndarray) -> bool:
     return array.dtype.type.__module__ == "numpy"
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+class Header(NamedTuple):
+    """What the header of an array in a file says.
+
+    Attributes:
+        shape, dtype: the array's.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def read_arrays(
+    path: Path, check: Callable[[Mapping[str, Header]], None] = lambda headers: None
+) -> dict[str, np.ndarray]:
     """Return the arrays that :func:`write_arrays` wrote.
+
+    All headers are read and checked before the first array is allocated: names, kinds and sizes
+    must be those that :func:`write_arrays` gives, and the arrays fit into the file and the memory.
+
+    Args:
+        path: the file.
+        check: is called with the headers by name before any array is read; it may raise.
 
     Raises:
         One of ``READ_ERRORS``: if the file is damaged.
         OSError: if it cannot be read.
     """
-    arrays = {}
-    # opened here, because np.load leaves a damaged file open
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-        for member in archive.files:
-            name, array = member.replace("|", "/"), archive[member]
-            if array.dtype.kind == "V":
-                name, _, dtype = name.rpartition("@")
-                array = array.view(np.dtype(dtype))
-            arrays[name] = array
-    return arrays
+    with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        members = _members(archive, os.fstat(file.fileno()).st_size)
+        read = [_read_header(archive, member) for member in members]
+        headers = dict(read)
+        if len(headers) != len(members):
+            raise ValueError("it has two arrays of one name")
+        check(headers)
+        return {
+            name: _read_array(archive, member).view(header.dtype)
+            for (name, header), member in zip(read, members, strict=True)
+        }
+
+
+def _members(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
+    """Return the members of an archive of `size` bytes; raise ValueError unless all can be read."""
+    entries = archive.infolist()
+    for entry in entries:
+        is_stored = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1
+        if not is_stored or entry.file_size != entry.compress_size:
+            raise ValueError("it has arrays that are compressed or encrypted")
+        if not entry.filename.endswith(".npy"):
+            raise ValueError("it has members that are no arrays")
+    total = sum(entry.file_size for entry in entries)
+    if total > size:
+        raise ValueError("its arrays are larger than the file")
+    if total > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        raise ValueError("its arrays are larger than the memory of this machine")
+    return entries
+
+
+def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[str, Header]:
+    """Return name and header of an array; raise ValueError unless it can be what it says."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError("it has arrays with fields, or with headers of absurd length")
+        shape, _, stored = np.lib.format.read_array_header_1_0(file)
+        begin = file.tell()
+    if stored.kind not in "biufcV" or stored.names or stored.subdtype:
+        raise ValueError(f"it has an array of {stored}, not of numbers")
+    sizes_are_whole = all(type(size) is int and size >= 0 for size in shape)
+    if not sizes_are_whole or math.prod(shape) * stored.itemsize != member.file_size - begin:
+        raise ValueError(f"it has an array that says it is of shape {str(shape)[:_SHOWN]}")
+    name = member.filename.removesuffix(".npy").replace("|", "/")
+    if stored.kind != "V":
+        return name, Header(shape, stored)
+    name, _, dtype = name.rpartition("@")
+    return name, Header(shape, _named_dtype(dtype, stored.itemsize))
+
+
+def _named_dtype(name: str, size: int) -> np.dtype:
+    """Return a dtype that is not numpy's by its name, such as bfloat16."""
+    dtype = np.dtype(name) if re.fullmatch("[a-z][a-z0-9_]*", name) else np.dtype(object)
+    if dtype.hasobject or dtype.type.__module__ == "numpy" or dtype.itemsize != size:
+        raise ValueError(f"it has an array of an unknown dtype {name[:_SHOWN]!r}")
+    return dtype
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 READ_ERRORS = (
     ValueError,
+    AttributeError,
+    IndexError,
+    NotImplementedError,
+    SyntaxError,
+    tokenize.TokenError,
     EOFError,
     KeyError,
     TypeError,

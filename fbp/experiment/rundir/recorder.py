@@ -36,6 +36,7 @@ def record_start(
     run_tags: Mapping[str, str],
     backend_check: dict[str, Any] | None = None,
     names: Iterable[str] = (),
+    with_diff: bool = True,
     **line: Any,
 ) -> str:
     """Write the environment among a run's artifacts, and the first line of its journal.
@@ -50,12 +51,14 @@ def record_start(
         run_tags: tags beside those of the environment, `tags.SOURCE_NAME` among them.
         backend_check: see :func:`fbp.experiment.rundir.environment.describe`.
         names: all names in the configuration; references to the user's own code are among them.
+        with_diff: whether uncommitted changes of the code are recorded.
         line: for :meth:`Journal.start`.
 
     Returns:
         Why the user's own code cannot be remembered; empty if it can, or if there is none.
     """
-    git, own_code = repository.git(code_folder), references.code_files(names)
+    git = repository.git(code_folder, with_diff=with_diff)
+    own_code = references.code_files(names)
     environment.write(layout.artifacts(journal.folder), git, backend_check, own_code)
     problem = trust_store.remember(journal.folder, names)
     texts = {

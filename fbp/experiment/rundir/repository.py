@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fbp.experiment.rundir.redact import redact
+from fbp.experiment.rundir.secret_files import without_secrets
 
 UNKNOWN = "unknown"
 SECONDS = 10.0
@@ -72,16 +73,18 @@ class _Git(NamedTuple):
         return done.stdout.decode(errors="replace")
 
 
-def git(folder: Path) -> dict[str, str]:
+def git(folder: Path, *, with_diff: bool = True) -> dict[str, str]:
     """Return the state of the git repository around a folder; empty outside of one.
 
     Args:
         folder: where the user stands, or where a file of the user's own lies; never a folder that a
             record names.
+        with_diff: whether the uncommitted changes are read.
 
     Returns:
         `remote`, `commit`, `branch`, `dirty` ("true" or "false": whether files differ from the
-        commit), and, if so, `diff`. What git does not answer is "unknown", and `problem` says why.
+        commit), and, if so, `diff` without secrets, or `no_diff`, why it is left out. What git does
+        not answer is "unknown", and `problem` says why.
     """
     top = _top(folder)
     if top is None:
@@ -95,8 +98,10 @@ def git(folder: Path) -> dict[str, str]:
         facts["branch"] = command.answer("rev-parse", "--abbrev-ref", "HEAD").strip()
         facts["remote"] = redact(_remote(command))
         status = command.answer("status", "--porcelain", "--untracked-files=normal", _NO_SUBMODULES)
-        if status.strip():
+        if status.strip() and with_diff:
             facts["diff"] = _diff(command, status)
+        elif status.strip():
+            facts["no_diff"] = "left out, because [tracking] diff is false"
         facts["dirty"] = str(bool(status.strip())).lower()
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         facts["problem"] = _reason(error)
@@ -138,12 +143,11 @@ def _remote(command: _Git) -> str:
 
 
 def _diff(command: _Git, status: str) -> str:
-    """Return the uncommitted changes, and the names of files that git does not know."""
-    diff = command.answer(
-        "diff", "--no-ext-diff", "--no-textconv", "--no-color", _NO_SUBMODULES, "HEAD"
-    )
+    """Return the uncommitted changes without secrets, and the names of files unknown to git."""
+    form = ("--src-prefix=a/", "--dst-prefix=b/", "--find-renames", "--no-color")
+    diff = command.answer("diff", "--no-ext-diff", "--no-textconv", *form, _NO_SUBMODULES, "HEAD")
     untracked = (line[3:] for line in status.splitlines() if line.startswith("??"))
-    return diff + "".join(f"# untracked: {name}\n" for name in untracked)
+    return without_secrets(diff) + "".join(f"# untracked: {name}\n" for name in untracked)
 
 
 def _reason(error: Exception) -> str:

@@ -1,12 +1,14 @@
 """`results.npz` in a run's folder: the arrays that the pictures of the test part are drawn from."""
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from fbp.experiment.rundir import layout
-from fbp.experiment.rundir.npz import read_arrays, write_arrays
+from fbp.experiment.rundir.npz import Header, read_arrays, write_arrays
 
 
 class Results(NamedTuple):
@@ -54,6 +56,31 @@ class Results(NamedTuple):
     point_labels: np.ndarray | None = None
 
 
+_SHOWN = 60  # characters of a shape
+_FLOATS, _WHOLE = "f", "iu"
+# of each array: kinds of its dtype, number of axes (None for an example's and one more), and the
+# largest length of its first axis
+_KINDS: dict[str, tuple[str, int | None, int]] = {
+    "first_weights": (_FLOATS, 2, 2**24),
+    "confusion": (_WHOLE, 2, 1000),
+    "confusion_classes": (_WHOLE, 1, 1000),
+    "misclassified_x": (_FLOATS + _WHOLE, None, 100),
+    "misclassified_true": (_WHOLE, 1, 100),
+    "misclassified_predicted": (_WHOLE, 1, 100),
+    "misclassified_confidence": (_FLOATS, 1, 100),
+    "loss_by_position": (_FLOATS, 1, 2**24),
+    "originals": (_FLOATS, None, 100),
+    "reconstructions": (_FLOATS, None, 100),
+    "predicted": (_FLOATS, 2, 2**16),
+    "true": (_FLOATS, 2, 2**16),
+    "grid": (_FLOATS, 3, 2000),
+    "grid_extent": (_FLOATS, 2, 2),
+    "points": (_FLOATS + _WHOLE, 2, 2**16),
+    "point_labels": (_WHOLE, 1, 2**16),
+}
+_MOST_NUMBERS = 2**26  # in one array
+
+
 def write(folder: Path, results: Results) -> None:
     """Write the results into a run's folder, atomically; empty arrays are left out.
 
@@ -65,6 +92,18 @@ def write(folder: Path, results: Results) -> None:
     write_arrays(layout.results(folder), nonempty)
 
 
+def _check_headers(headers: Mapping[str, Header]) -> None:
+    """Raise ValueError unless the arrays are those of results, before any is read."""
+    for name, (shape, dtype) in headers.items():
+        if name not in _KINDS:
+            continue  # a newer fbp may have more
+        kinds, axes, longest = _KINDS[name]
+        has_axes = len(shape) == axes if axes is not None else len(shape) > 0
+        fits = has_axes and shape[0] <= longest and math.prod(shape) <= _MOST_NUMBERS
+        if dtype.kind not in kinds or not fits:
+            raise ValueError(f"{name} is {dtype} of shape {str(shape)[:_SHOWN]}")
+
+
 def read(folder: Path) -> Results:
     """Return the results in a run's folder; all are None if the run has not come so far.
 
@@ -72,5 +111,5 @@ def read(folder: Path) -> Results:
         One of `npz.READ_ERRORS`: if the file is damaged.
     """
     path = layout.results(folder)
-    arrays = read_arrays(path) if path.exists() else {}
+    arrays = read_arrays(path, _check_headers) if path.exists() else {}
     return Results(**{key: arrays.get(key) for key in Results._fields})

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from fbp.experiment.config import references
+from fbp.experiment.config import bounded, references
 from fbp.experiment.config.trust import NOTHING, Trust
 from fbp.experiment.rundir import layout
 
@@ -67,7 +67,7 @@ def lookup(folder: Path, config: Path | None = None) -> Trust:
         is_private = stat.S_ISREG(facts.st_mode) and not facts.st_mode & 0o077
         if not is_private or facts.st_uid != os.getuid() or facts.st_size > _LARGEST:
             return NOTHING
-        entry = json.loads(path.read_text(encoding="utf-8"))
+        entry = bounded.read_json(path, _LARGEST)
         expected = (_FORMAT, str(folder.resolve()), config_digest(config or layout.config(folder)))
         if (entry["format"], entry["folder"], entry["config"]) != expected:
             return NOTHING

@@ -4,16 +4,16 @@ The configuration and the data must be the same. The user's own code must be, to
 accepts the change. Another environment is noted, because it may change bits and cannot be helped.
 """
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from fbp.errors import InputError
-from fbp.experiment.config import references, writing
+from fbp.experiment.config import bounded, references, writing
 from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import environment, journal, layout, tags, trust_store
 from fbp.experiment.rundir.journal import Journal
+from fbp.experiment.rundir.redact import redact_texts
 
 _MAX_LINES = 5
 _LONGEST_VALUE = 60  # characters
@@ -96,7 +96,7 @@ def check_config(folder: Path, config: Config | None = None) -> None:
     start = journal.require_start(folder)
     path = layout.config(folder)
     changed = (
-        writing.changed_params(start.params, writing.flat_params(config))
+        writing.changed_params(start.params, redact_texts(writing.flat_params(config)))
         if config
         else _changed_in_file(path, start.params)
     )
@@ -113,8 +113,8 @@ def check_config(folder: Path, config: Config | None = None) -> None:
 def _changed_in_file(path: Path, params: Mapping[str, str]) -> list[str]:
     """Return the plain values of a configuration's file that differ from the recorded params."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        table = bounded.read_toml(path)
+    except (OSError, ValueError):
         return []
     values = {
         f"{section}_{key}": value
@@ -123,7 +123,7 @@ def _changed_in_file(path: Path, params: Mapping[str, str]) -> list[str]:
         for key, value in keys.items()
     } | table
     current = {key: str(x) for key, x in values.items() if isinstance(x, str | int | float)}
-    current = {key: text for key, text in current.items() if text or key in params}
+    current = redact_texts({key: text for key, text in current.items() if text or key in params})
     return writing.changed_params({key: params.get(key, "") for key in current}, current)
 
 

@@ -217,6 +217,7 @@ def begin_journal(
         label=identity.label,
         experiment=config.tracking.experiment or config.name,
         sink=config.tracking.sink,
+        with_diff=config.tracking.diff,
         params=record.params,
         **more,
     )

@@ -1,6 +1,6 @@
 """A trained model in a folder of files: parameters by path, configuration, and facts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,15 +11,17 @@ import numpy as np
 from fbp import training
 from fbp._backprop import count_parameters
 from fbp.datasets import Dataset, Standardization
-from fbp.errors import InputError
+from fbp.errors import InputError, first_line
 from fbp.experiment.config import reading, writing
 from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import layout, model_facts
 from fbp.experiment.rundir.model_facts import ModelFacts
 from fbp.experiment.rundir.npz import (
     READ_ERRORS,
+    Header,
     flatten_by_path,
     read_arrays,
+    shapes_by_path,
     unflatten_like,
     write_arrays,
     write_text,
@@ -27,6 +29,7 @@ from fbp.experiment.rundir.npz import (
 from fbp.experiment.runner.build import build_loss, build_model
 from fbp.layer import Array, Layer, Params, Shape
 
+_PARAMS = "params/"  # the beginning of the names of parameters in their file
 PREDICTION_BATCH = 1000
 """Batch size of predictions."""
 
@@ -129,7 +132,7 @@ def write(
         OSError: if the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {f"params/{path}": array for path, array in flatten_by_path(params).items()}
+    arrays = {f"{_PARAMS}{path}": array for path, array in flatten_by_path(params).items()}
     for part, scaling in (("inputs", inputs), ("targets", targets)):
         if scaling:
             arrays |= {f"{part}/{field}": array for field, array in scaling._asdict().items()}
@@ -153,25 +156,30 @@ def read(folder: Path) -> Trained:
         InputError: if files are missing, damaged, of a newer format, or do not fit together.
     """
     facts = model_facts.read(folder)
-    try:
-        arrays = read_arrays(folder / layout.PARAMS)
-    except FileNotFoundError:
-        raise InputError(
-            f"{folder}: expected a trained model, but {layout.PARAMS} is missing"
-        ) from None
-    except (OSError, *READ_ERRORS) as error:
-        raise InputError(f"{folder}: the trained model is damaged ({error})") from None
+    if not (folder / layout.PARAMS).exists():
+        raise InputError(f"{folder}: expected a trained model, but {layout.PARAMS} is missing")
     config = reading.read(folder / layout.CONFIG)
-    model = build_model(config, facts.outputs, len(facts.tokens), sequence=facts.sequence)
-    template = jax.eval_shape(lambda key: model.init(key, facts.shape)[0], jax.random.key(0))
-    prefix = "params/"
-    saved = {key[len(prefix) :]: array for key, array in arrays.items() if key.startswith(prefix)}
+    model, template = _model_and_shapes(folder, config, facts)
+    scalings = {  # an autoencoder's targets are its inputs
+        "inputs": ((), facts.shape),
+        "targets": ((), (facts.outputs,), facts.shape),
+    }
     try:
+        arrays = read_arrays(
+            folder / layout.PARAMS, lambda headers: _check_headers(headers, template, scalings)
+        )
+        saved = {
+            key.removeprefix(_PARAMS): array
+            for key, array in arrays.items()
+            if key.startswith(_PARAMS)
+        }
         params = unflatten_like(saved, template)
-    except ValueError as error:
+    except InputError as error:
         raise InputError(
             f"{folder}: the parameters do not fit the model of {layout.CONFIG}: {error}"
         ) from None
+    except (OSError, *READ_ERRORS) as error:
+        raise InputError(f"{folder}: the trained model is damaged ({first_line(error)})") from None
     return Trained(
         model=model,
         params=params,
@@ -184,6 +192,58 @@ def read(folder: Path) -> Trained:
         targets=_scaling(arrays, "targets"),
         forward=jax.jit(training.make_predict(model, batch_size=PREDICTION_BATCH)),
     )
+
+
+def _model_and_shapes(folder: Path, config: Config, facts: ModelFacts) -> tuple[Layer, Params]:
+    """Return the model of a configuration, and the shapes of its parameters."""
+    try:
+        model = build_model(config, facts.outputs, len(facts.tokens), sequence=facts.sequence)
+        shapes = jax.eval_shape(lambda key: model.init(key, facts.shape)[0], jax.random.key(0))
+    except InputError:
+        raise
+    except (ArithmeticError, TypeError, ValueError, MemoryError, RecursionError) as error:
+        raise InputError(
+            f"{folder}: no model can have the sizes of {layout.CONFIG} and {layout.MODEL_FACTS} "
+            f"({first_line(error)})"
+        ) from None
+    return model, shapes
+
+
+def _check_headers(
+    headers: Mapping[str, Header], template: Params, scalings: Mapping[str, Sequence[Shape]]
+) -> None:
+    """Check the names, shapes and dtypes of a trained model's arrays, before any is read.
+
+    Args:
+        headers: of the file.
+        template: the parameters that the model has, as shapes.
+        scalings: the shapes that the scaling of each part of the data can have.
+
+    Raises:
+        InputError: if they are others.
+    """
+    expected = {
+        f"{_PARAMS}{path}": (tuple(leaf.shape), leaf.dtype)
+        for path, leaf in shapes_by_path(template).items()
+    }
+    present = {name: (header.shape, header.dtype) for name, header in headers.items()}
+    for part, shapes in scalings.items():
+        names = [f"{part}/{field}" for field in Standardization._fields]
+        scaling = [present.pop(name) for name in names if name in present]
+        sizes = {size for size, dtype in scaling if dtype.kind == "f"}
+        fits = len(sizes) == 1 and len(scaling) == len(names) and sizes <= set(shapes)
+        if scaling and not fits:
+            raise InputError(f"the scaling of the {part} has another shape than the {part}")
+    for name in sorted({*expected, *present}):
+        if expected.get(name) != present.get(name):
+            path = name.removeprefix(_PARAMS)
+            raise InputError(
+                f"{path}: expected {_shown(expected.get(name))}, got {_shown(present.get(name))}"
+            )
+
+
+def _shown(array: tuple[Shape, np.dtype] | None) -> str:
+    return "nothing" if array is None else f"{array[1]}{list(array[0])}"
 
 
 def _scaling(arrays: dict[str, np.ndarray], part: str) -> Standardization | None:

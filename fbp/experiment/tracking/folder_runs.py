@@ -14,6 +14,8 @@ from fbp.experiment.tracking.run_filter import parse_filter, sort_runs
 from fbp.experiment.tracking.run_reader import RecordedRun, matching_runs, single_match
 from fbp.experiment.tracking.shipment import changes_of_sent, read_sent
 
+_END = 4  # characters that tell runs apart
+
 
 class FolderRuns:
     """The runs of a project's ``mlruns/runs``; a :class:`.run_reader.RunReader`."""
@@ -49,8 +51,10 @@ class FolderRuns:
 
     def find(self, name: str) -> RecordedRun:
         """Return exactly one run, see :meth:`.RunReader.find`."""
-        where = str(layout.runs(self._root))
-        return self._complete(single_match(name, self.matches(name), self._identities, where))
+        where, matches = str(layout.runs(self._root)), self.matches(name)
+        if not matches:
+            _refuse_newer(self._root, name)
+        return self._complete(single_match(name, matches, self._identities, where))
 
     def matches(self, name: str) -> list[RecordedRun]:
         """Return the runs that `name` may mean, see :func:`.run_reader.matching_runs`."""
@@ -70,6 +74,11 @@ class FolderRuns:
     def artifacts(self, run: RecordedRun, *, model: bool = False) -> Path:
         """Return the folder of a run's artifacts."""
         return layout.artifacts(self.folder(run))
+
+    def artifact_names(self, run: RecordedRun) -> set[str]:
+        """Return the names of those artifacts of a run that fbp reads, and that are there."""
+        folder = layout.artifacts(self.folder(run))
+        return {name for name in (*layout.READ, *layout.READ_MODEL) if (folder / name).exists()}
 
     def series(self, run: RecordedRun) -> dict[str, Series]:
         """Return every metric of a run, from its journal."""
@@ -160,6 +169,13 @@ def _read_outcome(run: RecordedRun, folder: Path) -> RecordedRun:
     )
 
 
+def _refuse_newer(root: Path, name: str) -> None:
+    """Raise NewerFormat if `name` may be that of a run that a newer fbp wrote."""
+    for folder in journal.newer_runs(root):
+        if folder.name[-_END:] == name[-_END:]:  # which a run's name has, too
+            journal.read_start(folder)
+
+
 def find_folder(root: Path, run: str) -> Path | None:
     """Return the local folder of a run; None if there is none, or if `run` is ambiguous.
 
@@ -167,10 +183,15 @@ def find_folder(root: Path, run: str) -> Path | None:
         root: the project's ``mlruns`` folder.
         run: a path, the folder's name, the run's name, its id, or (in at least four characters)
             the beginning of the id or the end of the name.
+
+    Raises:
+        NewerFormat: if a newer fbp wrote it.
     """
     path = Path(run)
     if journal.read_start(path):
         return path.resolve()
     runs = FolderRuns(root)
     matches = runs.matches(run)
+    if not matches:
+        _refuse_newer(root, run)
     return runs.folder(matches[0]) if len(matches) == 1 else None

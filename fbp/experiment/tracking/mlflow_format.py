@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import re
 import sys
-import tomllib
 from collections.abc import Mapping
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 
 import fbp
+from fbp.experiment.config import bounded
 from fbp.experiment.config.trust import is_module_reference
-from fbp.experiment.rundir import layout, tags, trust_store
+from fbp.experiment.rundir import layout, model_facts, tags, trust_store
 from fbp.experiment.tracking import store
 
 POINTS = 2500  # per metric: the dashboard reads no more at once
@@ -89,12 +89,12 @@ def log_model(folder: Path, code: Path, run_id: str, uri: str) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    facts = json.loads((folder / layout.MODEL_FACTS).read_text(encoding="utf-8"))
-    positions = facts["shape"][:1] if facts["sequence"] else []
-    dtype = np.dtype("int32" if facts["tokens"] else "float32")
+    facts = model_facts.read(folder)
+    positions = facts.shape[:1] if facts.sequence else ()
+    dtype = np.dtype("int32" if facts.tokens else "float32")
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(dtype, (-1, *facts["shape"]))]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, *positions, facts["outputs"]))]),
+        inputs=Schema([TensorSpec(dtype, (-1, *facts.shape))]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, *positions, facts.outputs))]),
     )
     with store.global_tracking_uri(uri), mlflow.start_run(run_id=run_id):
         mlflow.pyfunc.log_model(
@@ -114,7 +114,7 @@ def _user_code(folder: Path) -> list[str]:
 
     It is only that of a run which was begun here: a record must not choose what is sent.
     """
-    name = tomllib.loads((folder / layout.CONFIG).read_text(encoding="utf-8"))["model"]["name"]
+    name = bounded.read_toml(folder / layout.CONFIG)["model"]["name"]
     if ":" not in name:
         return []
     trust = trust_store.lookup_model(folder)

@@ -29,18 +29,6 @@ from fbp.experiment.tracking.run_reader import (
 from fbp.experiment.tracking.uri import default_uri
 from fbp.experiment.tracking.uri import tracking_uri as mlflow_uri
 
-_FILES = (
-    layout.CONFIG,
-    layout.ENVIRONMENT,
-    layout.GIT_DIFF,
-    f"{layout.HISTORY}/{layout.STEPS_CSV}",
-    f"{layout.HISTORY}/{layout.METRICS_CSV}",
-    f"{layout.HISTORY}/{layout.CHECKPOINT_DIGESTS}",
-    f"{layout.HISTORY}/{layout.LAYER_NAMES}",
-)
-_MODEL = tuple(
-    f"{layout.MODEL}/{name}" for name in (layout.PARAMS, layout.CONFIG, layout.MODEL_FACTS)
-)
 _LONGEST_REASON = 200  # characters
 _NEWEST = 10  # runs that are suggested for an unknown name
 
@@ -134,20 +122,26 @@ class MlflowRuns:
             raise InputError(f"run {run.run_id!r}: expected an id of letters and digits")
         folder = self._folder / run.run_id
         folder.mkdir(exist_ok=True)
-        names = (*_FILES, *(_MODEL if model else ()))
+        names = (*layout.READ, *(layout.READ_MODEL if model else ()))
+        existing = self.artifact_names(run)
         with store.global_tracking_uri(self.uri):
-            parents = sorted({name.rpartition("/")[0] for name in names})
-            existing = {
-                entry.path
-                for parent in parents
-                for entry in self.client.list_artifacts(run.run_id, parent or None)
-            }
             for name in names:
                 target = (folder / name).parent
                 target.mkdir(exist_ok=True)
                 if name in existing and not (folder / name).exists():
                     self.client.download_artifacts(run.run_id, name, str(target))
         return folder
+
+    def artifact_names(self, run: RecordedRun) -> set[str]:
+        """Return the names of those artifacts of a run that fbp reads, and that are there."""
+        names = (*layout.READ, *layout.READ_MODEL)
+        with store.global_tracking_uri(self.uri):
+            listed = {
+                entry.path
+                for parent in sorted({name.rpartition("/")[0] for name in names})
+                for entry in self.client.list_artifacts(run.run_id, parent or None)
+            }
+        return listed.intersection(names)
 
     def series(self, run: RecordedRun) -> dict[str, Series]:
         """Return every metric: from the artifacts or, while it runs, as MLflow shows it."""
@@ -215,6 +209,13 @@ class MlflowRuns:
         return shown.with_differences(lines)._replace(covered=tuple(both))
 
 
+def _folders_hint(root: Path) -> str:
+    """Return how the runs of this project can be read without MLflow; empty if there are none."""
+    if not layout.run_folders(root):
+        return ""
+    return "; the run folders of this project can be read with: --tracking-uri folders"
+
+
 @contextmanager
 def opened(tracking_uri: str | None) -> Iterator[MlflowRuns]:
     """Open an MLflow store: that of the URI, of ``MLFLOW_TRACKING_URI``, or the embedded one.
@@ -232,12 +233,13 @@ def opened(tracking_uri: str | None) -> Iterator[MlflowRuns]:
             raise InputError(f"there are no runs in {root} yet; start with: fbp run digits_mlp")
         store.check_not_moved(root)
     elif store.is_embedded(uri) and not Path(uri.partition(":///")[2].partition("?")[0]).exists():
-        raise InputError(f"{redact(uri)}: there is no such store")
+        raise InputError(f"{redact(uri)}: there is no such store{_folders_hint(root)}")
 
     def unanswered(error: Exception) -> InputError:
         reason = redacted_first_line(error, uri)[:_LONGEST_REASON]
         return InputError(
             f"{redact(uri)}: the store does not answer ({type(error).__name__}: {reason})"
+            f"{_folders_hint(root)}"
         )
 
     try:

@@ -96,6 +96,9 @@ class RunReader(Protocol):
             model: whether the trained model is needed too.
         """
 
+    def artifact_names(self, run: RecordedRun) -> set[str]:
+        """Return the names of those artifacts of a run that fbp reads, and that are there."""
+
     def series(self, run: RecordedRun) -> dict[str, Series]:
         """Return every metric of a run, without those of the machine."""
 

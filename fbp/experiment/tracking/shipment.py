@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fbp.errors import InputError
+from fbp.experiment.config import bounded
 from fbp.experiment.rundir import history, journal, layout, manifest, tags
 from fbp.experiment.rundir.journal import (
     ChildLine,
@@ -67,7 +68,7 @@ class SentState(NamedTuple):
 def read_sent(folder: Path) -> SentState:
     """Return how much of a run was sent; nothing if the file is absent or damaged."""
     try:
-        state = json.loads(layout.sent(folder).read_text(encoding="utf-8"))
+        state = bounded.read_json(layout.sent(folder))
         checksums = {
             name: PrefixChecksum(*map(operator.index, state["checksums"][name]))
             for name in (JOURNAL, SYSTEM_JOURNAL)
