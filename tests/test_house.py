@@ -19,7 +19,7 @@ FILLERS = {
 
 # the core, in the order of its imports
 CORE = [
-    "errors", "_jaxlib", "_optional",
+    "errors", "_interruptible", "_jaxlib", "_optional",
     "layer", "_observation", "_serialization", "_kernels", "initializers",
     "layers", "combinators", "losses", "_backprop", "_gradcheck", "_summary", "_diagram", "metrics",
     "schedules", "optimizers", "augmentation", "diagnostics", "training", "generation", "blocks",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fbp.cli.base import experiment_path, main, set_option, shown, uri_option
+from fbp.cli.base import exit_by_signal, experiment_path, main, set_option, shown, uri_option
 
 if TYPE_CHECKING:
     from fbp.experiment.commands.launch import Launched, RunRequest
@@ -114,7 +114,7 @@ def _report(launched: "Launched") -> None:
     _report_tracking(launched)
     number = next((outcome.signal for outcome in outcomes.values() if outcome.signal), None)
     if number:
-        sys.exit(128 + number)
+        exit_by_signal(number)
     sys.exit(0 if statuses == {"FINISHED"} else 1)
 
 

@@ -31,7 +31,10 @@ from fbp.experiment.rundir.series import Series, read_series
 from fbp.experiment.tracking.readers import open_runs
 from fbp.experiment.tracking.run_reader import RecordedRun, RunReader
 
-_CHILD = "import sys; from fbp.experiment.commands.reproduce import child; sys.exit(child())"
+_CHILD = (
+    "from fbp._interruptible import exit_with; "
+    "from fbp.experiment.commands.reproduce import child; exit_with(child())"
+)
 _DIGESTS = (tags.PARAMS_DIGEST, tags.METRICS_DIGEST)
 _VARIABLES_FROM_RECORD = ("XLA_FLAGS", "PJRT_NPROC", "NPROC")  # and all JAX_* but its cache
 _MAX_LABEL = 100  # characters of the second run's name

@@ -1,5 +1,6 @@
 """The last evaluation of a run: metrics on the test part, and the arrays for its pictures."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -12,32 +13,38 @@ from fbp.experiment.rundir import results
 from fbp.experiment.rundir.npz import flatten_by_path
 from fbp.experiment.rundir.results import Results
 from fbp.experiment.runner.build import Experiment
+from fbp.experiment.runner.compilation import Compiler
 from fbp.experiment.runner.loop import EVALUATION_BATCH, evaluation_batch
-from fbp.experiment.runner.trained_model import PREDICTION_BATCH
 from fbp.layer import Loss, Params
 
 _MAX_EXAMPLES = 25  # misclassified examples, reconstructions
 _MAX_POINTS = 1000  # training examples on the picture of a decision boundary
+_MIN_BATCH = 20  # examples at a time on a decision boundary's grid
 _GRID_SIZE = 200  # points along each side of a decision boundary's grid
 
 
-def evaluate_and_write(experiment: Experiment, params: Params, folder: Path) -> dict[str, float]:
+def evaluate_and_write(
+    experiment: Experiment, params: Params, folder: Path, compiler: Compiler
+) -> dict[str, float]:
     """Predict the test part; write `results.npz` into the run's folder.
 
     Args:
         experiment: what was trained.
         params: the trained parameters.
         folder: the run's folder.
+        compiler: compiles, and is left if a signal comes.
 
     Returns:
         The metrics on the test part by name, `test_loss` and others.
 
     Raises:
         OSError: if the disk is full.
+        Interrupted: if a signal comes.
     """
     test = experiment.data.test
-    forward = jax.jit(
-        training.make_predict(experiment.model, batch_size=min(EVALUATION_BATCH, len(test.x)))
+    forward = compiler.program(
+        "the test program",
+        training.make_predict(experiment.model, batch_size=min(EVALUATION_BATCH, len(test.x))),
     )
     output, y = forward(params, jnp.asarray(test.x)), jnp.asarray(test.y)
     metrics = {"test_loss": _mean_loss(experiment, output, y)}
@@ -49,7 +56,12 @@ def evaluate_and_write(experiment: Experiment, params: Params, folder: Path) -> 
     if measured.predicted is not None and measured.true is not None:
         metrics["test_r2"] = _r2(measured.predicted, measured.true)
     if experiment.shape == (2,) and experiment.dataset.classes:
-        measured = _with_boundary(measured, experiment, params)
+        if len(test.x) < _MIN_BATCH:  # too many calls
+            predict = training.make_predict(experiment.model, batch_size=EVALUATION_BATCH)
+            forward, size = compiler.program("the program for the picture", predict), _GRID_SIZE**2
+        else:
+            size = len(test.x)
+        measured = _with_boundary(measured, experiment, lambda x: forward(params, x), size)
     results.write(folder, measured._replace(first_weights=_first_matrix(params)))
     return metrics
 
@@ -150,8 +162,20 @@ def _first_matrix(params: Params) -> np.ndarray | None:
     return next((array for array in flatten_by_path(params).values() if array.ndim == 2), None)
 
 
-def _with_boundary(measured: Results, experiment: Experiment, params: Params) -> Results:
-    """Add the model's output on a grid over the plane, and training examples, in data units."""
+def _with_boundary(
+    measured: Results,
+    experiment: Experiment,
+    forward: Callable[[jax.Array], jax.Array],
+    size: int,
+) -> Results:
+    """Add the model's output on a grid over the plane, and training examples, in data units.
+
+    Args:
+        measured: to which they are added.
+        experiment: what was trained.
+        forward: the compiled forward pass.
+        size: the number of examples that it takes.
+    """
     train, scaling = experiment.data.train, experiment.data.input_scaling
     low, high = train.x.min(axis=0), train.x.max(axis=0)
     margin = 0.1 * (high - low)
@@ -160,8 +184,9 @@ def _with_boundary(measured: Results, experiment: Experiment, params: Params) ->
         for i in (0, 1)
     ]
     points = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
-    forward = jax.jit(training.make_predict(experiment.model, batch_size=PREDICTION_BATCH))
-    output = forward(params, jnp.asarray(points))
+    filled = np.resize(points, (-(-len(points) // size) * size, 2))  # to whole batches
+    batches = [np.asarray(forward(jnp.asarray(part))) for part in filled.reshape(-1, size, 2)]
+    output = jnp.asarray(np.concatenate(batches)[: len(points)])
     probabilities = np.asarray(experiment.loss.inverse_link(output))
     return measured._replace(
         grid=probabilities.reshape(_GRID_SIZE, _GRID_SIZE, -1).astype(np.float32),
