@@ -15,6 +15,7 @@ _WIDE_RANGE = 30  # largest value by smallest value from which the scale is loga
 _PANEL_WIDTH = 5.2  # inches
 _CHARACTERS_PER_INCH = 11  # of a legend
 _DISTINCT_COLORS = 10
+_MAX_LABELS = 40  # of a legend
 
 
 def learning_curves(series: Mapping[str, Series]) -> Figure:
@@ -65,6 +66,10 @@ def compared_curves(runs: Mapping[str, Mapping[str, Series]]) -> Figure | None:
         values = [points.values for points in curves.values()]
         _use_log_scale_if_wide(axes, np.concatenate(values))
     handles = [Line2D([], [], color=color, label=label) for label, color in colors.items()]
+    if len(handles) > _MAX_LABELS:
+        stride = -(-len(handles) // _MAX_LABELS)
+        rest = len(handles) - len(handles[::stride])
+        handles = [*handles[::stride], Line2D([], [], color="none", label=f"and {rest} more")]
     line_length = _PANEL_WIDTH * len(keys) * _CHARACTERS_PER_INCH
     columns = max(1, min(len(handles), int(line_length / (max(map(len, colors)) + 6))))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9)

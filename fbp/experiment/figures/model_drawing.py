@@ -18,9 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from fbp._diagram import Box, Diagram
+from fbp.experiment.figures.folding import fold
 
 _LINE, _CHARACTER, _GAP, _LANE = 0.165, 0.074, 0.4, 0.22  # inches
 _SWEEPS = 8
+_MAX_CHARACTERS = 60
 _BLUE = "#4a6fa5"
 
 
@@ -39,12 +41,13 @@ class _Place(NamedTuple):
 
 
 def draw(diagram: Diagram, title: str = "") -> Figure:
-    """Draw a diagram in a figure that is large enough to be read.
+    """Draw a diagram in a figure that is large enough to be read; a large one is folded.
 
     Args:
         diagram: boxes and arrows.
         title: a line above; none if empty.
     """
+    diagram = fold(diagram)
     levels, chains = _levels(diagram)
     _order(levels, chains)
     x, y, heights = _positions(diagram, levels)
@@ -158,10 +161,17 @@ def _positions(
 
 
 def _texts(box: Box) -> list[str]:
-    texts = list(box.lines)
+    texts = [shortened(line) for line in box.lines]
     if box.shape:
-        texts.append(box.shape + (f"   {box.parameters:,} parameters" if box.parameters else ""))
+        texts.append(
+            shortened(box.shape) + (f"   {box.parameters:,} parameters" if box.parameters else "")
+        )
     return texts
+
+
+def shortened(text: str) -> str:
+    """Return at most 60 characters of a text, which may be somebody's."""
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 4]} ..."
 
 
 def _height(box: Box) -> float:
@@ -172,7 +182,7 @@ def _width(diagram: Diagram, place: _Place) -> float:
     if place.box is None:
         return 0.1
     box = diagram.boxes[place.box]
-    label = len(box.path) * 0.06 if box.path else 0
+    label = len(shortened(box.path)) * 0.06 if box.path else 0
     return max(max(len(text) for text in _texts(box)) * _CHARACTER + 0.2, label + 0.2, 0.45)
 
 
@@ -202,6 +212,7 @@ def _draw_box(axes: Any, box: Box, x: float, y: float) -> None:
             ha="center",
             va="center",
             fontsize=7.5 if is_shape else 8.5,
+            parse_math=False,
             color="#555555" if is_shape else "black",
             zorder=4,
         )
@@ -209,7 +220,8 @@ def _draw_box(axes: Any, box: Box, x: float, y: float) -> None:
         axes.text(
             x - width / 2,
             top + 0.02,
-            box.path,
+            shortened(box.path),
+            parse_math=False,
             ha="left",
             va="bottom",
             fontsize=6,
@@ -245,17 +257,20 @@ def _draw_groups(
     x: dict[_Place, float],
     y: dict[_Place, float],
 ) -> None:
-    """Draw a frame around each repeated part."""
+    """Draw a frame around each repeated part; one frame around parts that are the same boxes."""
     places = [p for level in levels for p in level if p.box is not None]
     names = dict.fromkeys(group for p in places for group in diagram.boxes[p.box or 0].groups)
+    frames: dict[tuple[_Place, ...], list[str]] = {}
     for name in names:
-        inside = [p for p in places if name in diagram.boxes[p.box or 0].groups]
+        members = tuple(p for p in places if name in diagram.boxes[p.box or 0].groups)
+        frames.setdefault(members, []).append(name.rpartition(" x ")[2])
+    for inside, times in frames.items():
         span = range(min(p.level for p in inside), max(p.level for p in inside) + 1)
         beside = [p for level in span for p in levels[level]]
         left = min(x[p] - _width(diagram, p) / 2 for p in beside) - 0.12
         right = max(x[p] + _width(diagram, p) / 2 for p in beside) + 0.12
         top = max(y[p] + _height(diagram.boxes[p.box or 0]) / 2 for p in inside) + 0.14
-        low = min(y[p] - _height(diagram.boxes[p.box or 0]) / 2 for p in inside) - 0.12
+        low = min(y[p] - _height(diagram.boxes[p.box or 0]) / 2 for p in inside) - 0.17
         axes.add_patch(
             Rectangle(
                 (left, low),
@@ -267,11 +282,10 @@ def _draw_groups(
                 zorder=1,
             )
         )
-        times = name.rpartition(" x ")[2]
         axes.text(
             right - 0.04,
             low + 0.03,
-            f"{times} times",
+            f"{' x '.join(times)} times",
             ha="right",
             va="bottom",
             fontsize=7.5,
