@@ -8,6 +8,7 @@ A thread that was left goes on until its call returns. If the interpreter ends b
 the process. So a function that runs at exit ends it earlier, with the right status.
 """
 
+import _thread
 import atexit
 import contextlib
 import logging
@@ -60,6 +61,7 @@ class StopRequest:
         self.signals: list[int] = [] if signals is None else signals
         self.is_obeyed = False
         self._doing: list[str] = []
+        self._receives = self._is_reminder = False
         self._time = time.monotonic()
 
     @property
@@ -73,6 +75,10 @@ class StopRequest:
         Raises:
             Interrupted: if it is to be obeyed at once.
         """
+        if self._is_reminder:
+            self._is_reminder = False
+            self.check()
+            return
         self.signals.append(number)
         if len(self.signals) == 1:
             self._time = time.monotonic()
@@ -84,6 +90,17 @@ class StopRequest:
         """Raise Interrupted if a signal came and is to be obeyed at once."""
         if self._doing and self.signals and not self.is_obeyed:
             self._stop(self._doing[-1])
+
+    def remind(self) -> None:
+        """Obey a signal again if it came inside a block that obeys it at once; from any thread.
+
+        Python swallows what a handler raises inside a callback, such as that of a garbage
+        collection.
+        """
+        is_due = self._doing and self.signals and not self.is_obeyed
+        if is_due and self._receives:
+            self._is_reminder = True
+            _thread.interrupt_main(signal.Signals(self.signals[0]))
 
     def check_after_grace(self) -> None:
         """Raise Interrupted if a signal came more than a second ago."""
@@ -120,9 +137,11 @@ class StopRequest:
         except ValueError:  # not in the main thread, where signals are another's
             yield
             return
+        self._receives = True
         try:
             yield
         finally:
+            self._receives = False
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 

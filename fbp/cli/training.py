@@ -80,7 +80,7 @@ def _collect_signals() -> list[int]:
         raise KeyboardInterrupt(signal.Signals(number))
 
     def report_unraisable(unraisable: Any) -> None:
-        if unraisable.exc_type is not KeyboardInterrupt:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             sys.__unraisablehook__(unraisable)
 
     sys.unraisablehook = report_unraisable

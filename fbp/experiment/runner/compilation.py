@@ -97,6 +97,7 @@ class Compiler:
             while not ended.wait(_INTERVAL):
                 seconds = time.monotonic() - began
                 self.announcer.working(task, seconds)
+                self.stop.remind()
                 if hint and not self._hinted and seconds > _LONG:
                     self._hinted = True
                     self.announcer.note(_HINT)

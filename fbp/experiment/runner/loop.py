@@ -33,6 +33,7 @@ EVALUATION_BATCH = 500
 STATISTICS_EXAMPLES = 4096
 """Number of training examples from which the statistics of normalization layers are taken."""
 
+_GRACE = 1.0  # seconds for statistics if a signal has stopped the run
 _CHUNK_SECONDS = 1.0  # signals and progress wait for one call to the compiled program
 _MAX_CHUNK_GROWTH = 8
 
@@ -220,11 +221,6 @@ class EvaluationParams:
             examples = max(STATISTICS_EXAMPLES, experiment.batch_size)
             self._x = jnp.asarray(experiment.data.train.x[:examples])
 
-    @property
-    def is_compiled(self) -> bool:
-        """Whether a call takes no compilation."""
-        return self._fill is None or self._fill.is_compiled
-
     def compile(self, state: TrainState) -> None:
         """Compile for states of these shapes."""
         if self._fill is not None:
@@ -234,6 +230,24 @@ class EvaluationParams:
         """Return the parameters; compiles at the first call."""
         params = _averaged(state)
         return params if self._fill is None else self._fill(params, self._x, state.key)
+
+    def at_once(self, state: TrainState) -> Params | None:
+        """Return the parameters; None if that takes compilation, or more than a second."""
+        params = _averaged(state)
+        if self._fill is None:
+            return params
+        if not self._fill.is_compiled:
+            return None
+        fill, x, end = self._fill.compile(), self._x, time.monotonic() + _GRACE
+
+        def check() -> None:
+            if time.monotonic() > end:
+                raise TimeoutError
+
+        try:
+            return call_apart(lambda: jax.block_until_ready(fill(params, x, state.key)), check)
+        except TimeoutError:
+            return None
 
 
 def _averaged(state: TrainState) -> Params:

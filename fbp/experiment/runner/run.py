@@ -161,15 +161,15 @@ def _restored(loop: Loop) -> Best | None:
 
 
 def _params_of_model(loop: Loop) -> Params | None:
-    """Return the parameters to keep; None if a signal came before they can be evaluated.
+    """Return the parameters to keep; None if a signal came and they cannot be had at once.
 
-    A model with normalization layers needs statistics, by a program that may take long to compile.
-    Without them it would give wrong answers. The checkpoint has what a resumed run needs.
+    A model with normalization layers needs statistics, by a program that may take long. Without
+    them it would give wrong answers. The checkpoint has what a resumed run needs.
     """
     if best := _restored(loop):
         return best.params
-    if loop.stop.is_obeyed and not loop.evaluation_params.is_compiled:
-        return None
+    if loop.stop.is_obeyed:
+        return loop.evaluation_params.at_once(loop.state.train_state)
     return loop.evaluation_params(loop.state.train_state)
 
 

@@ -13,14 +13,16 @@ from fbp.experiment.rundir import results
 from fbp.experiment.rundir.npz import flatten_by_path
 from fbp.experiment.rundir.results import Results
 from fbp.experiment.runner.build import Experiment
-from fbp.experiment.runner.compilation import Compiler
+from fbp.experiment.runner.compilation import Compiler, Program
 from fbp.experiment.runner.loop import EVALUATION_BATCH, evaluation_batch
 from fbp.layer import Loss, Params
 
 _MAX_EXAMPLES = 25  # misclassified examples, reconstructions
 _MAX_POINTS = 1000  # training examples on the picture of a decision boundary
-_MIN_BATCH = 20  # examples at a time on a decision boundary's grid
 _GRID_SIZE = 200  # points along each side of a decision boundary's grid
+_COARSE_GRID_SIZE = 60  # the same if many points would cost the run seconds
+_TENSORS_OF_DEEP_MODEL = 100  # beyond, a forward pass is slow
+_MIN_BATCH = 20  # below, it takes many calls
 
 
 def evaluate_and_write(
@@ -56,12 +58,7 @@ def evaluate_and_write(
     if measured.predicted is not None and measured.true is not None:
         metrics["test_r2"] = _r2(measured.predicted, measured.true)
     if experiment.shape == (2,) and experiment.dataset.classes:
-        if len(test.x) < _MIN_BATCH:  # too many calls
-            predict = training.make_predict(experiment.model, batch_size=EVALUATION_BATCH)
-            forward, size = compiler.program("the program for the picture", predict), _GRID_SIZE**2
-        else:
-            size = len(test.x)
-        measured = _with_boundary(measured, experiment, lambda x: forward(params, x), size)
+        measured = _with_boundary(measured, experiment, params, forward)
     results.write(folder, measured._replace(first_weights=_first_matrix(params)))
     return metrics
 
@@ -163,34 +160,40 @@ def _first_matrix(params: Params) -> np.ndarray | None:
 
 
 def _with_boundary(
-    measured: Results,
-    experiment: Experiment,
-    forward: Callable[[jax.Array], jax.Array],
-    size: int,
+    measured: Results, experiment: Experiment, params: Params, forward: Program
 ) -> Results:
     """Add the model's output on a grid over the plane, and training examples, in data units.
 
     Args:
         measured: to which they are added.
         experiment: what was trained.
-        forward: the compiled forward pass.
-        size: the number of examples that it takes.
+        params: the trained parameters.
+        forward: the program for as many examples as the test part has.
     """
     train, scaling = experiment.data.train, experiment.data.input_scaling
     low, high = train.x.min(axis=0), train.x.max(axis=0)
     margin = 0.1 * (high - low)
+    is_deep = len(jax.tree.leaves(params)) > _TENSORS_OF_DEEP_MODEL
+    size = _COARSE_GRID_SIZE if is_deep or len(experiment.data.test.x) < _MIN_BATCH else _GRID_SIZE
     axes = [
-        np.linspace(low[i] - margin[i], high[i] + margin[i], _GRID_SIZE, dtype=np.float32)
-        for i in (0, 1)
+        np.linspace(low[i] - margin[i], high[i] + margin[i], size, dtype=np.float32) for i in (0, 1)
     ]
     points = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
-    filled = np.resize(points, (-(-len(points) // size) * size, 2))  # to whole batches
-    batches = [np.asarray(forward(jnp.asarray(part))) for part in filled.reshape(-1, size, 2)]
-    output = jnp.asarray(np.concatenate(batches)[: len(points)])
+    output = _in_batches(lambda x: forward(params, x), points, len(experiment.data.test.x))
     probabilities = np.asarray(experiment.loss.inverse_link(output))
     return measured._replace(
-        grid=probabilities.reshape(_GRID_SIZE, _GRID_SIZE, -1).astype(np.float32),
+        grid=probabilities.reshape(size, size, -1).astype(np.float32),
         grid_extent=_unscaled(scaling, np.stack([points[0], points[-1]])),
         points=_unscaled(scaling, train.x[:_MAX_POINTS]),
         point_labels=_labels(train.y[:_MAX_POINTS]),
     )
+
+
+def _in_batches(
+    forward: Callable[[jax.Array], jax.Array], x: np.ndarray, batch_size: int
+) -> jax.Array:
+    """Return the output for any number of examples of a program for ``batch_size`` of them."""
+    count = -(-len(x) // batch_size)
+    filled = np.resize(x, (count, batch_size, *x.shape[1:]))
+    outputs = [np.asarray(forward(jnp.asarray(batch))) for batch in filled]
+    return jnp.asarray(np.concatenate(outputs)[: len(x)])
