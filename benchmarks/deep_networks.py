@@ -86,7 +86,7 @@ def models(scale: float) -> dict[str, Deep]:
     rows = 'name = "sequential_digits"\nlimit = 300'
     size = lambda count: max(3, round(scale * count))
     mlp = lambda count: f'name = "mlp"\nhidden = {[16] * count}'
-    own = lambda name, count: f'name = "own.py:{name}"\ncount = {count}'
+    own = lambda name, count: f'name = "own:{name}"\ncount = {count}'
     return {
         f"{size(DENSE)} dense layers": Deep(plane, mlp(size(DENSE))),
         f"{size(CONVOLUTIONS)} convolutions": Deep(digits, own("convolutions", size(CONVOLUTIONS))),
@@ -103,6 +103,7 @@ def _started(project: Path, deep: Deep) -> Iterator[subprocess.Popen[str]]:
     (project / "deep.toml").write_text(_CONFIG.format(data=deep.data, model=deep.model))
     words = [sys.executable, "-c", "from fbp.cli import main; main()", "run", "deep.toml"]
     environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(project), str(Path(__file__).parent.parent)]),
         "XDG_CACHE_HOME": str(project / "cache"),
         "PYTHONUNBUFFERED": "1",
     }

@@ -11,6 +11,7 @@ the process. So a function that runs at exit ends it earlier, with the right sta
 import _thread
 import atexit
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -163,6 +164,7 @@ def call_apart(
             thread is left alone and goes on.
         meanwhile: called once in this thread, while the other one works.
     """
+    _watch_exit()
     results: list[Result] = []
     errors: list[BaseException] = []
 
@@ -195,7 +197,11 @@ def exit_with(status: int) -> NoReturn:
     sys.exit(status)
 
 
-@atexit.register
+@functools.cache
+def _watch_exit() -> None:
+    atexit.register(_leave)
+
+
 def _leave() -> None:
     """End the process if a thread that was left goes on; wait for it if the status is unknown."""
     if not any(thread.is_alive() for thread in _left):

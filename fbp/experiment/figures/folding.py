@@ -109,13 +109,13 @@ class _Connections:
         start, size = run.start + copy * run.period, run.period
         for place in range(start, start + size):
             sources = [source - start for source in self.sources[place]]
-            before = [source - start + size for source in self.sources[place - size]]
+            previous = [source - start + size for source in self.sources[place - size]]
             if not sources or min(sources) < -size:
                 return False
             inside = [source for source in sources if source >= 0]
-            if inside != [source for source in before if source >= 0]:
+            if inside != [source for source in previous if source >= 0]:
                 return False
-            if copy > 1 and sources != before:
+            if copy > 1 and sources != previous:
                 return False
             if not self._same_groups(place, place - size, range(start, start + size), size):
                 return False
@@ -143,27 +143,27 @@ def _folded(diagram: Diagram, run: _Run) -> Diagram:
     """Keep the first copy of a block, in a group that says how many there are."""
     numbers = sorted(diagram.boxes)
     inside = numbers[run.start : run.start + run.period * run.copies]
-    first = {number: inside[i % run.period] for i, number in enumerate(inside)}
+    kept_box = {number: inside[i % run.period] for i, number in enumerate(inside)}
     shared = _shared_groups(diagram, inside, run.period)
     path = next((diagram.boxes[n].path for n in inside if diagram.boxes[n].path), "")
     group = f"{path} x {run.copies}"
     boxes = {}
     for number in numbers:
         box = diagram.boxes[number]
-        if first.get(number, number) != number:
+        if kept_box.get(number, number) != number:
             continue
-        if number in first:
+        if number in kept_box:
             groups = (*box.groups[:shared], group, *box.groups[shared:])
             box = box._replace(parameters=box.parameters * run.copies, groups=groups)
         boxes[number] = box
     last = set(inside[-run.period :])
     arrows = []
     for source, target in diagram.arrows:
-        if target in first and (first[target] != target):
+        if target in kept_box and (kept_box[target] != target):
             continue  # within a copy that is left out, or into it
-        if source in first and target not in first and source not in last:
+        if source in kept_box and target not in kept_box and source not in last:
             continue
-        arrows.append((first.get(source, source), target))
+        arrows.append((kept_box.get(source, source), target))
     return Diagram(boxes, list(dict.fromkeys(arrows)))
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fbp import optimizers, training
+from fbp import training
 from fbp._interruptible import Interrupted, StopRequest, call_apart
 from fbp.experiment.rundir.checkpoints import Checkpoint, Checkpoints
 from fbp.experiment.rundir.npz import unflatten_like
@@ -22,6 +22,7 @@ from fbp.experiment.runner import divergence, norm_programs, selection
 from fbp.experiment.runner.build import Experiment
 from fbp.experiment.runner.compilation import Compiler
 from fbp.experiment.runner.divergence import Diverged
+from fbp.experiment.runner.evaluation_params import EvaluationParams
 from fbp.experiment.runner.selection import Best
 from fbp.layer import Params
 from fbp.training import StepInfo, TrainState
@@ -33,7 +34,6 @@ EVALUATION_BATCH = 500
 STATISTICS_EXAMPLES = 4096
 """Number of training examples from which the statistics of normalization layers are taken."""
 
-_GRACE = 1.0  # seconds for statistics if a signal has stopped the run
 _CHUNK_SECONDS = 1.0  # signals and progress wait for one call to the compiled program
 _MAX_CHUNK_GROWTH = 8
 
@@ -174,7 +174,7 @@ def compile_programs(
     return Programs(
         advance=advance,
         evaluate=_validation_program(experiment, compiler),
-        layer_norms=norm_programs.make_layer_norms(experiment, state, *probe, compiler),
+        layer_norms=norm_programs.make_layer_norms(model, loss, optimizer, state, probe, compiler),
         learning_rates=jax.jit(lambda step: jax.vmap(experiment.schedule)(step + offsets)),
     )
 
@@ -198,60 +198,6 @@ def _validation_program(
 def evaluation_batch(experiment: Experiment) -> int:
     """Return the batch size of evaluations: that of training if the loss couples examples."""
     return experiment.batch_size if experiment.loss.coupled else EVALUATION_BATCH
-
-
-class EvaluationParams:
-    """Returns, from a state, the parameters that are evaluated and kept.
-
-    These are the average if the optimizer keeps one, and statistics of training examples are
-    filled in.
-
-    Args:
-        experiment: what is trained.
-        compiler: compiles the program that measures the statistics, if the model has some.
-    """
-
-    def __init__(self, experiment: Experiment, compiler: Compiler):
-        self._fill = None
-        if training.has_statistics(experiment.model):
-            self._fill = compiler.program(
-                "the program for statistics of normalization layers",
-                training.make_fill_statistics(experiment.model, batch_size=experiment.batch_size),
-            )
-            examples = max(STATISTICS_EXAMPLES, experiment.batch_size)
-            self._x = jnp.asarray(experiment.data.train.x[:examples])
-
-    def compile(self, state: TrainState) -> None:
-        """Compile for states of these shapes."""
-        if self._fill is not None:
-            self._fill.compile(_averaged(state), self._x, state.key)
-
-    def __call__(self, state: TrainState) -> Params:
-        """Return the parameters; compiles at the first call."""
-        params = _averaged(state)
-        return params if self._fill is None else self._fill(params, self._x, state.key)
-
-    def at_once(self, state: TrainState) -> Params | None:
-        """Return the parameters; None if that takes compilation, or more than a second."""
-        params = _averaged(state)
-        if self._fill is None:
-            return params
-        if not self._fill.is_compiled:
-            return None
-        fill, x, end = self._fill.compile(), self._x, time.monotonic() + _GRACE
-
-        def check() -> None:
-            if time.monotonic() > end:
-                raise TimeoutError
-
-        try:
-            return call_apart(lambda: jax.block_until_ready(fill(params, x, state.key)), check)
-        except TimeoutError:
-            return None
-
-
-def _averaged(state: TrainState) -> Params:
-    return optimizers.averaged(state.opt_state, state.params)
 
 
 class Loop:
@@ -294,7 +240,13 @@ class Loop:
         self.checkpoint_steps = None if checkpoint_steps is None else sorted(checkpoint_steps)
         self.stop_at = stop_at
         self.compiler = Compiler(reporter, stop)
-        self.evaluation_params = EvaluationParams(experiment, self.compiler)
+        examples = max(STATISTICS_EXAMPLES, experiment.batch_size)
+        self.evaluation_params = EvaluationParams(
+            experiment.model,
+            experiment.data.train.x[:examples],
+            experiment.batch_size,
+            self.compiler,
+        )
         self._state_before_chunk = state
         self._chunk = 1
         self._start_time = self._save_time = time.monotonic()

@@ -14,9 +14,8 @@ import jax
 from fbp import diagnostics
 from fbp._kernels import MIN_TENSORS_TO_REDUCE_APART
 from fbp._observation import leaf_paths
-from fbp.experiment.runner.build import Experiment
 from fbp.experiment.runner.compilation import Compiler
-from fbp.layer import Array
+from fbp.layer import Array, Layer, Loss, Optimizer
 from fbp.optimizers import global_norm
 from fbp.training import TrainState
 
@@ -24,31 +23,37 @@ _TITLE = "the program for norms of layers"
 
 
 def make_layer_norms(
-    experiment: Experiment, state: TrainState, x: Array, y: Array, compiler: Compiler
+    model: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    state: TrainState,
+    batch: tuple[Array, Array],
+    compiler: Compiler,
 ) -> Callable[[TrainState], dict[str, Any]]:
     """Return a function from a state to the norms by name, see :func:`diagnostics.as_metrics`.
 
     It compiles at its first call.
 
     Args:
-        experiment: what is trained.
+        model: any layer.
+        loss: its loss.
+        optimizer: whose updates are measured.
         state: a state, for the number of its parameters.
-        x: training examples.
-        y: their targets.
+        batch: training examples and their targets.
         compiler: compiles, and is left if a signal comes.
     """
-    parts = experiment.model, experiment.loss, experiment.optimizer
+    parts = model, loss, optimizer
     if len(jax.tree.leaves(state.params)) < MIN_TENSORS_TO_REDUCE_APART:
         together = compiler.program(_TITLE, diagnostics.layer_norms(*parts))
         return lambda state: diagnostics.as_metrics(
-            jax.device_get(together(state.params, state.opt_state, x, y))
+            jax.device_get(together(state.params, state.opt_state, *batch))
         )
     arrays = compiler.program(_TITLE, diagnostics.layer_tensors(*parts))
-    paths = leaf_paths(experiment.model)
+    paths = leaf_paths(model)
     norm, ratio = jax.jit(global_norm), jax.jit(diagnostics.update_ratio)
 
     def layer_norms(state: TrainState) -> dict[str, Any]:
-        tensors = arrays(state.params, state.opt_state, x, y)
+        tensors = arrays(state.params, state.opt_state, *batch)
         with compiler.stop.obeyed_at_once("while norms of layers were measured"):
             norms = diagnostics.norms_of(tensors, state.params, paths, norm, ratio)
             return diagnostics.as_metrics(jax.device_get(norms))

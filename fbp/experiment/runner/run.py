@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from fbp import _diagram, _summary
 from fbp._interruptible import Interrupted, StopRequest
 from fbp.errors import first_line
@@ -23,7 +25,7 @@ from fbp.experiment.runner.divergence import Diverged
 from fbp.experiment.runner.loop import Loop, Reporter
 from fbp.experiment.runner.run_start import RunIdentity, start_or_resume
 from fbp.experiment.runner.selection import Best
-from fbp.layer import Params
+from fbp.layer import Layer, Params, Shape
 
 
 class Outcome(NamedTuple):
@@ -123,8 +125,9 @@ def _train_and_finish(loop: Loop, folder: Path) -> tuple[str, str]:
 def _train(loop: Loop, folder: Path) -> tuple[str, str]:
     """Train, save the last checkpoint, and return the run's status and message."""
     status, message = "FINISHED", ""
+    model, x = loop.experiment.model, loop.experiment.data.train.x
     try:
-        loop.train(lambda: _write_summary(loop.experiment, folder, loop.reporter))
+        loop.train(lambda: _write_summary(model, x.shape[1:], x.dtype, folder, loop.reporter))
         loop.save()
     except Interrupted as interruption:
         loop.stop.is_obeyed = True
@@ -201,18 +204,17 @@ def _best_metrics(loop: Loop) -> dict[str, float]:
     return {"best_step": best.step, f"best_{name}": best.value} if best else {}
 
 
-def _write_summary(experiment: Experiment, folder: Path, reporter: Reporter) -> None:
+def _write_summary(
+    model: Layer, shape: Shape, dtype: np.dtype, folder: Path, reporter: Reporter
+) -> None:
     """Write the table of layers, and the boxes and arrows of the model's picture.
 
     A user's own layer that cannot be summarized costs both files, but not the run.
     """
-    shape, dtype = experiment.shape, experiment.data.train.x.dtype
     try:
-        summary = _summary.summarize(experiment.model, shape, dtype)
+        summary = _summary.summarize(model, shape, dtype)
         text = f"{summary}\n"
-        diagram = json.dumps(
-            _diagram.to_json(_diagram.make_diagram(experiment.model, summary, shape))
-        )
+        diagram = json.dumps(_diagram.to_json(_diagram.make_diagram(model, summary, shape)))
     except Exception as error:
         line = first_line(error)
         reporter.note(f"the model has no summary and no picture: {type(error).__name__}: {line}")
