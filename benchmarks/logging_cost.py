@@ -53,6 +53,9 @@ class _Watch:
         if step >= self.steps / 2:
             self.at_half()
 
+    def working(self, task: str, seconds: float) -> None:
+        pass
+
     def note(self, text: str) -> None:
         print(text)
 

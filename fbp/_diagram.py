@@ -94,23 +94,35 @@ def _ends(layer: Layer, ends: Mapping[str, list[int]], target: str) -> list[int]
 
 def _fold(diagram: Diagram) -> Diagram:
     """Merge layers without parameters into the box before them, if nothing else follows that."""
-    boxes, arrows = dict(diagram.boxes), list(diagram.arrows)
+    boxes = dict(diagram.boxes)
+    sources: dict[int, list[int]] = {number: [] for number in boxes}
+    followers: dict[int, int] = dict.fromkeys(boxes, 0)
+    for source, target in diagram.arrows:
+        sources[target].append(source)
+        followers[source] += 1
+    merged: dict[int, int] = {}  # boxes that are gone, and the box that has taken them in
     for number in sorted(boxes):
         box = boxes[number]
-        sources = [source for source, target in arrows if target == number]
-        if len(sources) != 1 or box.parameters or not box.path:
+        if len(sources[number]) != 1 or box.parameters or not box.path:
             continue
-        source, previous = sources[0], boxes[sources[0]]
-        only_follower = sum(start == source for start, _ in arrows) == 1
-        if not (only_follower and previous.path and previous.groups == box.groups):
+        source = merged.get(sources[number][0], sources[number][0])
+        previous = boxes[source]
+        if not (followers[source] == 1 and previous.path and previous.groups == box.groups):
             continue
         if len(previous.lines) + len(box.lines) > _MAX_LINES:
             continue
         boxes[source] = previous._replace(lines=previous.lines + box.lines, shape=box.shape)
+        followers[source] = followers[number]
+        merged[number] = source
         del boxes[number]
-        arrows = [arrow for arrow in arrows if arrow != (source, number)]
-        arrows = [(source if start == number else start, target) for start, target in arrows]
-    return Diagram(boxes, arrows)
+    return Diagram(
+        boxes,
+        [
+            (merged.get(source, source), target)
+            for source, target in diagram.arrows
+            if target not in merged
+        ],
+    )
 
 
 def to_json(diagram: Diagram) -> dict[str, Any]:

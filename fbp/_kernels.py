@@ -30,6 +30,10 @@ MAX_BLOCK = 512
 DILATED_MIN_CHANNELS = 32
 """Terms of a convolution's sum (channels, or examples) from which on all cores pay off."""
 
+MIN_TENSORS_TO_REDUCE_APART = 100
+"""Parameters of a model from which on the norms by layer are not reduced in one program: XLA
+compiles each reduction by itself, which takes ten times as long as the backward pass."""
+
 
 def at_least_float32(x: Array) -> Any:
     """Return the dtype for sums over ``x``: its own, or float32 if that is wider."""

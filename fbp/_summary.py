@@ -126,7 +126,7 @@ def summarize(model: Layer, shape: Shape, dtype: Any = jnp.float32) -> Summary:
         lambda params, x, key: run(params, x, key=key), params, example, jax.random.key(0)
     )
     own = {each.position.path: each.params for each in layer_params(model, params)}
-    flops: dict[Any, tuple[int, int]] = {}  # the same layer may be in many places
+    flops: dict[str, int] = {}
     rows = [
         _row(place, observed[place.path], own[place.path], flops)
         for place in positions(model)
@@ -145,17 +145,13 @@ def _is_shape(node: Any) -> bool:
     return isinstance(node, tuple) and all(isinstance(size, int) for size in node)
 
 
-def _row(
-    place: Position, observed: Any, own: Params, flops: dict[Any, tuple[int, int]]
-) -> LayerRow:
+def _row(place: Position, observed: Any, own: Params, flops: dict[str, int]) -> LayerRow:
     stacked, copies = len(place.repeats), math.prod(place.repeats)
     params, x, y, cache = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[stacked:], leaf.dtype), observed
     )
-    same = id(place.layer), str((params, x, y, cache))
-    if same not in flops:
-        forward = _flops(lambda params, x: place.layer.forward(params, x)[0], params, x)
-        flops[same] = forward, _flops(place.layer.backward, params, cache, y)
+    forward = _flops(flops, lambda params, x: place.layer.forward(params, x)[0], params, x)
+    backward = _flops(flops, place.layer.backward, params, cache, y)
     return LayerRow(
         place.path,
         place.layer.name,
@@ -164,7 +160,8 @@ def _row(
         count_parameters(own),
         _bytes(own),
         copies * _bytes(cache),
-        *(copies * count for count in flops[same]),
+        copies * forward,
+        copies * backward,
     )
 
 
@@ -172,6 +169,17 @@ def _bytes(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _flops(function: Any, *shapes: Any) -> int:
-    analysis = jax.jit(function).lower(*shapes).cost_analysis() or {}
-    return round(analysis.get("flops", 0))
+def _flops(counted: dict[str, int], function: Any, *shapes: Any) -> int:
+    """Return XLA's count of a function's floating-point operations.
+
+    Args:
+        counted: the counts of programs by their text; equal programs are lowered once.
+        function: of arrays.
+        shapes: those of its arguments.
+    """
+    traced = jax.jit(function).trace(*shapes)
+    program = str(traced.jaxpr)
+    if program not in counted:
+        analysis = traced.lower().cost_analysis() or {}
+        counted[program] = round(analysis.get("flops", 0))
+    return counted[program]

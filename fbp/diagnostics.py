@@ -1,6 +1,6 @@
 """How strongly each layer learns, and where a signal vanishes, explodes or dies."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,24 +45,120 @@ def layer_norms(model: Layer, loss: Loss, optimizer: Optimizer) -> Callable[...,
     """
     require_layer("layer_norms", model)
     require_loss("layer_norms", loss)
-    paths = leaf_paths(model)
-    run = backpropagate(tap(model, global_norm, paths=paths), loss)
+    run = backpropagate(tap(model, global_norm, paths=leaf_paths(model)), loss)
 
     def norms(
         params: Params, opt_state: Any, x: Any, y: Array, key: Key | None = None
     ) -> LayerNorms:
-        grads, observed = untap(run(params, x, y, key).grads)
-        delta_norm = {path: observed[path] for path in paths if path in observed}
+        grads, delta_norms = untap(run(params, x, y, key).grads)
         updates, _ = optimizer.update(grads, opt_state, params)
-        update_norm, weight_norm = _norms(updates), _norms(params)
-        ratio = {
-            path: update_norm[path] / jnp.maximum(weight_norm[path], 1e-30) for path in update_norm
-        }
-        # biases start at zero, and the ratio has no meaning there
-        ratio = {path: jnp.where(weight_norm[path] > 0, value, 0) for path, value in ratio.items()}
-        return LayerNorms(delta_norm, _norms(grads), update_norm, ratio)
+        return norms_of(LayerTensors({}, delta_norms, grads, updates), params, leaf_paths(model))
 
     return norms
+
+
+class LayerTensors(NamedTuple):
+    """What has a norm at one step.
+
+    Attributes:
+        deltas: dC/d(output) by path, of layers whose deltas are small.
+        delta_norms: the norm of dC/d(output) by path, of the other layers.
+        grads: dC/dparams.
+        updates: the optimizer's.
+    """
+
+    deltas: dict[str, Any]
+    delta_norms: dict[str, Array]
+    grads: Params
+    updates: Params
+
+
+def layer_tensors(model: Layer, loss: Loss, optimizer: Optimizer) -> Callable[..., LayerTensors]:
+    """Return a function for what :func:`layer_norms` measures, which compiles faster.
+
+    Small deltas and all gradients and updates are returned as they are; :func:`norms_of` measures
+    them. Their norms take XLA far longer to compile than the backward pass.
+
+    Args:
+        model: any layer.
+        loss: its loss.
+        optimizer: whose updates are measured.
+
+    Returns:
+        ``(params, opt_state, x, y, key=None) -> LayerTensors``; jit it.
+    """
+    require_layer("layer_tensors", model)
+    require_loss("layer_tensors", loss)
+    leaves = [place for place in positions(model) if place.layer.rebuild is None]
+    repeated = [place.path for place in leaves if place.repeats]
+    single = [place.path for place in leaves if not place.repeats]
+
+    def norm_if_large(delta: Any) -> Any:
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(delta))
+        return delta if size <= _SMALL_DELTA else _Norm(global_norm(delta))
+
+    tapped = tap(tap(model, global_norm, paths=repeated), norm_if_large, paths=single)
+    run = backpropagate(tapped, loss)
+
+    def tensors(
+        params: Params, opt_state: Any, x: Any, y: Array, key: Key | None = None
+    ) -> LayerTensors:
+        grads, observed = untap(run(params, x, y, key).grads)
+        updates, _ = optimizer.update(grads, opt_state, params)
+        norms = {path: observed.pop(path) for path in repeated if path in observed}
+        for path, value in list(observed.items()):
+            if isinstance(value, _Norm):
+                norms[path] = observed.pop(path).value
+        return LayerTensors(observed, norms, grads, updates)
+
+    return tensors
+
+
+_SMALL_DELTA = 2**18
+"""Bytes up to which a delta is returned by :func:`layer_tensors`."""
+
+
+class _Norm(NamedTuple):
+    """Marks a norm among deltas, which may be tuples themselves."""
+
+    value: Array
+
+
+def update_ratio(update_norm: Array, weight_norm: Array) -> Array:
+    """Return the update's norm by the parameter's, 0 for a parameter of zeros.
+
+    Biases start at zero, and the ratio has no meaning there.
+    """
+    ratio = update_norm / jnp.maximum(weight_norm, 1e-30)
+    return jnp.where(weight_norm > 0, ratio, 0)
+
+
+def norms_of(
+    tensors: LayerTensors,
+    params: Params,
+    paths: Sequence[str],
+    norm: Callable[[Any], Array] = global_norm,
+    ratio: Callable[[Array, Array], Array] = update_ratio,
+) -> LayerNorms:
+    """Return the norms of what :func:`layer_tensors` returns.
+
+    Args:
+        tensors: deltas, gradients, and updates.
+        params: the parameters.
+        paths: of the layers without parts, in the model's order.
+        norm: the Euclidean norm of an array, jitted or not.
+        ratio: :func:`update_ratio`, jitted or not.
+    """
+
+    def norms(tree: Any) -> dict[str, Array]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {path_of(keys): norm(leaf) for keys, leaf in leaves}
+
+    measured = tensors.delta_norms | {path: norm(d) for path, d in tensors.deltas.items()}
+    delta_norm = {path: measured[path] for path in paths if path in measured}
+    update_norm, weight_norm = norms(tensors.updates), norms(params)
+    ratios = {path: ratio(update_norm[path], weight_norm[path]) for path in update_norm}
+    return LayerNorms(delta_norm, norms(tensors.grads), update_norm, ratios)
 
 
 def as_metrics(norms: LayerNorms) -> dict[str, Any]:
@@ -82,11 +178,6 @@ def as_metrics(norms: LayerNorms) -> dict[str, Any]:
         copies = [None] * value.size if shapes_only else list(value.ravel())
         values |= {f"{path}/{i}": copy for i, copy in enumerate(copies)}
     return values
-
-
-def _norms(tree: Any) -> dict[str, Array]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_of(keys): global_norm(leaf) for keys, leaf in leaves}
 
 
 def per_example_gradient_norms(model: Layer, loss: Loss) -> Callable[..., Array]:

@@ -199,7 +199,10 @@ def make_steps(
     """
     require_layer("make_steps", model)
     require_loss("make_steps", loss)
-    step = make_step(model, loss, optimizer, metrics, gradient_norm=gradient_norm)
+    # jitted inline, it is traced once for the history's shapes and the loop, and leaves no call
+    step = jax.jit(
+        make_step(model, loss, optimizer, metrics, gradient_norm=gradient_norm), inline=True
+    )
 
     def steps(
         state: TrainState, x: Any, y: Array, count: Any

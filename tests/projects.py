@@ -82,6 +82,9 @@ class Silent:
     def advance(self, step, epoch, latest):
         pass
 
+    def working(self, task, seconds):
+        pass
+
     def note(self, text):
         pass
 

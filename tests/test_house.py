@@ -19,7 +19,7 @@ FILLERS = {
 
 # the core, in the order of its imports
 CORE = [
-    "_neutral", "_secrets", "errors", "_jaxlib", "_optional", "_arguments",
+    "_neutral", "_secrets", "errors", "_interruptible", "_jaxlib", "_optional", "_arguments",
     "layer", "_observation", "_serialization", "_kernels", "initializers",
     "layers", "combinators", "losses", "_backprop", "_gradcheck", "_summary", "_diagram", "metrics",
     "schedules", "optimizers", "augmentation", "diagnostics", "training", "generation", "blocks",

@@ -12,7 +12,7 @@ import signal
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -84,7 +84,7 @@ class _Commands(click.Group):
             sys.exit(1)
         except (KeyboardInterrupt, click.Abort) as error:
             say("fbp: stopped", err=True)
-            sys.exit(128 + _signal_of(error))
+            exit_by_signal(_signal_of(error))
         except (MemoryError, RuntimeError) as error:  # JAX's own error is a RuntimeError
             if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -131,6 +131,13 @@ def _signal_of(error: BaseException) -> int:
     """Return the signal that caused an interruption; SIGINT if none is recorded."""
     arguments = (error.__cause__ or error).args  # click turns a KeyboardInterrupt into an Abort
     return next((n for n in arguments if isinstance(n, signal.Signals)), signal.SIGINT)
+
+
+def exit_by_signal(number: int) -> NoReturn:
+    """Exit with the status of a process that a signal ended, though XLA may be compiling still."""
+    from fbp import _interruptible
+
+    _interruptible.exit_with(128 + number)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -9,6 +9,7 @@ import click
 
 from fbp.cli.base import (
     code_option,
+    exit_by_signal,
     experiment_path,
     main,
     print_table,
@@ -92,7 +93,7 @@ def collect_signals() -> list[int]:
         raise KeyboardInterrupt(signal.Signals(number))
 
     def report_unraisable(unraisable: Any) -> None:
-        if unraisable.exc_type is not KeyboardInterrupt:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             sys.__unraisablehook__(unraisable)
 
     sys.unraisablehook = report_unraisable
@@ -124,7 +125,7 @@ def _report(launched: "Launched") -> None:
     _report_tracking(launched)
     number = next((outcome.signal for outcome in outcomes.values() if outcome.signal), None)
     if number:
-        sys.exit(128 + number)
+        exit_by_signal(number)
     sys.exit(0 if statuses == {"FINISHED"} else 1)
 
 

@@ -15,6 +15,7 @@ from fbp import _neutral
 from fbp.experiment.rundir.metric_table import as_text, measured
 
 _SECONDS_BETWEEN_LINES = 5.0
+_FIRST_LINE, _MAX_PAUSE = 5.0, 60.0  # seconds: when a line says what takes time, if no bar does
 _MAX_METRICS = 3  # in a line: the loss, and the first of the others
 _NOT_OBSERVED = ("examples_per_second", "gradient_norm", "learning_rate", "epoch")
 
@@ -53,6 +54,7 @@ class Bar:
         self.task: Any = None
         self.steps = self.epochs = 0
         self.line_time = 0.0
+        self.task_line = _FIRST_LINE
         self.latest: dict[str, float] = {}
 
     def begin(self, steps: int, epochs: int) -> None:
@@ -97,6 +99,21 @@ class Bar:
             position = f"epoch {epoch}/{self.epochs} step {step}/{self.steps}"
             line = f"{self.label}: {position}  {_neutral.line(metrics_line(latest))}"
             print(line, file=sys.stderr, flush=True)
+
+    def working(self, task: str, seconds: float) -> None:
+        """Show that a task, such as compiling a program, has taken so many seconds so far.
+
+        Without a terminal, that is a line after 5, 10, 20, ... seconds, and then every minute.
+        """
+        text = f"{task}, {seconds:.0f} s"
+        with contextlib.suppress(OSError):
+            if self.progress:
+                self.progress.update(self.task, metrics=text)
+            elif seconds < _FIRST_LINE:
+                self.task_line = _FIRST_LINE
+            elif seconds >= self.task_line:
+                self.task_line += min(self.task_line, _MAX_PAUSE)
+                print(f"{self.label}: {text}", file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
         """Show a message of one line to the user; it may quote texts from anybody."""

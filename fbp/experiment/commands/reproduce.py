@@ -40,7 +40,10 @@ from fbp.experiment.tracking.readers import open_runs
 from fbp.experiment.tracking.run_reader import RecordedRun, RunReader
 from fbp.experiment.tracking.uri import recorded_destination
 
-_CHILD = "import sys; from fbp.experiment.commands.reproduce import child; sys.exit(child())"
+_CHILD = (
+    "from fbp._interruptible import exit_with; "
+    "from fbp.experiment.commands.reproduce import child; exit_with(child())"
+)
 _DIGESTS = (tags.PARAMS_DIGEST, tags.METRICS_DIGEST)
 _MAX_LABEL = 100  # characters of the second run's name
 _MAX_LINES = 20  # of differences between environments

@@ -16,7 +16,7 @@ _WIDE_RANGE = 30  # largest value by smallest value from which the scale is loga
 _PANEL_WIDTH = 5.2  # inches
 _CHARACTERS_PER_INCH = 11  # of a legend
 _DISTINCT_COLORS = 10
-_MAX_LEGEND = 60  # runs
+_MAX_LABELS = 40  # of a legend
 
 
 def learning_curves(series: Mapping[str, Series]) -> Figure:
@@ -66,11 +66,12 @@ def compared_curves(runs: Mapping[str, Mapping[str, Series]]) -> Figure | None:
         axes.set(xlabel="step", title=_neutral.label(key.replace("_", " ")))
         values = [points.values for points in curves.values()]
         _use_log_scale_if_wide(axes, np.concatenate(values))
-    names = {label: _neutral.label(label) for label in list(colors)[:_MAX_LEGEND]}
+    names = {label: _neutral.label(label) for label in colors}
     handles = [Line2D([], [], color=colors[label], label=name) for label, name in names.items()]
-    if len(colors) > len(names):
-        rest = f"and {len(colors) - len(names)} more"
-        handles.append(Line2D([], [], linestyle="none", label=rest))
+    if len(handles) > _MAX_LABELS:
+        stride = -(-len(handles) // _MAX_LABELS)
+        rest = len(handles) - len(handles[::stride])
+        handles = [*handles[::stride], Line2D([], [], color="none", label=f"and {rest} more")]
     line_length = _PANEL_WIDTH * len(keys) * _CHARACTERS_PER_INCH
     columns = max(1, min(len(handles), int(line_length / (max(map(len, names.values())) + 6))))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9)

@@ -27,6 +27,7 @@ from fbp.experiment.rundir import journal, layout, model_facts, results
 from fbp.experiment.rundir.results import Results
 from fbp.experiment.rundir.series import read_series
 
+_MAX_PIXELS = 6000  # along each side of a picture
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -70,7 +71,8 @@ def draw(folder: Path, children: Sequence[Path] = ()) -> list[str]:
             try:
                 figure = picture()
                 if figure is not None:
-                    figure.savefig(target / f"{name}.png", bbox_inches="tight")
+                    dpi = min(figure.dpi, _MAX_PIXELS / max(figure.get_size_inches()))
+                    figure.savefig(target / f"{name}.png", bbox_inches="tight", dpi=dpi)
                     if name == "model":  # a large model needs more than pixels
                         figure.savefig(target / f"{name}.svg")
             except Exception as error:  # a picture that fails must not cost the run its record

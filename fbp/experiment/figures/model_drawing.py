@@ -19,9 +19,11 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from fbp import _neutral
 from fbp._diagram import Box, Diagram
+from fbp.experiment.figures.folding import fold
 
 _LINE, _CHARACTER, _GAP, _LANE = 0.165, 0.074, 0.4, 0.22  # inches
 _SWEEPS = 8
+_MAX_CHARACTERS = 60
 _BLUE = "#4a6fa5"
 
 
@@ -40,12 +42,13 @@ class _Place(NamedTuple):
 
 
 def draw(diagram: Diagram, title: str = "") -> Figure:
-    """Draw a diagram in a figure that is large enough to be read.
+    """Draw a diagram in a figure that is large enough to be read; a large one is folded.
 
     Args:
         diagram: boxes and arrows.
         title: a line above; none if empty.
     """
+    diagram = fold(diagram)
     levels, chains = _levels(diagram)
     _order(levels, chains)
     x, y, heights = _positions(diagram, levels)
@@ -159,11 +162,16 @@ def _positions(
 
 
 def _texts(box: Box) -> list[str]:
-    texts = [_neutral.label(line) for line in box.lines]
+    texts = [_neutral.label(shortened(line)) for line in box.lines]
     if box.shape:
         count = f"   {box.parameters:,} parameters" if box.parameters else ""
-        texts.append(_neutral.label(box.shape) + count)
+        texts.append(_neutral.label(shortened(box.shape)) + count)
     return texts
+
+
+def shortened(text: str) -> str:
+    """Return at most 60 characters of a text, which may be somebody's."""
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 4]} ..."
 
 
 def _height(box: Box) -> float:
@@ -174,7 +182,7 @@ def _width(diagram: Diagram, place: _Place) -> float:
     if place.box is None:
         return 0.1
     box = diagram.boxes[place.box]
-    label = len(_neutral.label(box.path)) * 0.06 if box.path else 0
+    label = len(_neutral.label(shortened(box.path))) * 0.06 if box.path else 0
     return max(max(len(text) for text in _texts(box)) * _CHARACTER + 0.2, label + 0.2, 0.45)
 
 
@@ -204,6 +212,7 @@ def _draw_box(axes: Any, box: Box, x: float, y: float) -> None:
             ha="center",
             va="center",
             fontsize=7.5 if is_shape else 8.5,
+            parse_math=False,
             color="#555555" if is_shape else "black",
             zorder=4,
         )
@@ -211,7 +220,7 @@ def _draw_box(axes: Any, box: Box, x: float, y: float) -> None:
         axes.text(
             x - width / 2,
             top + 0.02,
-            _neutral.label(box.path),
+            _neutral.label(shortened(box.path)),
             ha="left",
             va="bottom",
             fontsize=6,
@@ -247,17 +256,20 @@ def _draw_groups(
     x: dict[_Place, float],
     y: dict[_Place, float],
 ) -> None:
-    """Draw a frame around each repeated part."""
+    """Draw a frame around each repeated part; one frame around parts that are the same boxes."""
     places = [p for level in levels for p in level if p.box is not None]
     names = dict.fromkeys(group for p in places for group in diagram.boxes[p.box or 0].groups)
+    frames: dict[tuple[_Place, ...], list[str]] = {}
     for name in names:
-        inside = [p for p in places if name in diagram.boxes[p.box or 0].groups]
+        members = tuple(p for p in places if name in diagram.boxes[p.box or 0].groups)
+        frames.setdefault(members, []).append(name.rpartition(" x ")[2])
+    for inside, times in frames.items():
         span = range(min(p.level for p in inside), max(p.level for p in inside) + 1)
         beside = [p for level in span for p in levels[level]]
         left = min(x[p] - _width(diagram, p) / 2 for p in beside) - 0.12
         right = max(x[p] + _width(diagram, p) / 2 for p in beside) + 0.12
         top = max(y[p] + _height(diagram.boxes[p.box or 0]) / 2 for p in inside) + 0.14
-        low = min(y[p] - _height(diagram.boxes[p.box or 0]) / 2 for p in inside) - 0.12
+        low = min(y[p] - _height(diagram.boxes[p.box or 0]) / 2 for p in inside) - 0.17
         axes.add_patch(
             Rectangle(
                 (left, low),
@@ -269,11 +281,10 @@ def _draw_groups(
                 zorder=1,
             )
         )
-        times = _neutral.label(name.rpartition(" x ")[2])
         axes.text(
             right - 0.04,
             low + 0.03,
-            f"{times} times",
+            f"{' x '.join(map(_neutral.label, times))} times",
             ha="right",
             va="bottom",
             fontsize=7.5,

@@ -11,8 +11,9 @@ from fbp import _neutral
 from fbp.experiment.rundir.series import Series
 
 _MAX_COLUMNS = 4
-_MAX_PANELS = 24  # runs
-_MAX_LABELS = 40  # beyond, only every second, third, ... layer has a label
+_MAX_LABELS = 40  # beyond, rows get lower, and every second, third, ... layer has a label
+_MAX_MAPS = 24
+_MAX_CHARACTERS = 40  # of a label
 
 
 class NormMap(NamedTuple):
@@ -61,10 +62,10 @@ def delta_norms(maps: Mapping[str, NormMap | None]) -> Figure | None:
         maps: the norms of each run by its label; runs without norms are left out.
 
     Returns:
-        The figure; None if there is no norm above 0.
+        The figure, of at most 24 runs; None if there is no norm above 0.
     """
-    present = {label: norms for label, norms in maps.items() if norms is not None}
-    measured = dict(list(present.items())[:_MAX_PANELS])
+    with_norms = [(label, norms) for label, norms in maps.items() if norms is not None]
+    measured = dict(with_norms[:_MAX_MAPS])
     positive = [row.norms[row.norms > 0] for row in measured.values()]
     logs = np.log10(np.concatenate(positive)) if positive else np.zeros(0)
     if not len(logs):
@@ -73,7 +74,7 @@ def delta_norms(maps: Mapping[str, NormMap | None]) -> Figure | None:
     columns = min(len(measured), _MAX_COLUMNS)
     lines = -(-len(measured) // columns)
     width = 4.6 if len(measured) > 1 else 6.5
-    height = max(2.6, 0.22 * rows + 1.4)
+    height = max(2.6, 0.22 * min(rows, _MAX_LABELS) + 1.4)
     figure = Figure(figsize=(width * columns + 1, height * lines), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes in panels[len(measured) :]:
@@ -84,8 +85,8 @@ def delta_norms(maps: Mapping[str, NormMap | None]) -> Figure | None:
         image = _draw_map(axes, label, norms, limits)
     bar = figure.colorbar(image, ax=figure.axes, label="log10 of the norm of delta", extend="min")
     bar.ax.grid(visible=False)
-    if len(present) > len(measured):
-        figure.suptitle(f"the first {len(measured)} of {len(present)} runs", fontsize=10)
+    if len(with_norms) > _MAX_MAPS:
+        figure.suptitle(f"the first {_MAX_MAPS} of {len(with_norms)} runs", fontsize=10)
     return figure
 
 
@@ -99,7 +100,9 @@ def _draw_map(axes: Any, label: str, norms: NormMap, limits: Mapping[str, float]
     image = axes.pcolormesh(edges, np.arange(count + 1), logs, cmap="viridis", **limits)
     axes.invert_yaxis()
     stride = -(-count // _MAX_LABELS)
-    names = list(map(_neutral.label, norms.labels[::stride]))
+    names = [
+        _neutral.label(textwrap.shorten(text, _MAX_CHARACTERS)) for text in norms.labels[::stride]
+    ]
     axes.set_yticks(np.arange(count)[::stride] + 0.5, names, fontsize=8)
     title = "\n".join(textwrap.wrap(_neutral.label(label), 34)) or "norm of delta at each layer"
     axes.set(xlabel="step", title=title)

@@ -5,7 +5,6 @@ checkpoints and signals.
 """
 
 import math
-import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -14,13 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fbp import diagnostics, optimizers, training
+from fbp import training
+from fbp._interruptible import Interrupted, StopRequest, call_apart
 from fbp.experiment.rundir.checkpoints import Checkpoint, Checkpoints
 from fbp.experiment.rundir.npz import unflatten_like
 from fbp.experiment.rundir.recorder import Recorder
-from fbp.experiment.runner import divergence, selection
+from fbp.experiment.runner import divergence, norm_programs, selection
 from fbp.experiment.runner.build import Experiment
+from fbp.experiment.runner.compilation import Compiler
 from fbp.experiment.runner.divergence import Diverged
+from fbp.experiment.runner.evaluation_params import EvaluationParams
 from fbp.experiment.runner.selection import Best
 from fbp.layer import Params
 from fbp.training import StepInfo, TrainState
@@ -45,15 +47,17 @@ class Reporter(Protocol):
     def advance(self, step: int, epoch: int, latest: dict[str, float]) -> None:
         """Show that training has reached `step`."""
 
+    def working(self, task: str, seconds: float) -> None:
+        """Show that `task`, such as compiling a program, has taken `seconds` so far.
+
+        Called about twice a second, from another thread.
+        """
+
     def note(self, text: str) -> None:
         """Show a message to the user."""
 
     def close(self) -> None:
         """End the display; training is over."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to stop."""
 
 
 class LoopState(NamedTuple):
@@ -125,12 +129,22 @@ class Programs(NamedTuple):
     learning_rates: Callable[[int], jax.Array]
 
 
-def compile_programs(experiment: Experiment, state: TrainState) -> Programs:
+def compile_programs(
+    experiment: Experiment,
+    state: TrainState,
+    compiler: Compiler,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Programs:
     """Compile what the loop calls; only the training program is compiled at once.
 
     Args:
         experiment: what is trained.
         state: a state, for its shapes.
+        compiler: compiles, and is left if a signal comes.
+        meanwhile: called while XLA compiles.
+
+    Raises:
+        Interrupted: if a signal comes.
     """
     model, loss, optimizer = experiment.model, experiment.loss, experiment.optimizer
     x, y = jnp.asarray(experiment.data.train.x), jnp.asarray(experiment.data.train.y)
@@ -144,30 +158,39 @@ def compile_programs(experiment: Experiment, state: TrainState) -> Programs:
         metrics=experiment.metrics,
         augment=experiment.augment,
     )
-    train = jax.jit(steps, donate_argnums=0).lower(state, x, y, 1).compile()
-    norms = jax.jit(diagnostics.layer_norms(model, loss, optimizer))
+    title = "the training program"
+    program = compiler.program(title, steps, donate_argnums=[0])
+    train = program.compile(state, x, y, 1, meanwhile=meanwhile)
     probe = x[:DIAGNOSIS_EXAMPLES], y[:DIAGNOSIS_EXAMPLES]
     offsets = jnp.arange(experiment.interval)
-    return Programs(
+
+    def advance(state: TrainState, count: int) -> tuple[TrainState, StepInfo, jax.Array]:
         # the program donates its input: a copy lets the state before a chunk outlive it
-        advance=lambda state, count: train(jax.tree.map(jnp.copy, state), x, y, count),
-        evaluate=_compile_validation(experiment),
-        layer_norms=lambda state: diagnostics.as_metrics(
-            jax.device_get(norms(state.params, state.opt_state, *probe))
-        ),
+        copy = jax.tree.map(jnp.copy, state)
+        return call_apart(
+            lambda: jax.block_until_ready(train(copy, x, y, count)), compiler.stop.check_after_grace
+        )
+
+    return Programs(
+        advance=advance,
+        evaluate=_validation_program(experiment, compiler),
+        layer_norms=norm_programs.make_layer_norms(model, loss, optimizer, state, probe, compiler),
         learning_rates=jax.jit(lambda step: jax.vmap(experiment.schedule)(step + offsets)),
     )
 
 
-def _compile_validation(experiment: Experiment) -> Callable[[Params], dict[str, Any]]:
+def _validation_program(
+    experiment: Experiment, compiler: Compiler
+) -> Callable[[Params], dict[str, Any]]:
     x, y = (jnp.asarray(part) for part in experiment.data.validation)
-    evaluate = jax.jit(
+    evaluate = compiler.program(
+        "the validation program",
         training.make_evaluate(
             experiment.model,
             experiment.loss,
             batch_size=min(evaluation_batch(experiment), len(x)),
             metrics=experiment.metrics,
-        )
+        ),
     )
     return lambda params: evaluate(params, x, y)
 
@@ -175,22 +198,6 @@ def _compile_validation(experiment: Experiment) -> Callable[[Params], dict[str, 
 def evaluation_batch(experiment: Experiment) -> int:
     """Return the batch size of evaluations: that of training if the loss couples examples."""
     return experiment.batch_size if experiment.loss.coupled else EVALUATION_BATCH
-
-
-def make_evaluation_params(experiment: Experiment) -> Callable[[TrainState], Params]:
-    """Return the function from a state to the parameters that are evaluated and kept.
-
-    These are the average if the optimizer keeps one, and statistics of training examples are
-    filled in.
-    """
-    average = lambda state: optimizers.averaged(state.opt_state, state.params)
-    if not training.has_statistics(experiment.model):
-        return average
-    x = jnp.asarray(experiment.data.train.x[: max(STATISTICS_EXAMPLES, experiment.batch_size)])
-    fill = jax.jit(
-        training.make_fill_statistics(experiment.model, batch_size=experiment.batch_size)
-    )
-    return lambda state: fill(average(state), x, state.key)
 
 
 class Loop:
@@ -202,12 +209,13 @@ class Loop:
         recorder: takes the metrics.
         checkpoints: takes the states.
         reporter: shows the progress.
-        signals: training stops at the end of the chunk if a signal is in it.
+        stop: training stops at the end of the chunk if it has a signal.
         checkpoint_steps: the steps of the checkpoints; None leaves them to the configuration.
         stop_at: the step at which training is broken off; None for all steps.
 
     Attributes:
         state: the last good state, at any time.
+        compiler: compiles the run's programs.
         evaluation_params: from a state to the parameters that are evaluated and kept.
     """
 
@@ -219,7 +227,7 @@ class Loop:
         checkpoints: Checkpoints,
         reporter: Reporter,
         *,
-        signals: list[int],
+        stop: StopRequest,
         checkpoint_steps: Sequence[int] | None = None,
         stop_at: int | None = None,
     ):
@@ -228,23 +236,38 @@ class Loop:
         self.recorder = recorder
         self.checkpoints = checkpoints
         self.reporter = reporter
-        self.signals = signals
+        self.stop = stop
         self.checkpoint_steps = None if checkpoint_steps is None else sorted(checkpoint_steps)
         self.stop_at = stop_at
-        self.evaluation_params = make_evaluation_params(experiment)
+        self.compiler = Compiler(reporter, stop)
+        examples = max(STATISTICS_EXAMPLES, experiment.batch_size)
+        self.evaluation_params = EvaluationParams(
+            experiment.model,
+            experiment.data.train.x[:examples],
+            experiment.batch_size,
+            self.compiler,
+        )
         self._state_before_chunk = state
         self._chunk = 1
         self._start_time = self._save_time = time.monotonic()
 
-    def train(self) -> None:
-        """Compile, and take all steps.
+    def train(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Compile, and take all steps; a run that has all of them compiles nothing.
+
+        Args:
+            meanwhile: called once, while XLA compiles.
 
         Raises:
             Diverged: if the loss is no longer finite.
             Interrupted: if a signal came, or at `stop_at`.
             OSError: if the disk is full.
         """
-        self._programs = compile_programs(self.experiment, self.state.train_state)
+        if self._is_over():
+            meanwhile()
+            return
+        train_state = self.state.train_state
+        self._programs = compile_programs(self.experiment, train_state, self.compiler, meanwhile)
+        self.evaluation_params.compile(train_state)  # a run that is stopped needs it, too
         if self.state.step == 0:
             self.recorder.metrics(0, self._programs.layer_norms(self.state.train_state))
             self._save_if_due()
@@ -281,9 +304,8 @@ class Loop:
                 self._save_if_due()
 
     def _check_for_interruption(self) -> None:
-        if self.signals:
-            name = signal.Signals(self.signals[0]).name
-            raise Interrupted(f"stopped by {name} at step {self.state.step}")
+        with self.stop.obeyed_at_once(f"at step {self.state.step}"):
+            pass
         if self.state.step == self.stop_at:
             raise Interrupted(f"stopped at step {self.stop_at}, as asked for")
 

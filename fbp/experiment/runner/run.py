@@ -5,12 +5,14 @@ The training process appends to a journal and never imports mlflow; the shipper 
 
 import contextlib
 import json
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
 
 from fbp import _diagram, _summary
+from fbp._interruptible import Interrupted, StopRequest
 from fbp.datasets import Dataset
 from fbp.errors import first_line
 from fbp.experiment.config.schema import Config
@@ -21,9 +23,10 @@ from fbp.experiment.rundir.recorder import Recorder
 from fbp.experiment.runner import test_evaluation, trained_model
 from fbp.experiment.runner.build import Experiment, build
 from fbp.experiment.runner.divergence import Diverged
-from fbp.experiment.runner.loop import Interrupted, Loop, Reporter
+from fbp.experiment.runner.loop import Loop, Reporter
 from fbp.experiment.runner.run_start import RunIdentity, start_or_resume
-from fbp.layer import Params
+from fbp.experiment.runner.selection import Best
+from fbp.layer import Layer, Params, Shape
 
 
 class Outcome(NamedTuple):
@@ -77,22 +80,21 @@ def run(
     journal = recorder.journal
     checkpoints = Checkpoints(folder, config.checkpoint.keep, journal)
     reporter.begin(experiment.steps, -(-experiment.steps // experiment.steps_per_epoch))
+    stop = StopRequest(signals)
     try:
-        with _collected_signals(signals) as signals:
+        with stop.received():
             loop = Loop(
                 experiment,
                 state,
                 recorder,
                 checkpoints,
                 reporter,
-                signals=signals,
+                stop=stop,
                 checkpoint_steps=checkpoint_steps,
                 stop_at=stop_at,
             )
-            status, message = _train(loop)
-            _finish(loop, folder, status, message)
-            stopped_by_signal = signals[0] if signals else None
-            _report_selection(loop, status)
+            status, message = _train_and_finish(loop, folder)
+        _report_selection(loop, status)
         _report_mismatch(recorder, reporter)
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
@@ -101,73 +103,80 @@ def run(
             journal.end(status, f"{type(error).__name__}: {error}")
         raise
     finally:
+        reporter.close()
         checkpoints.close()
         journal.close()
-    return Outcome(status, message, recorder.latest, folder, stopped_by_signal)
+    return Outcome(status, message, recorder.latest, folder, stop.first_signal)
 
 
-@contextlib.contextmanager
-def _collected_signals(signals: list[int] | None) -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list inside the block.
-
-    The first one stops training at the end of the chunk, the second one raises Interrupted at once.
-    """
-    collected = [] if signals is None else signals
-
-    def collect(number: int, frame: Any) -> None:
-        collected.append(number)
-        if len(collected) > 1:
-            raise Interrupted(f"stopped at once by {signal.Signals(number).name}")
-
+def _train_and_finish(loop: Loop, folder: Path) -> tuple[str, str]:
+    """Train and write the run's end; return its status and message."""
+    status, message = _train(loop, folder)
     try:
-        handlers = {
-            number: signal.signal(number, collect) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-    except ValueError:  # not in the main thread, where signals are another's
-        yield collected
-        return
-    try:
-        yield collected
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        _finish(loop, folder, status, message)
+    except Interrupted as interruption:
+        if loop.stop.is_obeyed:  # a second signal
+            raise
+        loop.stop.is_obeyed = True
+        status, message = "KILLED", str(interruption)
+        _finish(loop, folder, status, message)
+    return status, message
 
 
-def _train(loop: Loop) -> tuple[str, str]:
+def _train(loop: Loop, folder: Path) -> tuple[str, str]:
     """Train, save the last checkpoint, and return the run's status and message."""
     status, message = "FINISHED", ""
+    model, x = loop.experiment.model, loop.experiment.data.train.x
     try:
-        loop.train()
+        loop.train(lambda: _write_summary(model, x.shape[1:], x.dtype, folder, loop.reporter))
         loop.save()
     except Interrupted as interruption:
+        loop.stop.is_obeyed = True
         status, message = "KILLED", str(interruption)
         loop.save()
     except Diverged as divergence:
         status, message = "FAILED", str(divergence)
-    finally:
-        loop.reporter.close()
     loop.journal_finished_checkpoint()
     return status, message
 
 
 def _finish(loop: Loop, folder: Path, status: str, message: str) -> None:
-    """Write the trained model, the last evaluation, the summary, and the journal's end."""
+    """Write the trained model, the last evaluation, and the journal's end."""
     experiment, recorder, state = loop.experiment, loop.recorder, loop.state
-    best = state.best if experiment.config.selection.restore_best else None
-    params = best.params if best else loop.evaluation_params(state.train_state)
-    _write_model(experiment, params, folder)  # nothing after this may cost the model
+    run_tags = {}
+    params = _params_of_model(loop)
+    if params is not None:
+        _write_model(experiment, params, folder)  # nothing after this may cost the model
+        run_tags[tags.PARAMS_DIGEST] = params_digest(params)
     if status == "FINISHED":
+        best = _restored(loop)
         if best and best.step != state.step:
             recorder.metrics(state.step + 1, best.metrics)  # of the model that is saved
-        tested = test_evaluation.evaluate_and_write(experiment, params, folder, loop.reporter.note)
+        tested = test_evaluation.evaluate_and_write(
+            experiment, params, folder, loop.compiler, loop.reporter.note
+        )
         recorder.metrics(state.step, tested | _best_metrics(loop))
-    _write_summary(experiment, folder, loop.reporter)
-    stopped_early = state.step < experiment.steps and status == "FINISHED"
-    run_tags = {
-        tags.PARAMS_DIGEST: params_digest(params),
-        tags.STOPPED_EARLY: f"step {state.step}" if stopped_early else "",
-    }
+        if state.step < experiment.steps:
+            run_tags[tags.STOPPED_EARLY] = f"step {state.step}"
     recorder.end(status, message, run_tags)
+
+
+def _restored(loop: Loop) -> Best | None:
+    """Return the evaluation whose parameters the model has; None if it has the last ones."""
+    return loop.state.best if loop.experiment.config.selection.restore_best else None
+
+
+def _params_of_model(loop: Loop) -> Params | None:
+    """Return the parameters to keep; None if a signal came and they cannot be had at once.
+
+    A model with normalization layers needs statistics, by a program that may take long. Without
+    them it would give wrong answers. The checkpoint has what a resumed run needs.
+    """
+    if best := _restored(loop):
+        return best.params
+    if loop.stop.is_obeyed:
+        return loop.evaluation_params.at_once(loop.state.train_state)
+    return loop.evaluation_params(loop.state.train_state)
 
 
 def _report_selection(loop: Loop, status: str) -> None:
@@ -198,18 +207,17 @@ def _best_metrics(loop: Loop) -> dict[str, float]:
     return {"best_step": best.step, f"best_{name}": best.value} if best else {}
 
 
-def _write_summary(experiment: Experiment, folder: Path, reporter: Reporter) -> None:
+def _write_summary(
+    model: Layer, shape: Shape, dtype: np.dtype, folder: Path, reporter: Reporter
+) -> None:
     """Write the table of layers, and the boxes and arrows of the model's picture.
 
     A user's own layer that cannot be summarized costs both files, but not the run.
     """
-    shape, dtype = experiment.shape, experiment.data.train.x.dtype
     try:
-        summary = _summary.summarize(experiment.model, shape, dtype)
+        summary = _summary.summarize(model, shape, dtype)
         text = f"{summary}\n"
-        diagram = json.dumps(
-            _diagram.to_json(_diagram.make_diagram(experiment.model, summary, shape))
-        )
+        diagram = json.dumps(_diagram.to_json(_diagram.make_diagram(model, summary, shape)))
     except Exception as error:
         line = first_line(error)
         reporter.note(f"the model has no summary and no picture: {type(error).__name__}: {line}")

@@ -20,13 +20,16 @@ from fbp.errors import first_line
 from fbp.experiment.rundir import results
 from fbp.experiment.rundir.results import Results
 from fbp.experiment.runner.build import Experiment
+from fbp.experiment.runner.compilation import Compiler, Program
 from fbp.experiment.runner.loop import EVALUATION_BATCH, evaluation_batch
-from fbp.experiment.runner.trained_model import PREDICTION_BATCH
 from fbp.layer import Loss, Params, Shape
 
 _MAX_EXAMPLES = 25  # misclassified examples, reconstructions
 _MAX_POINTS = 1000  # training examples on the picture of a decision boundary
 _GRID_SIZE = 200  # points along each side of a decision boundary's grid
+_COARSE_GRID_SIZE = 60  # the same if many points would cost the run seconds
+_TENSORS_OF_DEEP_MODEL = 100  # beyond, a forward pass is slow
+_MIN_BATCH = 20  # below, it takes many calls
 _MAX_OUTPUTS = 2**24  # numbers of the outputs that stand in memory together
 _MAX_NUMBERS = 2**22  # numbers of the examples that are kept for a picture
 _MAX_TARGETS = 2**14  # numbers on the picture of a regression
@@ -53,6 +56,7 @@ def evaluate_and_write(
     experiment: Experiment,
     params: Params,
     folder: Path,
+    compiler: Compiler,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, float]:
     """Predict the test part; write `results.npz` into the run's folder.
@@ -61,6 +65,7 @@ def evaluate_and_write(
         experiment: what was trained.
         params: the trained parameters.
         folder: the run's folder.
+        compiler: compiles, and is left if a signal comes.
         note: takes the reason if the arrays for pictures cannot be made.
 
     Returns:
@@ -68,16 +73,18 @@ def evaluate_and_write(
 
     Raises:
         OSError: if the disk is full.
+        Interrupted: if a signal comes.
     """
+    predict = _Predict(experiment, compiler)
     metrics, collector = _Means(experiment), _Collector(experiment)
     problem = ""
-    for group in _groups(experiment, params):
+    for group in _groups(experiment, params, predict):
         metrics.add(group)
         problem = problem or _attempt(collector.add, group)
     measured = Results()
     if not problem:
         try:
-            measured = collector.results(params)
+            measured = collector.results(params, predict)
         except Exception as error:
             problem = f"{type(error).__name__}: {first_line(error)}"
     if problem:
@@ -95,19 +102,42 @@ def _attempt(function: Callable[[_Group], None], group: _Group) -> str:
     return ""
 
 
-def _groups(experiment: Experiment, params: Params) -> Iterator[_Group]:
+class _Predict:
+    """The model's output for examples of the test part; one program for each number of them.
+
+    Args:
+        experiment: what was trained.
+        compiler: compiles, and is left if a signal comes.
+    """
+
+    def __init__(self, experiment: Experiment, compiler: Compiler):
+        self.batch_size = min(EVALUATION_BATCH, len(experiment.data.test.x))
+        self.function = training.make_predict(experiment.model, batch_size=self.batch_size)
+        self._compiler = compiler
+        self._programs: dict[int, Program] = {}
+
+    def __call__(self, params: Params, x: np.ndarray) -> jax.Array:
+        """Return the output for `x (N, ...)`."""
+        count = len(x)
+        if count not in self._programs:
+            self._programs[count] = self._compiler.program("the test program", self.function)
+        output: jax.Array = self._programs[count](params, jnp.asarray(x))
+        return output
+
+
+def _groups(experiment: Experiment, params: Params, predict: _Predict) -> Iterator[_Group]:
     """Yield the test part in groups of batches; all of it at once if its outputs are small."""
     test = experiment.data.test
-    batch_size = min(EVALUATION_BATCH, len(test.x))
-    forward = jax.jit(training.make_predict(experiment.model, batch_size=batch_size))
-    output_shape = jax.eval_shape(
-        forward, params, jax.ShapeDtypeStruct((1, *test.x.shape[1:]), test.x.dtype)
+    output = jax.eval_shape(
+        predict.function, params, jax.ShapeDtypeStruct((1, *test.x.shape[1:]), test.x.dtype)
     )
-    unit = batch_size if not experiment.loss.coupled else evaluation_batch(experiment)
-    size = max(1, _MAX_OUTPUTS // max(1, output_shape.size) // unit) * unit
+    unit = predict.batch_size
+    if experiment.loss.coupled:
+        unit = evaluation_batch(experiment)
+    size = max(1, _MAX_OUTPUTS // max(1, output.size) // unit) * unit
     for start in range(0, len(test.x), size):
         rows = slice(start, start + size)
-        yield _Group(rows, forward(params, jnp.asarray(test.x[rows])), jnp.asarray(test.y[rows]))
+        yield _Group(rows, predict(params, test.x[rows]), jnp.asarray(test.y[rows]))
 
 
 class _Means:
@@ -208,12 +238,12 @@ class _Collector:
             )
             self.columns.append(_in_units(experiment, few))
 
-    def results(self, params: Params) -> Results:
+    def results(self, params: Params, predict: _Predict) -> Results:
         """Return the arrays for all pictures."""
         experiment = self.experiment
         measured = self._of_groups() if self.columns else self.reconstructed
         if experiment.shape == (2,) and 0 < len(experiment.dataset.classes) <= MAX_CLASSES:
-            measured = _with_boundary(measured, experiment, params)
+            measured = _with_boundary(measured, experiment, params, predict)
         return measured._replace(first_weights=_first_weights(params, experiment.shape))
 
     def _of_groups(self) -> Results:
@@ -330,22 +360,41 @@ def _first_weights(params: Params, shape: Shape) -> np.ndarray | None:
     return np.asarray(weights[:, :_MAX_NEURONS])
 
 
-def _with_boundary(measured: Results, experiment: Experiment, params: Params) -> Results:
-    """Add the model's output on a grid over the plane, and training examples, in data units."""
+def _with_boundary(
+    measured: Results, experiment: Experiment, params: Params, predict: _Predict
+) -> Results:
+    """Add the model's output on a grid over the plane, and training examples, in data units.
+
+    Args:
+        measured: to which they are added.
+        experiment: what was trained.
+        params: the trained parameters.
+        predict: the model's output; there is a program for as many examples as the test part has.
+    """
     train, scaling = experiment.data.train, experiment.data.input_scaling
     low, high = train.x.min(axis=0), train.x.max(axis=0)
     margin = 0.1 * (high - low)
+    is_deep = len(jax.tree.leaves(params)) > _TENSORS_OF_DEEP_MODEL
+    size = _COARSE_GRID_SIZE if is_deep or len(experiment.data.test.x) < _MIN_BATCH else _GRID_SIZE
     axes = [
-        np.linspace(low[i] - margin[i], high[i] + margin[i], _GRID_SIZE, dtype=np.float32)
-        for i in (0, 1)
+        np.linspace(low[i] - margin[i], high[i] + margin[i], size, dtype=np.float32) for i in (0, 1)
     ]
     points = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
-    forward = jax.jit(training.make_predict(experiment.model, batch_size=PREDICTION_BATCH))
-    output = forward(params, jnp.asarray(points))
+    output = _in_batches(lambda x: predict(params, x), points, len(experiment.data.test.x))
     probabilities = np.asarray(experiment.loss.inverse_link(output))
     return measured._replace(
-        grid=probabilities.reshape(_GRID_SIZE, _GRID_SIZE, -1).astype(np.float32),
+        grid=probabilities.reshape(size, size, -1).astype(np.float32),
         grid_extent=_unscaled(scaling, np.stack([points[0], points[-1]])),
         points=_unscaled(scaling, train.x[:_MAX_POINTS]),
         point_labels=_labels(train.y[:_MAX_POINTS]),
     )
+
+
+def _in_batches(
+    forward: Callable[[np.ndarray], jax.Array], x: np.ndarray, batch_size: int
+) -> jax.Array:
+    """Return the output for any number of examples of a program for ``batch_size`` of them."""
+    count = -(-len(x) // batch_size)
+    filled = np.resize(x, (count, batch_size, *x.shape[1:]))
+    outputs = [np.asarray(forward(batch)) for batch in filled]
+    return jnp.asarray(np.concatenate(outputs)[: len(x)])
