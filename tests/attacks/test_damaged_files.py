@@ -1,4 +1,4 @@
-"""Files of a record that are damaged, absurd, newer, or gone: told in one line, and never obeyed."""
+"""Files of a record that are damaged, absurd, newer, or gone: told in one line, never obeyed."""
 
 import contextlib
 import io
@@ -37,7 +37,6 @@ from fbp.experiment.tracking.shipment import read_sent
 from tests.attacks.hostile import unseen
 from tests.projects import said, write_config
 
-headers_first = pytest.mark.promise("record-headers-first")
 SMALL = 8 * 2**20  # bytes that reading a damaged file may take
 
 
@@ -198,7 +197,7 @@ def saved(tmp_path):
     return folder
 
 
-@headers_first
+@pytest.mark.promise("record-headers-first")
 @pytest.mark.parametrize("damage", ARRAYS.values(), ids=ARRAYS)
 def test_arrays_of_a_model_are_checked_before_they_are_read(saved, damage):
     assert trained_model.read(saved).predict(np.zeros((1, 4))).shape == (1, 3)
@@ -210,7 +209,7 @@ def test_arrays_of_a_model_are_checked_before_they_are_read(saved, damage):
     assert "model" in one_line(caught.value)
 
 
-@headers_first
+@pytest.mark.promise("record-headers-first")
 @pytest.mark.parametrize("damage", ARRAYS.values(), ids=ARRAYS)
 def test_arrays_of_a_checkpoint_are_checked_before_they_are_read(tmp_path, damage):
     PARAMS.update({"params/1/w": np.ones((4, 8), np.float32)})
@@ -220,7 +219,7 @@ def test_arrays_of_a_checkpoint_are_checked_before_they_are_read(tmp_path, damag
         checkpoints.read(path)
 
 
-@headers_first
+@pytest.mark.promise("record-headers-first")
 @pytest.mark.parametrize("damage", ARRAYS.values(), ids=ARRAYS)
 def test_arrays_of_results_are_checked_before_they_are_read(tmp_path, damage):
     damage(layout.results(tmp_path))
@@ -232,7 +231,7 @@ def test_arrays_of_results_are_checked_before_they_are_read(tmp_path, damage):
     assert found == results.Results()  # arrays that are none of its own
 
 
-@headers_first
+@pytest.mark.promise("record-headers-first")
 @pytest.mark.parametrize(
     ("name", "array"),
     [
@@ -288,7 +287,8 @@ MANIFESTS = {
     "seconds of a text": MANIFEST | {"metadata": METADATA | {"seconds": "a"}},
     "best of a text": MANIFEST | {"metadata": METADATA | {"best": "a"}},
     "best without a value": MANIFEST | {"metadata": METADATA | {"best": {"step": 1}}},
-    "best with a step of a text": MANIFEST | {"metadata": METADATA | {"best": BEST | {"step": "a"}}},
+    "best with a text for a step": MANIFEST
+    | {"metadata": METADATA | {"best": BEST | {"step": "a"}}},
     "best without the latest": MANIFEST | {"metadata": {"journal": [0, 0], "best": BEST}},
     "deep": MANIFEST | {"metadata": {"x": json.loads("[" * 200 + "]" * 200)}},
 }  # fmt: skip
@@ -345,7 +345,7 @@ def run_with_checkpoints(folder: Path) -> Journal:
 def test_a_checkpoint_that_the_run_did_not_write_is_not_resumed_from(tmp_path):
     run_with_checkpoints(tmp_path).close()
     notes = []
-    newest, older = checkpoints.files(tmp_path)
+    newest, _ = checkpoints.files(tmp_path)
     assert checkpoints.latest(tmp_path, notes.append).step == 2
     metadata = checkpoints.read(newest).metadata
     checkpoints.write(newest, Checkpoint(2, {"w": np.full(3, 7)}, metadata))
@@ -390,7 +390,7 @@ WRONG_FACTS = {
 }
 
 
-@headers_first
+@pytest.mark.promise("record-headers-first")
 @pytest.mark.parametrize("facts", WRONG_FACTS.values(), ids=WRONG_FACTS)
 def test_absurd_facts_of_a_model_are_refused(saved, facts):
     (saved / layout.MODEL_FACTS).write_text(json.dumps(facts))
@@ -399,7 +399,7 @@ def test_absurd_facts_of_a_model_are_refused(saved, facts):
     one_line(caught.value)
 
 
-@headers_first
+@pytest.mark.promise("record-headers-first")
 @pytest.mark.parametrize("sizes", ["1000000000", "999999999999999999999999", "9, 9", "-1", "0"])
 def test_absurd_sizes_in_a_configuration_are_refused(saved, sizes):
     path = saved / layout.CONFIG
@@ -610,10 +610,8 @@ def test_a_line_of_any_text_is_passed_over(project, body):
 
 # --- newer formats ----------------------------------------------------------------------------
 
-newer = pytest.mark.promise("newer-is-told")
 
-
-@newer
+@pytest.mark.promise("newer-is-told")
 @pytest.mark.parametrize("format_", [2, 10**9, 10**40])
 @pytest.mark.parametrize("words", [["show"], ["resume"], ["compare"], ["verify"], ["reproduce"]])
 @pytest.mark.parametrize("by", ["folder's name", "path", "run's name"])
@@ -629,7 +627,7 @@ def test_a_run_of_a_newer_fbp_is_refused_in_one_line(project, words, by, format_
     assert f"a newer fbp wrote {folder.name}; update fbp to read them" in said("runs")
 
 
-@newer
+@pytest.mark.promise("newer-is-told")
 def test_a_checkpoint_of_a_newer_fbp_is_not_put_aside(tmp_path):
     run_with_checkpoints(tmp_path).close()
     newest = checkpoints.files(tmp_path)[0]
@@ -640,7 +638,7 @@ def test_a_checkpoint_of_a_newer_fbp_is_not_put_aside(tmp_path):
     assert newest.exists()
 
 
-@newer
+@pytest.mark.promise("newer-is-told")
 def test_a_model_of_a_newer_fbp_is_refused_in_one_line(saved):
     (saved / layout.MODEL_FACTS).write_text(json.dumps({"format": 2, "other": "fields"}))
     with pytest.raises(NewerFormat, match="a newer fbp wrote it: update fbp") as caught:
@@ -650,7 +648,6 @@ def test_a_model_of_a_newer_fbp_is_refused_in_one_line(saved):
 
 # --- what was removed -------------------------------------------------------------------------
 
-removed = pytest.mark.promise("missing-is-told")
 REMOVED = {
     "the configuration": ["config.toml"],
     "the parameters": ["model/params.npz"],
@@ -682,7 +679,7 @@ def remove(folder: Path, names: list[str]) -> None:
             path.unlink()
 
 
-@removed
+@pytest.mark.promise("missing-is-told")
 @pytest.mark.parametrize("names", REMOVED.values(), ids=REMOVED)
 def test_what_was_removed_from_mlflow_is_told(copied, names):
     project, folder, name = copied
@@ -700,7 +697,7 @@ def test_what_was_removed_from_mlflow_is_told(copied, names):
     assert "missing in" not in comparison
 
 
-@removed
+@pytest.mark.promise("missing-is-told")
 @pytest.mark.parametrize("names", REMOVED.values(), ids=REMOVED)
 def test_what_was_removed_from_the_folder_of_a_run_is_told(copied, names):
     _, folder, name = copied
@@ -723,7 +720,7 @@ def test_what_was_removed_from_the_folder_of_a_run_is_told(copied, names):
         assert f"run {name}: " in said("generate", name, status=2)
 
 
-@removed
+@pytest.mark.promise("missing-is-told")
 def test_a_model_that_was_removed_from_mlflow_is_told_by_load(copied):
     project, folder, name = copied
     run_id = read_sent(folder).run_id
@@ -737,7 +734,7 @@ def test_a_model_that_was_removed_from_mlflow_is_told_by_load(copied):
     assert "/tmp/tmp" not in line
 
 
-@removed
+@pytest.mark.promise("missing-is-told")
 def test_a_damaged_model_from_mlflow_is_named_and_not_a_temporary_folder(copied):
     project, folder, name = copied
     run_id = read_sent(folder).run_id
@@ -749,7 +746,7 @@ def test_a_damaged_model_from_mlflow_is_named_and_not_a_temporary_folder(copied)
     assert one_line(caught.value).startswith(f"run {name}: the trained model is damaged")
 
 
-@removed
+@pytest.mark.promise("missing-is-told")
 def test_compare_says_which_runs_lack_what(copied, monkeypatch):
     _, _, name = copied
     monkeypatch.setattr(missing, "missing_artifacts", lambda runs, run: ["config.toml"])

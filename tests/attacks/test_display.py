@@ -30,7 +30,6 @@ from fbp.experiment.tracking.run_reader import RecordedRun
 from tests.attacks.hostile import TEXTS, unseen
 from tests.projects import said
 
-NEUTRAL = pytest.mark.promise("neutral-everywhere")
 hostile = pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 
 
@@ -69,7 +68,7 @@ def hostile_project(project):
 # --- the terminal -----------------------------------------------------------------------------
 
 
-@NEUTRAL
+@pytest.mark.promise("neutral-everywhere")
 @hostile
 def test_every_command_shows_texts_and_obeys_none(hostile_project, text):
     first, _second = hostile_project(text)
@@ -86,7 +85,7 @@ def test_every_command_shows_texts_and_obeys_none(hostile_project, text):
         assert "fbp: identical to the bit" not in output.splitlines()
 
 
-@NEUTRAL
+@pytest.mark.promise("neutral-everywhere")
 def test_a_comparison_of_all_hostile_runs_is_shown_and_written(project):
     names = [
         hostile_run(project / "mlruns", text, seed).name for seed, text in enumerate(TEXTS.values())
@@ -102,7 +101,7 @@ def test_a_comparison_of_all_hostile_runs_is_shown_and_written(project):
     }
 
 
-@NEUTRAL
+@pytest.mark.promise("neutral-everywhere")
 @hostile
 def test_a_table_shows_texts_and_no_markup(text):
     rows = tables.Rows(text, ["", text], [["a", text]])
@@ -113,7 +112,7 @@ def test_a_table_shows_texts_and_no_markup(text):
     assert output.count(_neutral.line(text).rstrip()) >= 2
 
 
-@NEUTRAL
+@pytest.mark.promise("neutral-everywhere")
 @hostile
 def test_progress_shows_texts_and_obeys_none(capsys, text):
     bar = progress.Bar(text)
@@ -138,7 +137,7 @@ def test_progress_shows_texts_and_obeys_none(capsys, text):
     assert not unseen(shown, "\n\r")
 
 
-@NEUTRAL
+@pytest.mark.promise("neutral-everywhere")
 @hostile
 def test_an_error_quotes_texts_and_obeys_none(text):
     for error in (
@@ -150,7 +149,7 @@ def test_an_error_quotes_texts_and_obeys_none(text):
     assert not unseen(first_line(RuntimeError(text)), "")
 
 
-@NEUTRAL
+@pytest.mark.promise("neutral-everywhere")
 @hostile
 def test_a_model_of_hostile_layers_is_summarized(text):
     layer = fbp.layers.relu()._replace(name=text)
@@ -158,7 +157,7 @@ def test_a_model_of_hostile_layers_is_summarized(text):
     assert not unseen(str(summary))
 
 
-@NEUTRAL
+@pytest.mark.promise("neutral-everywhere")
 @hostile
 def test_generated_text_prints_no_control_characters(monkeypatch, text):
     from fbp.experiment.commands import generate, load
@@ -170,7 +169,7 @@ def test_generated_text_prints_no_control_characters(monkeypatch, text):
     assert output.startswith("a\tb\nc")
 
 
-@NEUTRAL
+@pytest.mark.promise("neutral-everywhere")
 def test_the_commands_print_in_one_way_only():
     printing = []
     for path in sorted(Path(fbp.__file__).parent.glob("cli/*.py")):
@@ -186,7 +185,7 @@ def test_the_commands_print_in_one_way_only():
     ]
 
 
-@NEUTRAL
+@pytest.mark.promise("neutral-everywhere")
 def test_a_terminal_that_knows_few_letters_gets_escapes(project):
     hostile_run(project / "mlruns", "漢 \U0001f600", 1)
     done = subprocess.run(
@@ -221,7 +220,7 @@ class _Page(HTMLParser):
             self.cells.append(self.text)
 
 
-@NEUTRAL
+@pytest.mark.promise("neutral-everywhere")
 @hostile
 def test_markdown_shows_texts_and_is_only_a_table(text):
     rows = tables.Rows(f"a {text}", ["x", f"b{text}"], [["y", f"{text}."], ["z", f".{text}"]])
@@ -235,7 +234,7 @@ def test_markdown_shows_texts_and_is_only_a_table(text):
         assert address not in rows.markdown()
 
 
-@NEUTRAL
+@pytest.mark.promise("neutral-everywhere")
 @hostile
 def test_a_label_is_a_short_line_and_no_formula(text):
     label = _neutral.label(text)
@@ -250,7 +249,7 @@ def test_a_label_is_a_short_line_and_no_formula(text):
     assert not label.startswith("_")
 
 
-@NEUTRAL
+@pytest.mark.promise("neutral-everywhere")
 @hostile
 def test_pictures_show_texts_and_are_drawn(tmp_path, text):
     points = Series(np.arange(3), np.arange(3) + 1.0, np.arange(3))
@@ -279,7 +278,7 @@ def test_pictures_show_texts_and_are_drawn(tmp_path, text):
     assert len(legend.get_texts()) == 2
 
 
-@NEUTRAL
+@pytest.mark.promise("neutral-everywhere")
 @hostile
 def test_a_table_of_a_spreadsheet_has_no_formula(tmp_path, text):
     folder = tmp_path / "run"
@@ -415,7 +414,8 @@ SHAPES = {
     "PyPI": "pypi-AgEIcHlwaS5vcmcCJDAw",
     "Google": "AIzaSyA1234567890abcdefghijklmnopqrstuv",
     "Stripe": "sk_live_abcdefghijkl123456",
-    "private key": "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXk\n-----END OPENSSH PRIVATE KEY-----",
+    "private key": "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXk\n"
+    "-----END OPENSSH PRIVATE KEY-----",
 }  # fmt: skip
 PLAIN = {
     "seed": "fbp run digits_mlp --set seed=3 --set training.epochs=100",
@@ -435,10 +435,9 @@ PLAIN = {
     "jax": "JAX_ENABLE_X64=1 XLA_FLAGS=--xla_cpu_enable_fast_math=false",
     "a time": "12:30:45 on 2026-01-01",
 }
-no_secret = pytest.mark.promise("no-secrets")
 
 
-@no_secret
+@pytest.mark.promise("no-secrets")
 @pytest.mark.parametrize("text", WITH_SECRETS.values(), ids=WITH_SECRETS)
 def test_a_secret_is_known_by_its_kind(text):
     from fbp.experiment.rundir.redact import redact
@@ -448,7 +447,7 @@ def test_a_secret_is_known_by_its_kind(text):
     assert redact(redact(text)) == redact(text)
 
 
-@no_secret
+@pytest.mark.promise("no-secrets")
 @pytest.mark.parametrize("secret", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("around", ["{}", "a {} b", "x={}", "'{}'", "http://host/{}", "+{}\n"])
 def test_a_secret_is_known_by_its_shape(secret, around):
@@ -458,7 +457,7 @@ def test_a_secret_is_known_by_its_shape(secret, around):
     assert secret[-12:] not in shown
 
 
-@no_secret
+@pytest.mark.promise("no-secrets")
 @pytest.mark.parametrize("text", PLAIN.values(), ids=PLAIN)
 def test_what_is_no_secret_stays(text):
     from fbp.experiment.rundir.redact import redact, redact_command
@@ -467,7 +466,7 @@ def test_what_is_no_secret_stays(text):
     assert redact_command(text.split(" ")) == text
 
 
-@no_secret
+@pytest.mark.promise("no-secrets")
 @pytest.mark.parametrize("text", WITH_SECRETS.values(), ids=WITH_SECRETS)
 def test_no_secret_is_recorded(tmp_path, monkeypatch, capsys, text):
     words = ["fbp", "run", *re.findall(r"'[^']*'|\"[^\"]*\"|\S+", text)]
@@ -491,7 +490,7 @@ def test_no_secret_is_recorded(tmp_path, monkeypatch, capsys, text):
             assert SECRET not in path.read_text(), path.name
 
 
-@no_secret
+@pytest.mark.promise("no-secrets")
 @pytest.mark.parametrize(
     "name",
     ["password", "DB_PASSWORD", "api_key", "apiKey", "client-secret", "MLFLOW_TRACKING_TOKEN",
@@ -505,7 +504,7 @@ def test_a_value_is_secret_if_its_name_says_so(tmp_path, name):
     assert start.params[name] == start.tags[name] == "***"
 
 
-@no_secret
+@pytest.mark.promise("no-secrets")
 def test_the_words_of_a_command_are_taken_as_they_are(monkeypatch):
     from fbp.experiment.rundir.redact import redact_command
 
@@ -514,7 +513,7 @@ def test_the_words_of_a_command_are_taken_as_they_are(monkeypatch):
     assert redact_command(words) == "fbp --password *** --set data.url=*** -x 3"
 
 
-@no_secret
+@pytest.mark.promise("no-secrets")
 @pytest.mark.parametrize("text", WITH_SECRETS.values(), ids=WITH_SECRETS)
 def test_no_error_shows_a_secret(project, monkeypatch, text):
     from fbp.experiment.tracking import readers
@@ -530,7 +529,8 @@ def test_no_error_shows_a_secret(project, monkeypatch, text):
 
 SECRET_FILES = [
     ".env", ".env.local", "prod.env", "a/.env", ".envrc", "server.pem", "tls/server.key",
-    "id_rsa", "id_ed25519.pub", ".ssh/config", "deep/.aws/config", "credentials", "credentials.json",
+    "id_rsa", "id_ed25519.pub", ".ssh/config", "deep/.aws/config", "credentials",
+    "credentials.json",
     "my-credentials.json", ".netrc", "cert.p12", "cert.PFX", "kubeconfig", "kubeconfig.yaml",
     ".kube/config", "secrets.toml", ".streamlit/secrets.toml", "secret.yaml", "secrets/db.txt",
     ".npmrc", ".pypirc", ".pgpass", ".git-credentials", "service-account-1.json",
@@ -584,7 +584,7 @@ def changed_in(folder: Path, name: str, how: str) -> None:
         in_git(folder, "add", "-f", *(["-N"] if how == "intended" else []), name)
 
 
-@no_secret
+@pytest.mark.promise("no-secrets")
 @pytest.mark.parametrize("how", ["intended", "added", "changed", "renamed", "removed"])
 def test_the_file_of_secrets_is_left_out_however_it_changed(checkout, how):
     changed_in(checkout, ".env", how)
@@ -595,7 +595,7 @@ def test_the_file_of_secrets_is_left_out_however_it_changed(checkout, how):
     assert "+x = 2" in diff
 
 
-@no_secret
+@pytest.mark.promise("no-secrets")
 def test_files_that_are_meant_to_be_secret_are_left_out(checkout):
     for name in SECRET_FILES:
         write_file(checkout, name, f"{SECRET}\n")
@@ -609,7 +609,7 @@ def test_files_that_are_meant_to_be_secret_are_left_out(checkout):
     assert not unseen(diff, "\n\t")
 
 
-@no_secret
+@pytest.mark.promise("no-secrets")
 @pytest.mark.parametrize("text", WITH_SECRETS.values(), ids=WITH_SECRETS)
 def test_values_in_other_files_are_left_out(checkout, text):
     write_file(checkout, "notes.txt", f"first\n{text}\nlast\n")
@@ -620,7 +620,7 @@ def test_values_in_other_files_are_left_out(checkout, text):
     assert "+last" in diff
 
 
-@no_secret
+@pytest.mark.promise("no-secrets")
 @pytest.mark.parametrize(
     ("line", "recorded_line"),
     [
@@ -645,7 +645,7 @@ def test_a_program_stays_readable(checkout, line, recorded_line):
         assert f"+{recorded_line}\n" in diff
 
 
-@no_secret
+@pytest.mark.promise("no-secrets")
 @pytest.mark.parametrize(
     "setting", ["diff.noprefix", "diff.mnemonicPrefix", "diff.renames=copies", "core.quotePath"]
 )
@@ -656,7 +656,7 @@ def test_git_settings_do_not_bring_secrets_back(checkout, setting):
     assert SECRET not in repository.git(checkout)["diff"]
 
 
-@no_secret
+@pytest.mark.promise("no-secrets")
 def test_the_uncommitted_changes_can_be_left_out(checkout, monkeypatch, unsent):
     in_git(unsent, "init", "-q")
     (unsent / "a.txt").write_text("a\n")
@@ -674,7 +674,7 @@ def test_the_uncommitted_changes_can_be_left_out(checkout, monkeypatch, unsent):
         assert (layout.GIT_DIFF in unknown) is not diff
 
 
-@no_secret
+@pytest.mark.promise("no-secrets")
 def test_no_setting_of_fbp_looks_like_a_secret():
     from fbp._secrets import is_secret_name
     from fbp.experiment.config.catalogue import CATALOGUE, lookup
