@@ -1,5 +1,6 @@
 """The algorithm as a whole: the textbook's loop, what it costs, and deltas as values."""
 
+import os
 import subprocess
 import sys
 
@@ -392,16 +393,25 @@ def test_shapes_that_do_not_fit_are_named_with_their_layer():
         good.forward(params[:1], jnp.ones((7, 2)))
 
 
-def test_importing_fbp_is_cheap_and_pulls_in_no_heavy_package():
-    """At most 0.1 s beyond importing jax, in CPU time; and none of the runner's packages."""
+def test_importing_fbp_is_cheap_and_pulls_in_no_heavy_package(tmp_path):
+    """At most 0.05 s of CPU time beyond importing jax; and none of the runner's packages.
+
+    As a user has it: the bytecode is there, because an installation or the first import wrote it.
+    """
     script = (
         "import time, sys, jax, jax.numpy; began = time.process_time(); import fbp; "
         "print(time.process_time() - began); print(*sys.modules)"
     )
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     seconds, modules = [], set()
-    for _ in range(3):
+    for _ in range(4):
         output = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
         ).stdout
         first, second = output.splitlines()
         seconds.append(float(first))
@@ -417,7 +427,7 @@ def test_importing_fbp_is_cheap_and_pulls_in_no_heavy_package():
         "rich",
         "click",
     }
-    assert min(seconds) <= 0.1
+    assert min(seconds) <= 0.05
 
 
 def test_everything_public_says_what_it_is():
