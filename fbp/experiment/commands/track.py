@@ -191,8 +191,8 @@ class _Request(NamedTuple):
     params: dict[str, str]
     tags: dict[str, str]
     keep: int
-    sink: str = "mlflow"
-    diff: bool = True
+    sink: str
+    diff: bool
 
 
 @contextlib.contextmanager
@@ -223,8 +223,7 @@ def track(
         tags: texts by name, see :meth:`Tracked.tag`.
         sink: the tracker: "mlflow", "jsonl", or a class of your own as ``package.module:Class``,
             see :mod:`fbp.experiment.tracking.sink`. A :class:`Config` names its own.
-        diff: whether uncommitted changes of the code are recorded, see :class:`.TrackingSection`.
-            A :class:`Config` says so itself.
+        diff: whether uncommitted changes of the code are recorded, if no :class:`Config` says so.
         tracking_uri: the address of the tracker, if not the default.
         resume: name, folder or id of a run to resume, with the same `config`.
         keep: number of checkpoints that are kept.
@@ -242,10 +241,7 @@ def track(
                 run.log(step, {"loss": loss})
             run.checkpoint(step, state)
     """
-    request = _check_request(config, experiment, name, tags, keep)._replace(
-        sink=config.tracking.sink if isinstance(config, Config) else sink,
-        diff=config.tracking.diff if isinstance(config, Config) else diff,
-    )
+    request = _check_request(config, experiment, name, tags, keep, sink=sink, diff=diff)
     folder, target = _prepare_folder(request, resume, tracking_uri)
     process = None
     try:
@@ -257,8 +253,8 @@ def track(
     finally:  # after the lock is released: the shipper ends once nobody trains
         if process and not shipper.wait(process, wait):
             _warn(
-                f"not all of {folder.name} has reached {shown(target)} yet "
-                f"(see {layout.shipper_log(folder)}); nothing is lost: 'fbp sync' sends the rest"
+                f"not all of {folder.name} has reached {shown(target)} yet (see "
+                f"{layout.shipper_log(folder)}); nothing is lost: 'fbp sync' sends the rest"
             )
 
 
@@ -268,6 +264,9 @@ def _check_request(
     name: str | None,
     tags: Mapping[str, str] | None,
     keep: int,
+    *,
+    sink: str,
+    diff: bool,
 ) -> _Request:
     """Return the arguments of :func:`track`; raise InputError if one is not valid."""
     if keep < 1:
@@ -275,12 +274,13 @@ def _check_request(
     if isinstance(config, Config):
         experiment = config.tracking.experiment or config.name
         params = writing.flat_params(config)
+        sink, diff = config.tracking.sink, config.tracking.diff
     else:
         params = _params(config or {})
     if not experiment.strip():
         raise InputError("track: expected a name of an experiment, got an empty one")
     texts = dict(_flatten("tags", tags or {}, _text))
-    return _Request(experiment, name or experiment, params, texts, keep)
+    return _Request(experiment, name or experiment, params, texts, keep, sink, diff)
 
 
 def _params(config: Mapping[str, Any]) -> dict[str, str]:
