@@ -31,14 +31,14 @@ def read_bytes(path: Path, largest: int) -> bytes:
         ValueError: if it has more.
         OSError: if it cannot be read.
     """
-    mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a pipe would be waited for
+    facts = path.stat()
+    if not (
+        stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)
+    ):  # a pipe would be waited for
         raise ValueError("it is no plain file")
-    with open(path, "rb") as file:
-        content = file.read(largest + 1)
-    if len(content) > largest:
+    if facts.st_size > largest:
         raise ValueError(f"it has more than {largest:,} bytes")
-    return content
+    return path.read_bytes()
 
 
 def parse_json(content: bytes) -> Any:

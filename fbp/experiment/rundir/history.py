@@ -105,16 +105,14 @@ def _read_steps(path: Path) -> dict[str, Series]:
         warnings.simplefilter("ignore")  # numpy's, about a table without rows
         names = [_neutral.from_csv_cell(name) for name in next(csv.reader(file))]
         table = np.loadtxt(file, delimiter=",", ndmin=2)
-    steps = table[:, 0].astype(np.int64)
+    with np.errstate(invalid="ignore", over="ignore"):  # a step beyond int64 is refused below
+        steps, values = table[:, 0].astype(np.int64), table.astype(np.float32).astype(np.float64)
     if len(names) != table.shape[1] or len(set(names)) != len(names):
         raise ValueError(f"{path.name} has {len(names)} names for {table.shape[1]} columns")
     if not np.array_equal(steps, table[:, 0]):
         raise ValueError(f"{path.name} has steps that are no whole numbers")
     unknown_times = np.zeros_like(steps)
-    return {
-        name: Series(steps, table[:, i].astype(np.float32).astype(np.float64), unknown_times)
-        for i, name in enumerate(names[1:], 1)
-    }
+    return {name: Series(steps, values[:, i], unknown_times) for i, name in enumerate(names[1:], 1)}
 
 
 def _read_points(path: Path) -> dict[str, Series]:
