@@ -124,10 +124,11 @@ def checked(function: _F) -> _F:
 
 def _check(function: str, name: str, value: Any, parameter: inspect.Parameter) -> None:
     """Raise ArgumentError if an argument has another type than declared, or is out of range."""
-    is_default = value is parameter.default or (_is_whole(value) and value == parameter.default)
-    if isinstance(value, jax.core.Tracer) or is_default:
+    if isinstance(value, jax.core.Tracer):
         return
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        return
+    if value is parameter.default or (_is_whole(value) and value == parameter.default):
         return
     kinds = _alternatives(parameter.annotation)
     if not any(_accepts(kind, value) for kind in kinds):

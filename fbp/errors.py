@@ -21,6 +21,10 @@ class InputError(ValueError):
         super().__init__(_neutral.text(message))
 
 
+class UntrustedCode(InputError):
+    """Code that a record names, and that its reader does not trust."""
+
+
 class NewerFormat(InputError):
     """A file that a newer version of fbp wrote."""
 

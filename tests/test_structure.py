@@ -40,9 +40,11 @@ def test_a_run_is_short_to_follow(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     training, *others = reading.trace_run(ROOT, "xor")
     files, entered_again = reading.re_entries(training.followed())
-    assert files <= 12
+    # three of them are there for trust: what is read is bounded, and the command that is recorded
+    # passes through environment.py and redact.py
+    assert files <= 15
     assert entered_again <= 15
     (shipper,) = [trace for trace in others if any("shipper" in word for word in trace.command)]
-    assert len(shipper.files()) <= 16  # to seal a record it reads all that the record has
+    assert len(shipper.files()) <= 19  # to seal a record it reads all that the record has
     batch = set().union(*(trace.files_of_a_batch() for trace in (training, *others)))
-    assert len(batch) <= 30
+    assert len(batch) <= 32

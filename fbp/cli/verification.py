@@ -69,13 +69,19 @@ def archive_run(
     """Write everything that RUN has recorded into one file.
 
     'fbp verify FILE' and 'fbp reproduce FILE' need nothing else on another machine but the
-    packages, whose versions the file lists, and the data, unless they are included.
+    packages, whose versions the file lists, and the data, unless they are included. Your own code
+    that the run was begun with is included.
     """
     from fbp.experiment.commands.archive import archive
     from fbp.experiment.config.trust import trust_of
 
-    path = archive(run_name, output, with_data=with_data, trust=trust_of(trust, code))
+    path, missing = archive(run_name, output, with_data=with_data, trust=trust_of(trust, code))
     say(f"{shown(path)}  ({path.stat().st_size / 2**20:.1f} MB)")
+    if missing:
+        say(
+            f"without own code {', '.join(missing)}, which is not found as it was when the run "
+            "began; where it is, give its folder with --code"
+        )
 
 
 @main.command("sign", short_help="sign a run's record with an SSH key")

@@ -242,6 +242,22 @@ def test_code_means_that_very_file(own, name, code):
 
 
 @pytest.mark.promise("given-file")
+def test_a_name_that_was_found_is_found_again(own):
+    """A configuration keeps the file that a reference led to, and other processes read that."""
+    nets = own / "mine" / "pkg" / "sub" / "nets.py"
+    nets.parent.mkdir(parents=True)
+    for folder in (nets.parent, nets.parent.parent):
+        (folder / "__init__.py").touch()
+    nets.write_text((own / "mine" / "own.py").read_text().replace("import helpers", ""))
+    for source in (own / "mine", own / "mine" / "pkg", nets):
+        trust = trust_of(code=source)
+        with references.reading_record(trust):
+            first = references.canonical("model", "pkg.sub.nets:net")
+            assert first == f"{nets}:net"
+            assert references.canonical("model", first) == first
+
+
+@pytest.mark.promise("given-file")
 @pytest.mark.parametrize(
     "name",
     ["own:imported", "own:borrowed", "own:os", "own:functools", "own:__loader__", "own:gone",
@@ -752,7 +768,7 @@ def test_a_work_tree_elsewhere_is_not_read(trapped):
 @pytest.mark.promise("no-hooks")
 def test_no_tag_decides_where_git_runs(trapped, begun, monkeypatch):
     folders = []
-    monkeypatch.setattr(repository, "git", lambda folder: folders.append(folder) or {})
+    monkeypatch.setattr(repository, "git", lambda folder, **_: folders.append(folder) or {})
     config = reading.read(write_config(begun.parents[2], name="x"))
     for source in (trapped / "x.toml", Path("/"), Path(f"{trapped}/../x.toml")):
         folder = layout.new_run_folder(begun.parents[1], "x")

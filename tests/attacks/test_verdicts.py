@@ -1,23 +1,15 @@
 """Attacks on verdicts: forged records, flipped bits, and the absence of false alarms."""
 
-import contextlib
 import random
 import shutil
-import signal
-import sqlite3
 import subprocess
-import time
-import zipfile
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from fbp.errors import InputError
-from fbp.experiment.commands import archive
-from fbp.experiment.commands.segment import verify_segment
-from fbp.experiment.rundir import checkpoints, layout
+from fbp.experiment.rundir import layout
 from fbp.experiment.rundir.journal import Journal
 from fbp.experiment.rundir.manifest import points_digest
 from fbp.experiment.rundir.npz import digest_of
@@ -26,103 +18,10 @@ from fbp.experiment.tracking import mlflow_format
 from fbp.experiment.tracking.folder_runs import verify_local
 from fbp.experiment.tracking.readers import open_runs
 from tests.attacks.forgeries import FORGERIES, FORGERIES_OF_FOLDER, NotHere, Record
-from tests.projects import command, said, write_config
+from tests.attacks.recorded import differences, record_of, restored
+from tests.projects import command, runs_of, said
 
 KINDS = ("finished", "failed", "killed", "resumed")
-
-
-def record_of(project: Path) -> Record:
-    """The only run of a project."""
-    (folder,) = (project / "mlruns" / "runs").iterdir()
-    with contextlib.closing(sqlite3.connect(project / "mlruns" / "mlflow.db")) as database:
-        ((run_id, uri),) = database.execute("select run_uuid, artifact_uri from runs").fetchall()
-        rows = database.execute("select artifact_location from logged_models").fetchall()
-    model = Path(rows[0][0]) if rows else None
-    return Record(project, run_id, folder, Path(uri), model)
-
-
-def make_record(project: Path, kind: str) -> None:
-    """Make a project with one run that ended in one of the four ways."""
-    settings = {"finished": (), "failed": ("--set", "optimizer.learning_rate=1e30")}
-    write_config(project, data="digits")
-    if kind in settings:
-        done = subprocess.run(
-            command("run", "small.toml", *settings[kind]), cwd=project, capture_output=True
-        )
-        assert done.returncode == (kind == "failed"), done.stderr
-        return
-    run = subprocess.Popen(
-        command("run", "small.toml", "--set", "training.epochs=2000"),
-        cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    while not list(project.glob("mlruns/runs/*/checkpoints/step-*.npz")):
-        time.sleep(0.05)
-        assert run.poll() is None
-    time.sleep(1)
-    run.send_signal(signal.SIGTERM)
-    assert run.wait(60) == 128 + signal.SIGTERM
-    if kind == "resumed":
-        (folder,) = (project / "mlruns" / "runs").iterdir()
-        again = command("resume", folder.name)
-        assert subprocess.run(again, cwd=project, capture_output=True).returncode == 0
-
-
-@pytest.fixture(scope="session")
-def records(tmp_path_factory):
-    """Return a function that makes the record of a kind, once for each test process."""
-    projects: dict[str, Path] = {}
-
-    def make(kind: str) -> Path:
-        if kind not in projects:
-            project = tmp_path_factory.mktemp(f"record-{kind}")
-            (project / "mlruns").mkdir()
-            make_record(project, kind)
-            projects[kind] = project
-        return projects[kind]
-
-    return make
-
-
-@contextlib.contextmanager
-def restored(project: Path):
-    """Undo everything that is done to a project's files inside the block."""
-    copy = project.with_name(f"{project.name}-copy")
-    shutil.copytree(project, copy)
-    try:
-        yield
-    finally:
-        _remove_what_is_new(project, copy)
-        for path in copy.rglob("*"):
-            target = project / path.relative_to(copy)
-            if path.is_dir():
-                target.mkdir(exist_ok=True)
-            elif path.name == "mlflow.db":  # other connections have it open
-                with (
-                    contextlib.closing(sqlite3.connect(path)) as source,
-                    contextlib.closing(sqlite3.connect(target, timeout=20)) as database,
-                ):
-                    source.backup(database)
-            elif not path.name.startswith("mlflow.db") and (
-                not target.exists() or path.read_bytes() != target.read_bytes()
-            ):
-                shutil.copyfile(path, target)
-        shutil.rmtree(copy)
-
-
-def _remove_what_is_new(project: Path, copy: Path) -> None:
-    for path in sorted(project.rglob("*"), reverse=True):
-        if (copy / path.relative_to(project)).exists() or path.name.startswith("mlflow.db"):
-            continue
-        path.rmdir() if path.is_dir() else path.unlink()
-
-
-def differences(record: Record) -> tuple[str, ...]:
-    """What is found of a record without training; an error that is told counts as found."""
-    with open_runs(f"sqlite:///{record.project}/mlruns/mlflow.db") as runs:
-        try:
-            return runs.verify(runs.find(record.run_id)).differences
-        except InputError as error:
-            return (str(error),)
 
 
 def forged(record: Record, forgeries) -> tuple[dict[str, tuple[str, ...]], list[str]]:
@@ -232,6 +131,24 @@ def test_reproduce_says_what_was_forged(records, monkeypatch):
     assert "changed in the record: artifacts: model/model.json: its content was changed" in output
 
 
+@pytest.mark.promise("forgery-found")
+@pytest.mark.slow
+def test_a_record_without_a_seal_is_not_called_checked(records, monkeypatch):
+    """Taken for a run that goes on: without its manifest, and RUNNING."""
+    record = record_of(records("finished"))
+    monkeypatch.chdir(record.project)
+    with restored(record.project):
+        shutil.rmtree(record.folder)
+        record.sql("delete from tags where key = 'fbp.manifest'")
+        record.sql("update runs set status = 'RUNNING', end_time = null")
+        words = command("reproduce", record.run_id)
+        done = subprocess.run(words, capture_output=True, text=True)
+        unchecked = "its record is not sealed: nothing else that is shown of it was checked"
+        assert unchecked in " ".join(done.stdout.split()), done.stdout + done.stderr
+        again = next(run for run in runs_of(record.project) if run.info.run_id != record.run_id)
+        assert unchecked in again.data.tags["fbp.reproduction"]
+
+
 @pytest.mark.promise("no-false-alarm")
 def test_a_fresh_run_is_as_it_was_recorded(records, monkeypatch):
     record = record_of(records("finished"))
@@ -302,17 +219,6 @@ def test_different_metrics_have_different_digests():
     assert len({points_digest(each)["sha256"] for each in (one, two)}) == 2
 
 
-@pytest.fixture
-def key(tmp_path):
-    """Return a new SSH key without a passphrase."""
-    if shutil.which("ssh-keygen") is None:
-        pytest.skip("ssh-keygen is not installed")
-    path = tmp_path / "id"
-    words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)]
-    subprocess.run(words, check=True)
-    return path
-
-
 @pytest.mark.promise("signed-by")
 def test_a_signature_says_by_whom(records, key, monkeypatch):
     record = record_of(records("finished"))
@@ -346,82 +252,3 @@ def test_a_changed_record_is_not_signed(records, key, monkeypatch):
         FORGERIES["class_names"](record)
         assert "its record was changed" in said("sign", record.run_id, "--key", key, status=2)
         assert not (record.artifacts / "signatures").exists()
-
-
-@pytest.mark.promise("archive")
-def test_an_archive_proves_itself_elsewhere(records, key, tmp_path, monkeypatch):
-    record = record_of(records("finished"))
-    monkeypatch.chdir(record.project)
-    path = tmp_path / "elsewhere" / "run.fbp.zip"
-    path.parent.mkdir()
-    said("archive", record.folder.name, "-o", path, "--with-data")
-    assert "exists already" in said("archive", record.folder.name, "-o", path, status=2)
-    monkeypatch.chdir(path.parent)
-    assert "as it was recorded" in said("verify", path)
-    said("sign", path, "--key", key)
-    assert "signed by key" in said("verify", path)
-    assert sorted(path.parent.iterdir()) == [path]
-    chance, content = random.Random(1), path.read_bytes()
-    for _ in range(50):
-        changed = bytearray(content)
-        changed[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-        path.write_bytes(changed)
-        assert "it is damaged" in said("verify", path, status=2)
-
-
-@pytest.mark.promise("archive")
-@pytest.mark.parametrize("name", ["../x", "/x", "runs/../../x", "runs/a/../b", "runs", "x/y/z"])
-def test_an_archive_cannot_write_elsewhere(tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    with archive._new_archive(tmp_path / "a.zip") as file:
-        file.writestr(name, "content")
-    assert "it is damaged" in said("verify", "a.zip", status=2)
-    assert not (tmp_path.parent / "x").exists()
-
-
-@pytest.mark.promise("archive")
-def test_an_archive_cannot_unpack_to_more_than_itself(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with archive._new_archive(tmp_path / "a.zip") as file:
-        content = bytes(10**7)
-        file.writestr("runs/r/journal.jsonl", content, compress_type=zipfile.ZIP_DEFLATED)
-    assert "it is damaged" in said("verify", "a.zip", status=2)
-
-
-@pytest.mark.promise("archive")
-@pytest.mark.slow
-def test_an_archive_is_reproduced_elsewhere(records, tmp_path, monkeypatch):
-    record = record_of(records("finished"))
-    monkeypatch.chdir(record.project)
-    path = tmp_path / "run.fbp.zip"
-    said("archive", record.folder.name, "-o", path, "--with-data")
-    monkeypatch.chdir(tmp_path)
-    done = subprocess.run(
-        command("reproduce", path, "--tracking-uri", "folders"), capture_output=True, text=True
-    )
-    assert "identical to the bit" in done.stdout, done.stdout + done.stderr
-
-
-@pytest.mark.promise("segment")
-@pytest.mark.slow
-def test_a_segment_is_verified_alone(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    kept = "[checkpoint]\nevery_steps = 40\nkeep = 3\n"
-    write_config(tmp_path, data="digits", more=kept)
-    assert subprocess.run(command("run", "small.toml"), capture_output=True).returncode == 0
-    (folder,) = (tmp_path / "mlruns" / "runs").iterdir()
-    steps = [int(path.stem[5:]) for path in sorted((folder / "checkpoints").iterdir())]
-    between = ("--from", steps[0], "--to", steps[1])
-    done = subprocess.run(command("verify", folder.name, *between), capture_output=True, text=True)
-    assert "identical to the bit" in done.stdout, done.stdout + done.stderr
-    # a state that does not lead there: another optimizer state, consistently rewritten
-    path = folder / "checkpoints" / f"step-{steps[0]:012d}.npz"
-    checkpoint = checkpoints.read(path)
-    name = next(name for name in checkpoint.arrays if "optimizer" in name or "mean" in name)
-    arrays = checkpoint.arrays | {name: checkpoint.arrays[name] + 1}
-    checkpoints.write(path, checkpoint._replace(arrays=arrays))
-    said("verify", folder.name, *between, status=1)
-    lines: list[str] = []
-    assert not verify_segment(folder, steps[0], steps[1], lines.append, {})
-    assert "is not the one in the journal" in lines[0]

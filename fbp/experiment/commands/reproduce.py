@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fbp.errors import prefixed_by
-from fbp.experiment.commands import archive
+from fbp.experiment.commands import archive, archive_needs
 from fbp.experiment.commands.run_record import (
     UNSEALED,
     Record,
@@ -49,6 +49,7 @@ _MAX_LABEL = 100  # characters of the second run's name
 _MAX_LINES = 20  # of differences between environments
 _SHORT_DIGEST = 12
 _LONGEST_VALUE = 60  # characters of a value of the environment
+_NOT_SEALED = "its record is not sealed: nothing else that is shown of it was checked"
 
 
 def reproduce(
@@ -111,7 +112,7 @@ def _reproduce_run(
     folder = train_again(record, runs.uri, trust, unpacked)
     say(f"  {_trained_as(record, folder)}")
     verdict = compare(record, folder, verification)
-    report(runs, record, folder, verdict, say)
+    report(runs, record, folder, verdict, verification, say)
     return verdict.identical
 
 
@@ -183,13 +184,20 @@ def compare(record: Record, folder: Path, verification: Verification) -> Verdict
 
 
 def report(
-    runs: RunReader, record: Record, folder: Path, verdict: Verdict, say: Callable[[str], None]
+    runs: RunReader,
+    record: Record,
+    folder: Path,
+    verdict: Verdict,
+    verification: Verification,
+    say: Callable[[str], None],
 ) -> None:
     """Say how a reproduction compares, and tag its run in the store with the result."""
-    for line in _conclusion(record, verdict):
+    for line in _conclusion(record, verdict, verification):
         say(f"  {line}")
     writer = Journal(folder)
     result = "identical" if verdict.identical else verdict.differences[0]
+    if verdict.identical and verification is UNSEALED:
+        result += f"; {_NOT_SEALED}"
     writer.tags({tags.REPRODUCTION: result[: journal.LONGEST_MESSAGE]})
     writer.close()
     process = shipper.launch(folder, recorded_destination(folder, runs.uri), PYFUNC_CODE)
@@ -229,15 +237,14 @@ def _own_code(record: Record, folder: Path) -> str:
     return f"; your own code is another in {', '.join(changed[:_MAX_LINES])}"
 
 
-def _conclusion(record: Record, verdict: Verdict) -> list[str]:
+def _conclusion(record: Record, verdict: Verdict, verification: Verification) -> list[str]:
     """Return the lines that are shown after the comparison."""
     if not verdict.identical:
         return ["DIFFERENT", *(f"  {line}" for line in verdict.differences)]
     extent = "" if record.finished else f", as far as the record goes ({record.run.status})"
-    return [
-        f"identical to the bit: {verdict.values:,} metric values and the parameters at "
-        f"{verdict.checkpoints} checkpoints{extent}"
-    ]
+    compared = f"{verdict.values:,} metric values and the parameters at {verdict.checkpoints}"
+    lines = [f"identical to the bit: {compared} checkpoints{extent}"]
+    return [*lines, f"but {_NOT_SEALED}"] if verification is UNSEALED else lines
 
 
 def _record_lines(verification: Verification) -> list[str]:
@@ -355,7 +362,7 @@ def _train_task(task: dict[str, Any]) -> str:
     steps = {key: task[key] for key in ("checkpoint_steps", "stop_at")}
     data = None
     if task["data"] is not None:
-        data = archive.read_dataset(Path(task["data"]), task["folder_name"])
+        data = archive_needs.read_dataset(Path(task["data"]), task["folder_name"])
     request = RunRequest(Bar, task["uri"], **steps, dataset=data)
     with references.reading_record(Trust.from_json(task["trust"])):
         launched = launch_config(reading.read(Path(task["config"])), identity, request)

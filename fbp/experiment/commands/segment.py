@@ -131,7 +131,7 @@ def child() -> int:
 
 
 def _train_task(task: dict[str, Any]) -> str:
-    from fbp.experiment.commands.archive import read_dataset
+    from fbp.experiment.commands.archive_needs import read_dataset
     from fbp.experiment.commands.progress import Bar
     from fbp.experiment.runner.jax_setup import configure_jax
     from fbp.experiment.runner.run import run

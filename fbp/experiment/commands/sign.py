@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fbp.errors import InputError
 from fbp.experiment.commands import archive as archives
+from fbp.experiment.commands import archive_needs
 from fbp.experiment.rundir import layout, signatures
 from fbp.experiment.rundir.verification import Verification
 from fbp.experiment.tracking.readers import open_runs
@@ -29,8 +30,8 @@ def sign(name: str, key: Path, tracking_uri: str | None, say: Callable[[str], No
         with archives.opened(Path(name)) as (folders, root):
             for run in folders.search():
                 folder = folders.folder(run)
-                additions = archives.changes_of_additions(root, folder)
-                _require(run.name, folders.verify(run).with_differences(additions))
+                changes = archive_needs.changes(root, folder)
+                _require(run.name, folders.verify(run).with_differences(changes))
                 say(f"{run.name}: {_signed(layout.artifacts(folder), key)}")
             archives.pack(root, Path(name))
         return

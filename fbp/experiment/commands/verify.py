@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fbp.errors import InputError
 from fbp.experiment.commands import archive as archives
+from fbp.experiment.commands import archive_needs
 from fbp.experiment.commands.segment import verify_segment
 from fbp.experiment.config import reading
 from fbp.experiment.config.trust import Trust
@@ -42,8 +43,8 @@ def verify(
             results = []
             for run in reversed(folders.search()):
                 folder = folders.folder(run)
-                additions = archives.changes_of_additions(root, folder)
-                verification = folders.verify(run).with_differences(additions)
+                changes = archive_needs.changes(root, folder)
+                verification = folders.verify(run).with_differences(changes)
                 results.append(_report(run, verification, layout.artifacts(folder), signers, say))
             return all(results)
     with open_runs(tracking_uri, [name]) as runs:

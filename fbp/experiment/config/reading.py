@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 import fbp
-from fbp.errors import InputError, did_you_mean
+from fbp.errors import InputError, UntrustedCode, did_you_mean
 from fbp.experiment.config import bounded, references, validation_messages, writing
 from fbp.experiment.config.arguments import NamedSection, Section, section_model, section_of
 from fbp.experiment.config.catalogue import CATALOGUE
@@ -79,8 +79,8 @@ def require_trusted_names(path: Path, trust: Trust = NOTHING) -> None:
         trust: what the reader of the record trusts.
 
     Raises:
-        InputError: if the file cannot be read; one line for each reference that is neither in fbp's
-            catalogue nor trusted.
+        InputError: if the file cannot be read.
+        UntrustedCode: one line for each reference that is neither in fbp's catalogue nor trusted.
     """
     try:
         table = bounded.read_toml(path)
@@ -98,7 +98,7 @@ def require_trusted_names(path: Path, trust: Trust = NOTHING) -> None:
                 except InputError as error:
                     problems.append(str(error))
     if problems:
-        raise InputError("\n".join(dict.fromkeys(problems)))
+        raise UntrustedCode("\n".join(dict.fromkeys(problems)))
 
 
 def same_but_for_places(path: Path, other: Path) -> bool:

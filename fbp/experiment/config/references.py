@@ -26,7 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fbp.errors import InputError, first_line
+from fbp.errors import InputError, UntrustedCode, first_line
 from fbp.experiment.config.trust import (
     FILE_REFERENCE,
     NOTHING,
@@ -118,7 +118,7 @@ def _canonical_in_record(kind: str, name: str, trust: Trust) -> str:
         if match is not None:
             _trusted_files.add(Path(match["path"]).resolve())
         return exact
-    raise InputError(f"{kind} {name!a}: the record names code outside of fbp; {_hint(name)}")
+    raise UntrustedCode(f"{kind} {name!a}: the record names code outside of fbp; {_hint(name)}")
 
 
 def _hint(name: str) -> str:
@@ -330,6 +330,11 @@ def _require_own_siblings(path: Path) -> None:
                 f"{path}: it imports {name!r} from beside it, but this process has imported "
                 f"{loaded} under that name; use another process, or rename one of the files"
             )
+
+
+def import_folder(path: Path) -> Path:
+    """Return the folder from which a file is imported: its own, or that above its package."""
+    return _module_name(path)[0]
 
 
 def _module_name(path: Path) -> tuple[Path, str]:

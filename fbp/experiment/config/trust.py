@@ -125,7 +125,7 @@ def file_for(source: Path, name: str) -> Path | None:
 
     Args:
         source: a file, which stands for a file or module of its name; or a folder, which stands for
-            the package that it is, or for the files and packages in it.
+            the package that it is, or for the files and packages in it. Resolved.
         name: the reference.
 
     Returns:
@@ -133,6 +133,9 @@ def file_for(source: Path, name: str) -> Path | None:
     """
     match = FILE_REFERENCE.fullmatch(name)
     if match:
+        path = Path(match["path"])
+        if path.is_absolute() and path.is_file() and path.resolve().is_relative_to(source):
+            return path.resolve()  # what this function gave for the name of a module
         file_name = match["path"].replace("\\", "/").rpartition("/")[2]
         candidate = source / file_name if source.is_dir() else source
         return candidate.resolve() if candidate.is_file() and candidate.name == file_name else None

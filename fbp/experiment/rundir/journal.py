@@ -330,14 +330,14 @@ class Journal:
 
     What is secret in texts is left out before it is written (see :mod:`.redact`).
 
+    A line that was cut off by a death or a full disk is removed: by the next `Journal` of that
+    file, or at once. Every method raises OSError if the disk is full; the line is then not written.
+
     Args:
         folder: the run's folder.
         name: the file's name.
         alone: whether no other `Journal` may have the file open, as for a seal. Then InputError is
             raised if a process still has it open after two seconds.
-
-    A line that was cut off by a death or a full disk is removed: by the next `Journal` of that
-    file, or at once. Every method raises OSError if the disk is full; the line is then not written.
 
     Attributes:
         folder: the run's folder.
