@@ -37,9 +37,9 @@ GROUPS = {
         [f'"data.limit" = {300 + 10 * i}, seed = {i}' for i in range(10)],
     ),
     "sequences": (
-        CLASSIFIER.format(data="copy").replace('"copy"', '"copy"\nexamples = 200')
+        CLASSIFIER.format(data="copy_memory").replace("[loss]", "examples = 200\n[loss]")
         + ADAM
-        + '[model]\nname = "rnn"\nfeatures = 8\n',
+        + '[model]\nname = "rnn"\nhidden = [8]\nembedding_width = 4\n',
         [
             f'"model.name" = "{name}", seed = {seed}'
             for name in ("rnn", "gru", "lstm")

@@ -18,8 +18,9 @@ from fbp.experiment.tracking import mlflow_format
 from fbp.experiment.tracking.folder_runs import verify_local
 from fbp.experiment.tracking.readers import open_runs
 from tests.attacks.forgeries import FORGERIES, FORGERIES_OF_FOLDER, NotHere, Record
-from tests.attacks.recorded import differences, record_of, restored
-from tests.projects import command, runs_of, said
+from tests.attacks.recorded import differences, make_record, record_of, restored
+from tests.projects import command, said
+from tests.servers import Server
 
 KINDS = ("finished", "failed", "killed", "resumed")
 
@@ -145,8 +146,9 @@ def test_a_record_without_a_seal_is_not_called_checked(records, monkeypatch):
         done = subprocess.run(words, capture_output=True, text=True)
         unchecked = "its record is not sealed: nothing else that is shown of it was checked"
         assert unchecked in " ".join(done.stdout.split()), done.stdout + done.stderr
-        again = next(run for run in runs_of(record.project) if run.info.run_id != record.run_id)
-        assert unchecked in again.data.tags["fbp.reproduction"]
+        with open_runs(f"sqlite:///{record.project}/mlruns/mlflow.db") as runs:
+            (again,) = [run for run in runs.search() if run.run_id != record.run_id]
+        assert unchecked in again.tags["fbp.reproduction"]
 
 
 @pytest.mark.promise("no-false-alarm")
@@ -155,6 +157,35 @@ def test_a_fresh_run_is_as_it_was_recorded(records, monkeypatch):
     monkeypatch.chdir(record.project)
     assert differences(record) == ()
     assert verify_local(record.folder).differences == ()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    server = Server(folder, f"sqlite:///{folder}/mlflow.db")
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.mark.promise("no-false-alarm")
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["finished", "failed", "resumed"])
+def test_a_run_on_a_server_is_as_it_was_recorded(server, tmp_path, monkeypatch, kind):
+    """Also of another project, which has no folder of it, and in another process."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        (folder / "mlruns").mkdir(parents=True)
+    make_record(here, kind)
+    (folder,) = (here / "mlruns" / "runs").iterdir()
+    with open_runs(server.uri) as runs:
+        run = runs.find(folder.name)
+    for project in (here, there):
+        done = subprocess.run(
+            command("verify", run.run_id), cwd=project, capture_output=True, text=True
+        )
+        assert "as it was recorded" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.promise("no-false-alarm")
