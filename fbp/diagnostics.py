@@ -10,7 +10,7 @@ from fbp._backprop import backpropagate, path_of, tap, untap, value_and_grad
 from fbp._observation import Position, leaf_paths, observe_forward, positions
 from fbp.errors import InputError
 from fbp.layer import Array, Cache, Key, Layer, Loss, Optimizer, Params, require_layer, require_loss
-from fbp.optimizers import global_norm
+from fbp.optimizers.norms import plain_norm
 
 _COUPLING = ("batch_norm",)  # kinds of layers that mix the examples of a batch in training
 
@@ -45,7 +45,7 @@ def layer_norms(model: Layer, loss: Loss, optimizer: Optimizer) -> Callable[...,
     """
     require_layer("layer_norms", model)
     require_loss("layer_norms", loss)
-    run = backpropagate(tap(model, global_norm, paths=leaf_paths(model)), loss)
+    run = backpropagate(tap(model, plain_norm, paths=leaf_paths(model)), loss)
 
     def norms(
         params: Params, opt_state: Any, x: Any, y: Array, key: Key | None = None
@@ -95,9 +95,9 @@ def layer_tensors(model: Layer, loss: Loss, optimizer: Optimizer) -> Callable[..
 
     def norm_if_large(delta: Any) -> Any:
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(delta))
-        return delta if size <= _SMALL_DELTA else _Norm(global_norm(delta))
+        return delta if size <= _SMALL_DELTA else _Norm(plain_norm(delta))
 
-    tapped = tap(tap(model, global_norm, paths=repeated), norm_if_large, paths=single)
+    tapped = tap(tap(model, plain_norm, paths=repeated), norm_if_large, paths=single)
     run = backpropagate(tapped, loss)
 
     def tensors(
@@ -137,7 +137,7 @@ def norms_of(
     tensors: LayerTensors,
     params: Params,
     paths: Sequence[str],
-    norm: Callable[[Any], Array] = global_norm,
+    norm: Callable[[Any], Array] = plain_norm,
     ratio: Callable[[Array, Array], Array] = update_ratio,
 ) -> LayerNorms:
     """Return the norms of what :func:`layer_tensors` returns.
@@ -208,7 +208,7 @@ def per_example_gradient_norms(model: Layer, loss: Loss) -> Callable[..., Array]
     def norms(params: Params, x: Array, y: Array, key: Key | None = None) -> Array:
         def of_example(x: Array, y: Array, key: Key | None) -> Array:
             _, grads = run(params, x[None], y[None], key)
-            return global_norm(grads)
+            return plain_norm(grads)
 
         if key is None:
             return jax.vmap(lambda x, y: of_example(x, y, None))(x, y)

@@ -5,7 +5,9 @@ activations (fan in), of deltas (fan out) or of both (the average) from layer to
 fits depends on the activation that follows; :func:`for_activation` returns it.
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +32,12 @@ def small_normal(scale: float = 0.01) -> Initializer:
 
 def zeros() -> Initializer:
     """Return zeros: right for biases, wrong for weights, whose neurons would all stay equal."""
-    return lambda key, shape, dtype=jnp.float32: jnp.zeros(shape, dtype)
+    return lambda key, shape, dtype=float: jnp.zeros(shape, dtype)
 
 
 def ones() -> Initializer:
     """Return ones; for scales of normalization layers."""
-    return lambda key, shape, dtype=jnp.float32: jnp.ones(shape, dtype)
+    return lambda key, shape, dtype=float: jnp.ones(shape, dtype)
 
 
 @checked
@@ -45,7 +47,7 @@ def constant(value: float) -> Initializer:
     Args:
         value: a number.
     """
-    return lambda key, shape, dtype=jnp.float32: jnp.full(shape, value, dtype)
+    return lambda key, shape, dtype=float: jnp.full(shape, value, dtype)
 
 
 def glorot_uniform() -> Initializer:
@@ -93,11 +95,13 @@ def lecun_normal() -> Initializer:
 def scaled_normal() -> Initializer:
     """Return normal numbers, not truncated, with standard deviation 1/sqrt(in).
 
-    The better weights of Nielsen (2015), *Neural Networks and Deep Learning*, chapter 3.
+    ``in`` counts each place of a kernel's window, as in all initializers. The better weights of
+    Nielsen (2015), *Neural Networks and Deep Learning*, chapter 3.
     """
 
-    def initialize(key: Key, shape: Shape, dtype: jnp.dtype = jnp.float32) -> Array:
-        return jax.random.normal(key, shape, dtype) / jnp.sqrt(jnp.asarray(shape[-2], dtype))
+    def initialize(key: Key, shape: Shape, dtype: Any = float) -> Array:
+        fan_in = jnp.asarray(math.prod(shape[:-1]), dtype)
+        return jax.random.normal(key, shape, dtype) / jnp.sqrt(fan_in)
 
     return initialize
 
@@ -110,7 +114,7 @@ def scaled(initializer: Initializer, factor: float) -> Initializer:
         initializer: the other one.
         factor: a number.
     """
-    return lambda key, shape, dtype=jnp.float32: (
+    return lambda key, shape, dtype=float: (
         initializer(key, shape, dtype) * jnp.asarray(factor, dtype)
     )
 
@@ -122,7 +126,14 @@ def orthogonal(scale: float = 1.0) -> Initializer:
     Args:
         scale: the singular values.
     """
-    return jax_initializers.orthogonal(scale)
+    draw = jax_initializers.orthogonal(scale)
+
+    def initialize(key: Key, shape: Shape, dtype: Any = float) -> Array:
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+        wide = jnp.promote_types(dtype, jnp.float32)  # the decomposition needs that
+        return draw(key, shape, wide).astype(dtype)
+
+    return initialize
 
 
 _DEFAULTS: dict[str, Callable[[], Initializer]] = {

@@ -277,11 +277,12 @@ class Optimizer(NamedTuple):
 
     Attributes:
         init: ``params -> state``
-        update: ``(grads, state, params) -> (updates, state)``; ``apply_updates`` adds them.
+        update: ``(grads, state, params) -> (updates, state)``; ``apply_updates`` adds them. The
+            library's own need ``params`` only if the rule does, and take further keyword arguments.
     """
 
     init: Callable[[Params], Any]
-    update: Callable[[Grads, Any, Params], tuple[Any, Any]]
+    update: Callable[..., tuple[Any, Any]]
 
 
 def require_layer(where: str, layer: Any) -> Layer:

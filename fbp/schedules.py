@@ -6,7 +6,7 @@ takes a learning rate.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 
@@ -18,9 +18,14 @@ Schedule: TypeAlias = Callable[[Array], Array]
 """``step -> value``."""
 
 
+def _as_float(step: Any) -> Array:
+    """Return the step in the default float dtype; int32 divided by a number would be float32."""
+    return jnp.asarray(step, jnp.result_type(float))
+
+
 def _progress(step: Array, steps: int) -> Array:
     """Return the share of ``steps`` that is over, from 0 to 1."""
-    return jnp.clip(jnp.asarray(step) / max(steps, 1), 0.0, 1.0)
+    return jnp.clip(_as_float(step) / max(steps, 1), 0.0, 1.0)
 
 
 @checked
@@ -36,6 +41,8 @@ def constant(value: float | Array) -> Schedule:
 @checked
 def step_decay(value: float | Array, every: int, factor: float | Array = 0.1) -> Schedule:
     """Return ``value factor^floor(step / every)``: a drop by ``factor`` after ``every`` steps.
+
+    As PyTorch's StepLR with the same default; Optax's ``exponential_decay(staircase=True)``.
 
     Args:
         value: the rate at the beginning.
@@ -65,7 +72,7 @@ def piecewise(values: Sequence[float], boundaries: Sequence[int]) -> Schedule:
         )
     if list(boundaries) != sorted(set(boundaries)):
         raise InputError(f"piecewise: expected boundaries that grow, got {list(boundaries)}")
-    return lambda step: jnp.asarray(values)[
+    return lambda step: jnp.asarray(values, jnp.result_type(float))[
         jnp.searchsorted(jnp.asarray(boundaries), jnp.asarray(step), side="right")
     ]
 
@@ -80,7 +87,7 @@ def exponential(value: float | Array, steps: int, factor: float | Array) -> Sche
         factor: of the fall.
     """
     return lambda step: (
-        value * jnp.asarray(factor, jnp.result_type(float)) ** (jnp.asarray(step) / steps)
+        value * jnp.asarray(factor, jnp.result_type(float)) ** (_as_float(step) / steps)
     )
 
 
@@ -89,6 +96,8 @@ def polynomial(
     value: float | Array, steps: int, end: float | Array = 0.0, power: float | Array = 1.0
 ) -> Schedule:
     """Return ``end + (value - end) (1 - step/steps)^power``, then ``end``; linear by default.
+
+    Optax's ``polynomial_schedule``; PyTorch's PolynomialLR ends at 0.
 
     Args:
         value: the rate at the beginning.
@@ -109,7 +118,7 @@ def inverse_square_root(value: float | Array, steps: int) -> Schedule:
         value: the rate of the first ``steps`` steps.
         steps: steps before the fall.
     """
-    return lambda step: value * jnp.sqrt(steps / jnp.maximum(jnp.asarray(step), steps))
+    return lambda step: value * jnp.sqrt(steps / jnp.maximum(_as_float(step), steps))
 
 
 @checked
@@ -152,8 +161,8 @@ def cosine_restarts(
             starts.append(starts[-1] + length)
             length *= growth
         period = jnp.searchsorted(jnp.asarray(starts, jnp.int32), step, side="right") - 1
-        lengths = jnp.asarray([float(steps) * growth**k for k in range(len(starts))])
-        progress = (step - jnp.asarray(starts, jnp.int32)[period]) / lengths[period]
+        lengths = _as_float([float(steps) * growth**k for k in range(len(starts))])
+        progress = _as_float(step - jnp.asarray(starts, jnp.int32)[period]) / lengths[period]
         return end + (value - end) * 0.5 * (1 + jnp.cos(math.pi * progress))
 
     return schedule
@@ -189,7 +198,11 @@ def one_cycle(
     """Return a cosine rise to ``value``, followed by a cosine fall.
 
     The first rate is ``value / initial_divisor``, the last the first over ``final_divisor``.
-    Smith and Topin (2018), *Super-convergence*, in PyTorch's form.
+    Smith and Topin (2018), *Super-convergence*, in PyTorch's form with two phases. The peak is at
+    step ``round(warmup_share steps)``, a whole number; PyTorch's OneCycleLR has it at
+    ``warmup_share steps - 1``, which may lie between two steps, ends a step earlier, and turns the
+    momentum against the rate, too. Optax's ``cosine_onecycle_schedule`` truncates where this
+    rounds.
 
     Args:
         value: the rate at the peak.

@@ -75,7 +75,10 @@ def rnn(
         with_state: the input is ``(x, state)`` and the output ``(y, state)``; with lengths too, the
             input is ``(x, lengths, state)``. This serves truncated back-propagation through time.
             ``state`` is a tuple of arrays (B, H), see :func:`zero_state`.
-        weights: initializer of ``wx``; glorot_uniform by default.
+        weights: initializer of ``wx``; glorot_uniform by default. With gates, as in :func:`lstm`,
+            one matrix is drawn for all of them, so that ``out`` in its variance counts each gate.
+            Keras does the same; Flax draws a matrix for each gate, and PyTorch uniform numbers up
+            to 1/sqrt(H).
         recurrent_weights: initializer of each (H, H) block of ``wh``; orthogonal by default (Saxe
             et al., 2014).
 

@@ -20,11 +20,11 @@ from fbp.optimizers.aliases import rmsprop as rmsprop
 from fbp.optimizers.aliases import sgd as sgd
 from fbp.optimizers.base import apply_updates as apply_updates
 from fbp.optimizers.base import chain as chain
-from fbp.optimizers.base import global_norm as global_norm
 from fbp.optimizers.base import scale as scale
 from fbp.optimizers.base import scale_by_learning_rate as scale_by_learning_rate
 from fbp.optimizers.masks import decay_mask as decay_mask
 from fbp.optimizers.masks import weights_only as weights_only
+from fbp.optimizers.norms import global_norm as global_norm
 from fbp.optimizers.transforms import accumulate as accumulate
 from fbp.optimizers.transforms import adaptive_grad_clip as adaptive_grad_clip
 from fbp.optimizers.transforms import average_parameters as average_parameters

@@ -114,7 +114,9 @@ def rmsprop(
     """Return RMSprop, ``w = w - learning_rate g / (sqrt(v) + epsilon)``, v an average of ``g^2``.
 
     ``v = decay v + (1 - decay) g^2``. Tieleman and Hinton (2012). Epsilon is outside the root, as
-    in PyTorch; Optax has it inside by default.
+    in PyTorch; Optax has it inside by default. The decay is 0.9 by default as in Optax and Keras;
+    PyTorch's alpha is 0.99. With momentum, the velocity sums steps before the learning rate, as in
+    PyTorch; Optax sums them after it, which is another rule if the rate follows a schedule.
 
     Args:
         learning_rate: a number or a schedule.
@@ -204,7 +206,9 @@ def adamw(
 ) -> Optimizer:
     """Return Adam with decoupled decay, ``- learning_rate weight_decay w``.
 
-    Loshchilov and Hutter (2019), *Decoupled weight decay regularization*.
+    Loshchilov and Hutter (2019), *Decoupled weight decay regularization*. The decay is 0.01 by
+    default and takes off weights only; in PyTorch it is 0.01, in Optax 0.0001, and both take it off
+    all parameters unless they are told otherwise.
 
     Args:
         learning_rate: a number or a schedule.
@@ -232,7 +236,8 @@ def lion(
 ) -> Optimizer:
     """Return Lion: steps of constant size by the sign of an interpolated momentum.
 
-    Chen et al. (2023), *Symbolic discovery of optimization algorithms*.
+    Chen et al. (2023), *Symbolic discovery of optimization algorithms*. Nothing decays by default;
+    Optax's weight_decay is 0.001.
 
     Args:
         learning_rate: a number or a schedule.
@@ -260,7 +265,8 @@ def lamb(
 ) -> Optimizer:
     """Return LAMB: AdamW whose step is scaled, tensor by tensor, to the norm of the weights.
 
-    For large batches. You et al. (2020), *Large batch optimization for deep learning*.
+    For large batches. You et al. (2020), *Large batch optimization for deep learning*. As in Optax,
+    the ratio of the norms is not clipped.
 
     Args:
         learning_rate: a number or a schedule.

@@ -6,9 +6,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fbp._serialization import serializable
+from fbp.errors import ArgumentError
 from fbp.layer import Array, Grads, Optimizer, Params
+from fbp.optimizers.protocol import call_update, check_same_tree, require_optimizer, transform
 from fbp.schedules import Schedule
 
 Scalar: TypeAlias = float | Array | Schedule
@@ -31,34 +34,58 @@ class ScheduleState(NamedTuple):
     step: Array
 
 
-def stateless(update: Callable[[Grads, Params], Grads]) -> Optimizer:
+def stateless(
+    name: str, update: Callable[[Grads, Params], Grads], *, needs_params: bool = False
+) -> Optimizer:
     """Return a transform without a state.
 
     Args:
+        name: the name of the transform in messages.
         update: ``(grads, params) -> updates``.
+        needs_params: whether ``update`` reads the parameters.
     """
-    return Optimizer(
-        lambda params: EmptyState(), lambda grads, state, params: (update(grads, params), state)
+    return transform(
+        name,
+        lambda params: EmptyState(),
+        lambda grads, state, params: (update(grads, params), state),
+        state=EmptyState,
+        needs_params=needs_params,
     )
 
 
 def chain(*transforms: Optimizer) -> Optimizer:
     """Return transforms in sequence; the state is the tuple of their states.
 
+    A transform of Optax may be among them. Keyword arguments of ``update``, such as the ``value``
+    that Optax's ``polyak_sgd`` and ``reduce_on_plateau`` need, reach each transform that takes
+    them; as in Optax, the others ignore them.
+
     Args:
         transforms: each takes the updates of the one before it.
+
+    Raises:
+        InputError: if one of them is no optimizer.
     """
+    for place, each in enumerate(transforms):
+        require_optimizer("chain", f"place {place}", each)
 
     def init(params: Params) -> tuple[Any, ...]:
-        return tuple(transform.init(params) for transform in transforms)
+        return tuple(each.init(params) for each in transforms)
 
     def update(
-        grads: Grads, state: tuple[Any, ...], params: Params
+        grads: Grads, state: tuple[Any, ...], params: Params | None = None, **further: Any
     ) -> tuple[Grads, tuple[Any, ...]]:
+        if type(state) is not tuple or len(state) != len(transforms):
+            raise ArgumentError(
+                "chain",
+                "state",
+                f"expected a tuple of {len(transforms)} states, as init(params) returns it, got "
+                f"{type(state).__name__}; the order is update(grads, state, params)",
+            )
         new_state = []
-        for transform, transform_state in zip(transforms, state, strict=True):
-            grads, transform_state = transform.update(grads, transform_state, params)
-            new_state.append(transform_state)
+        for each, each_state in zip(transforms, state, strict=True):
+            grads, each_state = call_update(each, grads, each_state, params, further)
+            new_state.append(each_state)
         return grads, tuple(new_state)
 
     return Optimizer(init, update)
@@ -70,8 +97,12 @@ def apply_updates(params: Params, updates: Grads) -> Params:
     Args:
         params: the parameters.
         updates: a tree of the same structure.
+
+    Raises:
+        InputError: if the structures or the shapes differ.
     """
-    return jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
+    check_same_tree("apply_updates", "updates", updates, "the parameters", params)
+    return jax.tree.map(lambda p, u: p + jnp.asarray(u, jnp.result_type(p)), params, updates)
 
 
 def scale(factor: float | Array) -> Optimizer:
@@ -80,7 +111,7 @@ def scale(factor: float | Array) -> Optimizer:
     Args:
         factor: a number, which may be traced.
     """
-    return stateless(lambda grads, params: jax.tree.map(lambda g: factor * g, grads))
+    return stateless("scale", lambda grads, params: jax.tree.map(lambda g: factor * g, grads))
 
 
 def scale_by_learning_rate(learning_rate: Scalar) -> Optimizer:
@@ -93,12 +124,32 @@ def scale_by_learning_rate(learning_rate: Scalar) -> Optimizer:
         return scale(-learning_rate)
 
     def update(grads: Grads, state: ScheduleState, params: Params) -> tuple[Grads, ScheduleState]:
-        rate = jnp.asarray(learning_rate(state.step))
+        rate = _scheduled(learning_rate, state.step)
         return jax.tree.map(lambda g: (-rate).astype(g.dtype) * g, grads), ScheduleState(
             state.step + 1
         )
 
-    return Optimizer(lambda params: ScheduleState(jnp.zeros((), jnp.int32)), update)
+    return transform(
+        "scale_by_learning_rate",
+        lambda params: ScheduleState(jnp.zeros((), jnp.int32)),
+        update,
+        state=ScheduleState,
+    )
+
+
+def _scheduled(schedule: Schedule, step: Array) -> Array:
+    """Return the value of a schedule, which must be one number."""
+    value = schedule(step)
+    is_number = isinstance(value, float | int | jax.Array | np.ndarray | np.number)
+    if not is_number or jnp.shape(value) != ():
+        shape = f" of shape {jnp.shape(value)}" if is_number else ""
+        raise ArgumentError(
+            "scale_by_learning_rate",
+            "learning_rate",
+            f"expected a schedule step -> number, got a function that returns "
+            f"{type(value).__name__}{shape}; call the factory of a schedule",
+        )
+    return jnp.asarray(value)
 
 
 def bias_correction(decay: float | Array, step: Array) -> Array:
@@ -108,25 +159,9 @@ def bias_correction(decay: float | Array, step: Array) -> Array:
         decay: of a running average that started at 0.
         step: number of updates, from 1.
     """
-    log_decay = (
-        math.log(decay)
-        if isinstance(decay, float) and decay > 0
-        else jnp.log(jnp.asarray(decay, jnp.result_type(float)))
-    )
-    return -jnp.expm1(step * log_decay)
-
-
-def zeros_like(params: Params) -> Any:
-    """Return a tree of zeros with the shapes and dtypes of ``params``."""
-    return jax.tree.map(jnp.zeros_like, params)
-
-
-def global_norm(tree: Any) -> Array:
-    """Return the Euclidean norm of all the numbers of a tree, or of one array.
-
-    Args:
-        tree: arrays of any shapes.
-    """
-    return jnp.sqrt(
-        sum((jnp.vdot(leaf, leaf).real for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
-    )
+    if isinstance(decay, float) and decay > 0:
+        return -jnp.expm1(step * math.log(decay))
+    traced = jnp.asarray(decay, jnp.result_type(float))
+    is_zero = traced == 0  # whose logarithm has no derivative
+    log_decay = jnp.log(jnp.where(is_zero, 1, traced))
+    return jnp.where(is_zero, 1 - traced, -jnp.expm1(step * log_decay))

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 
+from fbp.errors import ArgumentError
 from fbp.layer import Layer, Params
 
 Mask: TypeAlias = Callable[[Params], Any] | None
@@ -20,7 +22,7 @@ def weights_only(params: Params) -> Any:
     Args:
         params: any tree of arrays.
     """
-    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+    return jax.tree.map(lambda leaf: np.ndim(leaf) >= 2, params)
 
 
 def decay_mask(model: Layer) -> Callable[[Params], Any]:
@@ -62,7 +64,7 @@ def _mask(layer: Layer, params: Params, stacked: int) -> Any:
 
 def _leaf_mask(layer: Layer, params: Params, stacked: int) -> Any:
     if layer.not_decayed is None:
-        tree = jax.tree.map(lambda leaf: leaf.ndim >= 2 + stacked, params)
+        tree = jax.tree.map(lambda leaf: np.ndim(leaf) >= 2 + stacked, params)
     else:
         tree = _without(layer.not_decayed, jax.tree.map(lambda leaf: True, params))
     return _without(layer.nontrainable, tree)
@@ -78,14 +80,29 @@ def _without(names: tuple[str, ...], tree: Any) -> Any:
     }
 
 
-def apply_where(mask: Mask, params: Params, change: Callable[..., Any], *trees: Any) -> Any:
+def apply_where(
+    function: str, mask: Mask, params: Params, change: Callable[..., Any], *trees: Any
+) -> Any:
     """Return the first tree, with ``change(leaf, ...)`` in place of its leaves if the mask holds.
 
     Args:
+        function: the function that was called, for messages.
         mask: what to change.
         params: the parameters that the mask is asked about.
         change: from a leaf of each tree to the new leaf of the first.
         trees: trees with the structure of the parameters.
+
+    Raises:
+        ArgumentError: the mask gives anything but one boolean for each parameter.
     """
     selected = (mask or weights_only)(params)
+    leaves, structure = jax.tree.flatten(selected)
+    are_booleans = all(isinstance(leaf, bool | np.bool_) for leaf in leaves)
+    if len({structure, jax.tree.structure(params)}) > 1 or not are_booleans:
+        raise ArgumentError(
+            function,
+            "mask",
+            "expected a function that returns one boolean for each parameter, in the structure of "
+            "the parameters; decay_mask(model) is one",
+        )
     return jax.tree.map(lambda m, *leaves: change(*leaves) if m else leaves[0], selected, *trees)

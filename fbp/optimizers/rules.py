@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from fbp._serialization import serializable
 from fbp.layer import Array, Grads, Optimizer, Params
-from fbp.optimizers.base import bias_correction, global_norm, stateless, zeros_like
+from fbp.optimizers.base import bias_correction, stateless
+from fbp.optimizers.norms import norms_of_each, root
+from fbp.optimizers.protocol import transform, zeros_like
 
 
 @serializable
@@ -118,7 +120,12 @@ def accumulate_momentum(momentum: float | Array, *, nesterov: bool = False) -> O
             return velocity, MomentumState(velocity)
         return jax.tree.map(lambda v, g: g + momentum * v, velocity, grads), MomentumState(velocity)
 
-    return Optimizer(lambda params: MomentumState(zeros_like(params)), update)
+    return transform(
+        "accumulate_momentum",
+        lambda params: MomentumState(zeros_like(params)),
+        update,
+        state=MomentumState,
+    )
 
 
 def scale_by_adagrad(initial: float | Array, epsilon: float | Array) -> Optimizer:
@@ -130,15 +137,15 @@ def scale_by_adagrad(initial: float | Array, epsilon: float | Array) -> Optimize
     """
 
     def init(params: Params) -> AdagradState:
-        return AdagradState(jax.tree.map(lambda p: jnp.full_like(p, initial), params))
+        return AdagradState(jax.tree.map(lambda z: jnp.full_like(z, initial), zeros_like(params)))
 
     def update(grads: Grads, state: AdagradState, params: Params) -> tuple[Grads, AdagradState]:
         squares = jax.tree.map(lambda s, g: s + g * g, state.squares, grads)
-        return jax.tree.map(lambda s, g: g / (jnp.sqrt(s) + epsilon), squares, grads), AdagradState(
-            squares
-        )
+        return jax.tree.map(
+            lambda s, g: g / (root(_finite(s)) + epsilon), squares, grads
+        ), AdagradState(squares)
 
-    return Optimizer(init, update)
+    return transform("scale_by_adagrad", init, update, state=AdagradState)
 
 
 def scale_by_adadelta(decay: float | Array, epsilon: float | Array) -> Optimizer:
@@ -152,14 +159,19 @@ def scale_by_adadelta(decay: float | Array, epsilon: float | Array) -> Optimizer
     def update(grads: Grads, state: AdadeltaState, params: Params) -> tuple[Grads, AdadeltaState]:
         squares = _average(state.squares, grads, decay, power=2)
         updates = jax.tree.map(
-            lambda s, d, g: g * jnp.sqrt(d + epsilon) / jnp.sqrt(s + epsilon),
+            lambda s, d, g: g * jnp.sqrt(d + epsilon) / jnp.sqrt(_finite(s) + epsilon),
             squares,
             state.updates,
             grads,
         )
         return updates, AdadeltaState(squares, _average(state.updates, updates, decay, power=2))
 
-    return Optimizer(lambda params: AdadeltaState(zeros_like(params), zeros_like(params)), update)
+    return transform(
+        "scale_by_adadelta",
+        lambda params: AdadeltaState(zeros_like(params), zeros_like(params)),
+        update,
+        state=AdadeltaState,
+    )
 
 
 def scale_by_rms(
@@ -179,19 +191,19 @@ def scale_by_rms(
     def update(grads: Grads, state: RMSState, params: Params) -> tuple[Grads, RMSState]:
         squares = _average(state.squares, grads, decay, power=2)
         if not centered:
-            return jax.tree.map(lambda s, g: g / (jnp.sqrt(s) + epsilon), squares, grads), RMSState(
-                squares, ()
-            )
+            return jax.tree.map(
+                lambda s, g: g / (root(_finite(s)) + epsilon), squares, grads
+            ), RMSState(squares, ())
         mean = _average(state.mean, grads, decay)
         updates = jax.tree.map(
-            lambda s, m, g: g / (jnp.sqrt(jnp.maximum(s - m * m, 0)) + epsilon),
+            lambda s, m, g: g / (root(_finite(jnp.maximum(s - m * m, 0))) + epsilon),
             squares,
             mean,
             grads,
         )
         return updates, RMSState(squares, mean)
 
-    return Optimizer(init, update)
+    return transform("scale_by_rms", init, update, state=RMSState)
 
 
 def scale_by_adam(
@@ -224,11 +236,11 @@ def scale_by_adam(
                 if nesterov
                 else m / _as(unbias1, m)
             )
-            return corrected / (jnp.sqrt(v / _as(unbias2, v)) + epsilon)
+            return corrected / (root(_finite(v) / _as(unbias2, v)) + epsilon)
 
         return jax.tree.map(step, mean, squares, grads), AdamState(count, mean, squares)
 
-    return Optimizer(init, update)
+    return transform("scale_by_adam", init, update, state=AdamState)
 
 
 def scale_by_amsgrad(
@@ -254,13 +266,13 @@ def scale_by_amsgrad(
         largest = jax.tree.map(jnp.maximum, state.largest, squares)
         unbias1, unbias2 = bias_correction(beta1, count), bias_correction(beta2, count)
         updates = jax.tree.map(
-            lambda m, v: m / _as(unbias1, m) / (jnp.sqrt(v / _as(unbias2, v)) + epsilon),
+            lambda m, v: m / _as(unbias1, m) / (root(_finite(v) / _as(unbias2, v)) + epsilon),
             mean,
             largest,
         )
         return updates, AMSGradState(count, mean, squares, largest)
 
-    return Optimizer(init, update)
+    return transform("scale_by_amsgrad", init, update, state=AMSGradState)
 
 
 def scale_by_lion(beta1: float | Array, beta2: float | Array) -> Optimizer:
@@ -277,24 +289,46 @@ def scale_by_lion(beta1: float | Array, beta2: float | Array) -> Optimizer:
         )
         return updates, LionState(_average(state.mean, grads, beta2))
 
-    return Optimizer(lambda params: LionState(zeros_like(params)), update)
+    return transform(
+        "scale_by_lion",
+        lambda params: LionState(zeros_like(params)),
+        update,
+        state=LionState,
+    )
 
 
 def scale_by_trust_ratio() -> Optimizer:
     """Return the rule ``u = g |w| / |g|``, tensor by tensor; the ratio is 1 if a norm is 0."""
 
-    def scaled(g: Array, w: Array) -> Array:
-        weight, update = global_norm(w), global_norm(g)
-        is_defined = (weight > 0) & (update > 0)
-        ratio = jnp.where(is_defined, weight / jnp.where(is_defined, update, 1), 1)
-        return g * _as(ratio, g)
+    def update(grads: Grads, params: Params) -> Grads:
+        leaves, structure = jax.tree.flatten(grads)
+        norms = norms_of_each(leaves), norms_of_each(jax.tree.leaves(params))
+        scaled = [
+            g * _as(_ratio(weight.value, update.value), g)
+            for g, update, weight in zip(leaves, *norms, strict=True)
+        ]
+        return jax.tree.unflatten(structure, scaled)
 
-    return stateless(lambda grads, params: jax.tree.map(scaled, grads, params))
+    return stateless("scale_by_trust_ratio", update, needs_params=True)
+
+
+def _ratio(weight: Array, update: Array) -> Array:
+    is_defined = (weight > 0) & (update > 0)
+    return jnp.where(is_defined, weight / jnp.where(is_defined, update, 1), 1)
 
 
 def _average(average: Grads, new: Grads, decay: float | Array, power: int = 1) -> Grads:
     """Return ``decay average + (1 - decay) new^power``."""
     return jax.tree.map(lambda a, n: decay * a + (1 - decay) * n**power, average, new)
+
+
+def _finite(squares: Array) -> Array:
+    """Return sums of squares; NaN for those that have overflowed.
+
+    An infinite root would divide the gradient to 0, so that its parameter stood still for ever
+    without a word.
+    """
+    return jnp.where(squares < jnp.inf, squares, jnp.nan)
 
 
 def _as(scalar: Array, like: Array) -> Array:

@@ -1,5 +1,6 @@
 """Transforms for any optimizer's chain: clipping, penalties, accumulation, averaging."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,13 +9,18 @@ import jax.numpy as jnp
 from fbp._arguments import checked
 from fbp._serialization import serializable
 from fbp.layer import Array, Grads, Optimizer, Params
-from fbp.optimizers.base import (
-    bias_correction,
-    global_norm,
-    stateless,
+from fbp.optimizers.base import apply_updates, bias_correction, stateless
+from fbp.optimizers.masks import Mask, apply_where
+from fbp.optimizers.norms import Norm, norm_of_all, norms_of_each, norms_of_units, widen
+from fbp.optimizers.protocol import (
+    call_update,
+    check_gradients,
+    check_same_tree,
+    narrow,
+    require_optimizer,
+    transform,
     zeros_like,
 )
-from fbp.optimizers.masks import Mask, apply_where
 
 
 @checked
@@ -25,7 +31,8 @@ def clip_by_value(limit: float | Array) -> Optimizer:
         limit: the largest absolute value.
     """
     return stateless(
-        lambda grads, params: jax.tree.map(lambda g: jnp.clip(g, -limit, limit), grads)
+        "clip_by_value",
+        lambda grads, params: jax.tree.map(lambda g: jnp.clip(g, -limit, limit), grads),
     )
 
 
@@ -36,11 +43,14 @@ def clip_by_norm(limit: float | Array) -> Optimizer:
     Args:
         limit: the largest Euclidean norm.
     """
-    return stateless(
-        lambda grads, params: jax.tree.map(
-            lambda g: g * _shrink(global_norm(g), limit).astype(g.dtype), grads
-        )
-    )
+
+    def update(grads: Grads, params: Params) -> Grads:
+        leaves, structure = jax.tree.flatten(grads)
+        norms = norms_of_each(leaves)
+        clipped = [_clipped(g, norm, limit) for g, norm in zip(leaves, norms, strict=True)]
+        return jax.tree.unflatten(structure, clipped)
+
+    return stateless("clip_by_norm", update)
 
 
 @checked
@@ -54,10 +64,10 @@ def clip_by_global_norm(limit: float | Array) -> Optimizer:
     """
 
     def update(grads: Grads, params: Params) -> Grads:
-        factor = _shrink(global_norm(grads), limit)
-        return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+        norm = norm_of_all(jax.tree.leaves(grads))
+        return jax.tree.map(lambda g: _clipped(g, norm, limit), grads)
 
-    return stateless(update)
+    return stateless("clip_by_global_norm", update)
 
 
 @checked
@@ -73,19 +83,23 @@ def adaptive_grad_clip(limit: float | Array, epsilon: float | Array = 1e-3) -> O
         epsilon: the least norm that a unit's weights count with.
     """
 
-    def norms(tensor: Array) -> Array:
-        axes = tuple(range(tensor.ndim - 1)) if tensor.ndim >= 2 else None
-        return jnp.sqrt((tensor * tensor).sum(axis=axes, keepdims=tensor.ndim >= 2))
-
     def clipped(g: Array, w: Array) -> Array:
-        return g * _shrink(norms(g), limit * jnp.maximum(norms(w), epsilon))
+        weights = norms_of_units(w).value
+        return _clipped(g, norms_of_units(g), limit * jnp.maximum(weights, epsilon))
 
-    return stateless(lambda grads, params: jax.tree.map(clipped, grads, params))
+    return stateless(
+        "adaptive_grad_clip",
+        lambda grads, params: jax.tree.map(clipped, grads, params),
+        needs_params=True,
+    )
 
 
-def _shrink(norm: Array, limit: float | Array) -> Array:
-    """Return the factor that brings ``norm`` down to ``limit``; 1 if it is smaller."""
-    return jnp.where(norm > limit, limit / jnp.where(norm > limit, norm, 1), 1)
+def _clipped(g: Array, norm: Norm, limit: float | Array) -> Array:
+    """Return a gradient brought down from ``norm`` to ``limit``; itself if its norm is smaller."""
+    is_larger = norm.value > limit
+    factor = jnp.where(is_larger, limit / jnp.where(is_larger, norm.scaled, 1), 1)
+    unit = jnp.where(is_larger, norm.unit, 1)  # 1 unless squares left the range
+    return g * unit.astype(g.dtype) * factor.astype(g.dtype)
 
 
 @checked
@@ -101,7 +115,7 @@ def l2(strength: float | Array, mask: Mask = None) -> Optimizer:
         mask: ``params -> tree of booleans``, True for what is penalized; weights by default (see
             :func:`weights_only`).
     """
-    return _add_weights(strength, mask)
+    return _add("l2", strength, lambda w: w, mask)
 
 
 @checked
@@ -113,11 +127,7 @@ def l1(strength: float | Array, mask: Mask = None) -> Optimizer:
         mask: ``params -> tree of booleans``, True for what is penalized; weights by default (see
             :func:`weights_only`).
     """
-    return stateless(
-        lambda grads, params: apply_where(
-            mask, params, lambda g, w: g + strength * jnp.sign(w), grads, params
-        )
-    )
+    return _add("l1", strength, jnp.sign, mask)
 
 
 @checked
@@ -133,15 +143,20 @@ def decoupled_weight_decay(strength: float | Array, mask: Mask = None) -> Optimi
         mask: ``params -> tree of booleans``, True for what decays; weights by default (see
             :func:`weights_only`).
     """
-    return _add_weights(strength, mask)
+    return _add("decoupled_weight_decay", strength, lambda w: w, mask)
 
 
-def _add_weights(strength: float | Array, mask: Mask) -> Optimizer:
-    """Return ``u = g + strength w``, for :func:`l2` and :func:`decoupled_weight_decay`."""
+def _add(
+    name: str, strength: float | Array, term: Callable[[Array], Array], mask: Mask
+) -> Optimizer:
+    """Return ``u = g + strength term(w)`` for what ``mask`` selects; nothing is added by 0."""
+    if isinstance(strength, float | int) and strength == 0:
+        return stateless(name, lambda grads, params: grads)
+    change = lambda g, w: g + strength * term(widen(w))
     return stateless(
-        lambda grads, params: apply_where(
-            mask, params, lambda g, w: g + strength * w, grads, params
-        )
+        name,
+        lambda grads, params: apply_where(name, mask, params, change, grads, params),
+        needs_params=True,
     )
 
 
@@ -164,25 +179,34 @@ class AccumulateState(NamedTuple):
 def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
     """Return an optimizer that steps once on the mean gradient of several micro-batches.
 
+    The mean is at least float32 until it is complete.
+
     Args:
-        optimizer: what takes the step.
+        optimizer: what takes the step. Further keyword arguments of ``update`` reach it with their
+            values at the last micro-batch.
         every: number of micro-batches; the updates of all but the last are 0.
     """
+
+    require_optimizer("accumulate", "optimizer", optimizer)
 
     def init(params: Params) -> AccumulateState:
         return AccumulateState(jnp.zeros((), jnp.int32), zeros_like(params), optimizer.init(params))
 
     def update(
-        grads: Grads, state: AccumulateState, params: Params
+        grads: Grads, state: AccumulateState, params: Params | None = None, **further: Any
     ) -> tuple[Grads, AccumulateState]:
-        mean = jax.tree.map(lambda m, g: m + g / every, state.mean, grads)
+        check_gradients("accumulate", grads, params)
+        mean = jax.tree.map(lambda m, g: (m + widen(g) / every).astype(m.dtype), state.mean, grads)
 
         def step() -> tuple[Grads, AccumulateState]:
-            updates, inner = optimizer.update(mean, state.inner, params)
-            return updates, AccumulateState(jnp.zeros((), jnp.int32), zeros_like(mean), inner)
+            gradient = narrow(mean, grads)
+            updates, inner = call_update(optimizer, gradient, state.inner, params, further)
+            done = AccumulateState(jnp.zeros((), jnp.int32), zeros_like(mean), inner)
+            return narrow(updates, grads), done
 
         def wait() -> tuple[Grads, AccumulateState]:
-            return zeros_like(mean), AccumulateState(state.step + 1, mean, state.inner)
+            nothing = jax.tree.map(jnp.zeros_like, grads)
+            return nothing, AccumulateState(state.step + 1, mean, state.inner)
 
         return jax.lax.cond(state.step + 1 >= every, step, wait)
 
@@ -210,6 +234,7 @@ def average_parameters(decay: float | Array) -> Optimizer:
 
     Put it last in a chain, and read the average with :func:`averaged`. After each update
     ``mean = decay mean + (1 - decay) params``, corrected by ``1 - decay^t``. Updates are unchanged.
+    The average is at least float32.
 
     Args:
         decay: of the average.
@@ -221,13 +246,12 @@ def average_parameters(decay: float | Array) -> Optimizer:
         )
 
     def update(grads: Grads, state: EMAState, params: Params) -> tuple[Grads, EMAState]:
-        mean = jax.tree.map(
-            lambda m, p, u: decay * m + (1 - decay) * (p + u), state.mean, params, grads
-        )
+        new_params = apply_updates(params, grads)
+        mean = jax.tree.map(lambda m, p: decay * m + (1 - decay) * widen(p), state.mean, new_params)
         step = state.step + 1
         return grads, EMAState(step, mean, bias_correction(decay, step))
 
-    return Optimizer(init, update)
+    return transform("average_parameters", init, update, state=EMAState, needs_params=True)
 
 
 def averaged(state: Any, params: Params) -> Params:
@@ -242,9 +266,11 @@ def averaged(state: Any, params: Params) -> Params:
     if not averages:
         return params
     average = averages[0]
+    check_same_tree("averaged", "params", params, "the average", average.mean)
     has_stepped = average.step > 0
-    return jax.tree.map(
-        lambda m, p: jnp.where(has_stepped, m / average.correction.astype(m.dtype), p),
-        average.mean,
-        params,
-    )
+
+    def corrected(m: Array, p: Array) -> Array:
+        mean = jnp.where(has_stepped, m / average.correction.astype(m.dtype), widen(p))
+        return mean.astype(jnp.result_type(p))
+
+    return jax.tree.map(corrected, average.mean, params)

@@ -16,7 +16,7 @@ from fbp._kernels import MIN_TENSORS_TO_REDUCE_APART
 from fbp._observation import leaf_paths
 from fbp.experiment.runner.compilation import Compiler
 from fbp.layer import Array, Layer, Loss, Optimizer
-from fbp.optimizers import global_norm
+from fbp.optimizers.norms import plain_norm
 from fbp.training import TrainState
 
 _TITLE = "the program for norms of layers"
@@ -50,7 +50,7 @@ def make_layer_norms(
         )
     arrays = compiler.program(_TITLE, diagnostics.layer_tensors(*parts))
     paths = leaf_paths(model)
-    norm, ratio = jax.jit(global_norm), jax.jit(diagnostics.update_ratio)
+    norm, ratio = jax.jit(plain_norm), jax.jit(diagnostics.update_ratio)
 
     def layer_norms(state: TrainState) -> dict[str, Any]:
         tensors = arrays(state.params, state.opt_state, *batch)
