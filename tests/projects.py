@@ -92,6 +92,14 @@ class Silent:
         pass
 
 
+def silent_compiler():
+    """What compiles the programs of a run, without a word."""
+    from fbp._interruptible import StopRequest
+    from fbp.experiment.runner.compilation import Compiler
+
+    return Compiler(Silent(), StopRequest())
+
+
 def empty_store(full: Path, empty: Path) -> None:
     """A store with all its tables and no runs: opening a new one takes MLflow seconds."""
     shutil.copy(full, empty)

@@ -93,7 +93,7 @@ def test_configurations_of_any_shape(changes):
     found = used_or_refused(lambda: reading.parse(table, "fuzz.toml"))
     if found is not None:
         text = writing.to_toml(found)
-        assert writing.to_toml(reading.parse(reading.tomllib.loads(text), "again")) == text
+        assert writing.to_toml(reading.parse(tomllib.loads(text), "again")) == text
         used_or_refused(lambda: reading.variants(found, "fuzz.toml"))
 
 

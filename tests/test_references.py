@@ -1,6 +1,7 @@
 """A user's own code named in a configuration: every kind of thing, every kind of mistake."""
 
 import sys
+import tomllib
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from fbp.experiment.rundir import layout, metric_table
 from fbp.experiment.runner import build, loop, test_evaluation
 from fbp.experiment.runner import run as run_module
 from fbp.experiment.runner.run_start import RunIdentity
-from tests.projects import Silent, said
+from tests.projects import Silent, said, silent_compiler
 from tests.test_config import MINIMAL
 
 OWN = """
@@ -208,7 +209,7 @@ def test_every_kind_can_be_a_users_own(minimal, kind, name, more, where):
     assert np.isfinite(cost)
     text = writing.to_toml(config)
     with references.reading_record(Trust(frozenset(writing.names_in(config)))):
-        again = reading.parse(reading.tomllib.loads(text), "again")
+        again = reading.parse(tomllib.loads(text), "again")
     assert writing.to_toml(again) == text
 
 
@@ -263,8 +264,8 @@ class TestMistakesOfEveryKind:
     def test_a_file_that_only_the_configuration_names(self, minimal, kind):
         key, _, value = override(kind, "./mine.py:net").partition("=")
         section, _, inner = key.partition(".")
-        table = {"name": "x", **reading.tomllib.loads(minimal.read_text())}
-        written = reading.tomllib.loads(f"value = {value}")["value"]
+        table = {"name": "x", **tomllib.loads(minimal.read_text())}
+        written = tomllib.loads(f"value = {value}")["value"]
         table[section] = {**table.get(section, {}), inner: written} if inner else written
         with pytest.raises(InputError) as caught:
             reading.parse(table, "x")
@@ -440,7 +441,7 @@ def test_a_record_with_its_code(minimal):
     elsewhere.mkdir()
     code = elsewhere / "mine.py"
     code.write_text(OWN)
-    table = {"name": "x", **reading.tomllib.loads(minimal.read_text())}
+    table = {"name": "x", **tomllib.loads(minimal.read_text())}
     table["model"] = {"name": "/home/somebody/mine.py:net"}
     with references.reading_record(trust_of(code=code)):
         config = reading.parse(table, "record")
@@ -538,7 +539,9 @@ def contrast():
         assert loop.evaluation_batch(experiment) == 4
         params, _ = experiment.model.init(jax.random.key(0), experiment.shape)
         x, y = (jnp.asarray(part) for part in experiment.data.test)
-        metrics = test_evaluation.evaluate_and_write(experiment, params, minimal.parent)
+        metrics = test_evaluation.evaluate_and_write(
+            experiment, params, minimal.parent, silent_compiler()
+        )
         output, _ = experiment.model.forward(params, x)
         batches = [output[start : start + 4] for start in range(0, len(x), 4)]
         costs = [((batch - batch.mean(axis=0)) ** 2).sum(axis=1) for batch in batches]
@@ -562,7 +565,7 @@ def test_the_users_metrics_are_shown_like_the_librarys(minimal):
     names = ("loss", "accuracy", "margin", "best")
     values = {f"{part}_{name}": 0.5 for part in ("train", "validation", "test") for name in names}
     table = progress.results_table({"run": values})
-    assert [column.header for column in table.columns] == ["part", *names]
+    assert [str(column.header) for column in table.columns] == ["part", *names]
     line = progress.metrics_line({"loss": 0.5, "learning_rate": 0.1, "delta_norm/1": 1.0, **values})
     assert line.startswith("loss 0.5  train loss 0.5  val loss 0.5  train accuracy 50.00%")
     assert "train margin 0.5" in line

@@ -21,6 +21,7 @@ from fbp.experiment.figures import classification, draw
 from fbp.experiment.rundir import results
 from fbp.experiment.runner import test_evaluation
 from fbp.experiment.runner.build import build
+from tests.projects import silent_compiler
 
 ROW = "{},{},a\n{},{},b\n"
 FOUR = ROW.format(1, 2, 3, 4) + ROW.format(5, 6, 7, 8)
@@ -611,7 +612,9 @@ def evaluated(folder, data, loss="softmax_cross_entropy", **sections):
     experiment = built(data, loss, **sections)
     params, _ = experiment.model.init(jax.random.key(0), experiment.shape)
     notes = []
-    values = test_evaluation.evaluate_and_write(experiment, params, folder, notes.append)
+    values = test_evaluation.evaluate_and_write(
+        experiment, params, folder, silent_compiler(), notes.append
+    )
     return values, results.read(folder), notes
 
 
