@@ -26,7 +26,7 @@ from fbp.experiment.config import bounded, reading
 from fbp.experiment.config.references import reading_record
 from fbp.experiment.config.trust import NOTHING, Trust
 from fbp.experiment.rundir import environment, journal, layout, manifest, tags, trust_store
-from fbp.experiment.rundir.journal import ChildLine
+from fbp.experiment.rundir.journal_lines import ChildLine
 from fbp.experiment.rundir.npz import READ_ERRORS, read_arrays, write_arrays
 from fbp.experiment.runner.build import load_data
 from fbp.experiment.tracking.folder_runs import FolderRuns, find_folder, verify_local

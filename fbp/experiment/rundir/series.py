@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fbp.experiment.rundir import journal
-from fbp.experiment.rundir.journal import Line, MetricsLine, StepsLine
+from fbp.experiment.rundir.journal_lines import Line, MetricsLine, StepsLine
 from fbp.experiment.rundir.layout import JOURNAL
 from fbp.experiment.rundir.metric_table import is_timing
 

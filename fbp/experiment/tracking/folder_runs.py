@@ -7,7 +7,7 @@ from pathlib import Path
 from fbp.errors import InputError
 from fbp.experiment.rundir import journal, layout, locks, manifest, signatures
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
-from fbp.experiment.rundir.journal import StartLine
+from fbp.experiment.rundir.journal_lines import StartLine
 from fbp.experiment.rundir.series import Series, last_values, read_series
 from fbp.experiment.rundir.verification import Verification, verify_folder
 from fbp.experiment.tracking.run_filter import parse_filter, sort_runs

@@ -19,13 +19,12 @@ from typing import Any, NamedTuple
 from fbp.errors import InputError
 from fbp.experiment.config import bounded
 from fbp.experiment.rundir import history, journal, layout, manifest, tags
-from fbp.experiment.rundir.journal import (
+from fbp.experiment.rundir.journal import Journal, PrefixChecksum
+from fbp.experiment.rundir.journal_lines import (
     ChildLine,
     EndLine,
-    Journal,
     Line,
     MetricsLine,
-    PrefixChecksum,
     ResumeLine,
     SealLine,
     StartLine,
