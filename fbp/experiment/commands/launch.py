@@ -122,7 +122,7 @@ def launch_config(config: Config, identity: RunIdentity, request: RunRequest) ->
     target = destination(root, config.tracking.sink, request.tracking_uri)
     store.check_not_moved(root)
     folder = layout.new_run_folder(root, config.name)
-    layout.destination(folder).write_text(target.place, encoding="utf-8")
+    layout.write_destination(folder, target.place)
     try:
         with prefixed_by(identity.source):
             return _run_with_shipper(config, identity, folder, target, request)

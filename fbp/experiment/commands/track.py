@@ -5,7 +5,9 @@ import operator
 import os
 import posixpath
 import re
+import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +41,10 @@ _SHOWN = 80  # characters of a value in a message
 class Tracked:
     """A run that is being tracked; made by :func:`track`.
 
+    Safe between threads: any of them may log, tag, add artifacts and write checkpoints at any time,
+    in any order of steps, and nothing is lost. Not between processes: one that was forked from
+    this one is refused, and a run that is tracked already cannot be resumed by another.
+
     Attributes:
         folder: the folder of its journal, checkpoints and artifacts.
         name: the run's name, which ``track(resume=...)`` accepts.
@@ -52,6 +58,7 @@ class Tracked:
         self._checkpoints = Checkpoints(folder, keep, self._journal)
         self._digest = ""
         self._open = True
+        self._lock, self._process = threading.RLock(), os.getpid()
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write metrics of a step to the journal.
@@ -69,8 +76,9 @@ class Tracked:
             InputError: if a value is not a number, or if a name has characters other than letters,
                 digits, blanks and ``_ . - /``. Then nothing is logged.
         """
-        self._check_open()
-        self._recorder.metrics(_step("log", step), dict(_flatten("log", metrics, _number)))
+        number, values = _step("log", step), dict(_flatten("log", metrics, _number))
+        with self._while_open():
+            self._recorder.metrics(number, values)
 
     def tag(self, **tags: object) -> None:
         """Write tags, by which the tracker shows and finds the run.
@@ -81,8 +89,9 @@ class Tracked:
         Raises:
             InputError: if a name is not valid, see :meth:`log`.
         """
-        self._check_open()
-        self._journal.tags(dict(_flatten("tag", tags, _text)))
+        values = dict(_flatten("tag", tags, _text))
+        with self._while_open():
+            self._journal.tags(values)
 
     def artifact(self, path: str | os.PathLike[str], name: str | None = None) -> None:
         """Copy a file to the run's artifacts.
@@ -95,7 +104,6 @@ class Tracked:
         Raises:
             InputError: if there is no such file, or if `name` leads out of the run's folder.
         """
-        self._check_open()
         source, inside = Path(path), Path(name or Path(path).name)
         if inside.is_absolute() or ".." in inside.parts:
             raise InputError(
@@ -104,8 +112,9 @@ class Tracked:
         if not source.is_file():
             raise InputError(f"artifact: expected a file, got {str(source)!r}")
         target = layout.artifacts(self.folder) / inside
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(source.read_bytes())
+        with self._while_open():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
 
     def checkpoint(self, step: int, tree: Params, *, wait: bool = False) -> None:
         """Write a checkpoint in a background thread; the newest ones are kept.
@@ -123,12 +132,12 @@ class Tracked:
             InputError: if `tree` has leaves other than arrays and numbers.
             OSError: if the previous checkpoint could not be written.
         """
-        self._check_open()
-        number, copy = _step("checkpoint", step), to_host(tree)
-        self._await_checkpoint()
-        self._checkpoints.save(number, {"tree": copy}, copy, {})
-        if wait:
+        with self._while_open():
+            number, copy = _step("checkpoint", step), to_host(tree)
             self._await_checkpoint()
+            self._checkpoints.save(number, {"tree": copy}, copy, {})
+            if wait:
+                self._await_checkpoint()
 
     def restore(self, like: Params) -> tuple[int, Params] | None:
         """Read the newest undamaged checkpoint of the run.
@@ -143,8 +152,10 @@ class Tracked:
         Raises:
             InputError: if the checkpoint has another structure.
         """
-        checkpoint = checkpoints.latest(self.folder, _warn)
-        checkpoints.quarantine_after(self.folder, checkpoint.step if checkpoint else -1)
+        with self._lock:
+            self._await_checkpoint()
+            checkpoint = checkpoints.latest(self.folder, _warn)
+            checkpoints.quarantine_after(self.folder, checkpoint.step if checkpoint else -1)
         if checkpoint is None:
             return None
         arrays = {
@@ -159,11 +170,21 @@ class Tracked:
                 f"{error}"
             ) from None
 
-    def _check_open(self) -> None:
-        if not self._open:
+    @contextlib.contextmanager
+    def _while_open(self) -> Iterator[None]:
+        """Keep other threads from writing or ending the run; raise InputError if it has ended."""
+        if os.getpid() != self._process:  # where another thread's lock would be held for ever
             raise InputError(
-                f"run {self.name}: it has ended; resume it with: track(..., resume={self.name!r})"
+                f"run {self.name}: this process was forked from the one that tracks the run; "
+                "log from there, or track a run of its own here"
             )
+        with self._lock:
+            if not self._open:
+                raise InputError(
+                    f"run {self.name}: it has ended; resume it with: "
+                    f"track(..., resume={self.name!r})"
+                )
+            yield
 
     def _await_checkpoint(self) -> None:
         """Block until the checkpoint that is being written is on the disk."""
@@ -172,7 +193,8 @@ class Tracked:
             self._digest = digests.params_digest
 
     def _end(self, status: str, message: str) -> None:
-        self._open = False
+        with self._lock:  # what another thread is writing is whole, and nothing comes after it
+            self._open = False
         if status != "FINISHED":
             _warn(f"run {self.name}: {status}; resume it with: track(..., resume={self.name!r})")
         try:
@@ -306,7 +328,7 @@ def _prepare_folder(
     if resume is None:
         target = destination(root, request.sink, tracking_uri)
         folder = layout.new_run_folder(root, request.experiment)
-        layout.destination(folder).write_text(target.place, encoding="utf-8")
+        layout.write_destination(folder, target.place)
         return folder, target
     existing = find_folder(root, resume)
     if existing is None:

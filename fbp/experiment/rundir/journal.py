@@ -11,6 +11,7 @@ has (see recorder.py).
 import contextlib
 import json
 import os
+import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,6 +67,10 @@ _EMPTY = PrefixChecksum()
 class Journal:
     """Appends to a journal; each line is passed to the operating system before the call returns.
 
+    Safe between threads: each line is whole, and the times of the lines never go back. Between
+    processes: any number may read, but one writes. A process that was forked from the one that
+    made this object is refused.
+
     What is secret in texts is left out before it is written (see :mod:`.redact`).
 
     Args:
@@ -91,6 +96,8 @@ class Journal:
         elif not locks.try_lock(self._file):
             os.close(self._file)
             raise InputError(f"{self._path}: another process is writing to it")
+        self._lock, self._process = threading.RLock(), os.getpid()
+        self._is_torn = False  # whether the file ends with part of a line
         self._last_time = now()
         end = _end_of_lines(self._file)
         os.ftruncate(self._file, end)
@@ -114,62 +121,57 @@ class Journal:
             tags: texts by name; empty ones are left out, the folder's name is added.
             more: `inputs`, `parent`, `steps`, `layers`, `sink`, `config`, see :class:`StartLine`.
         """
-        self._append(
-            StartLine(
-                time=self._tick(),
-                format=layout.JOURNAL_FORMAT,
-                label=label,
-                name=f"{label}-{self.folder.name[-4:]}",
-                experiment=experiment,
-                params=redact_texts(params),
-                tags=_with_folder(redact_texts(tags), self.folder.name),
-                **more,
-            )
+        self._write(
+            StartLine,
+            format=layout.JOURNAL_FORMAT,
+            label=label,
+            name=f"{label}-{self.folder.name[-4:]}",
+            experiment=experiment,
+            params=redact_texts(params),
+            tags=_with_folder(redact_texts(tags), self.folder.name),
+            **more,
         )
 
     def steps(self, first_step: int, columns: Mapping[str, np.ndarray]) -> None:
         """Append a chunk of per-step metrics that began when the line before was written."""
-        began = self._last_time
-        line = StepsLine(time=self._tick(), first_step=first_step, began=began, columns=columns)
-        self._append(line)
+        with self._lock:
+            self._write(StepsLine, first_step=first_step, began=self._last_time, columns=columns)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Append metrics of one step."""
-        self._append(MetricsLine(time=self._tick(), step=step, values=values))
+        self._write(MetricsLine, step=step, values=values)
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Append tags."""
-        self._append(TagsLine(time=self._tick(), values=redact_texts(values)))
+        self._write(TagsLine, values=redact_texts(values))
 
     def checkpoint(
         self, step: int, params_digest: str, tensors: Mapping[str, str], state_digest: str
     ) -> None:
         """Append the digests of a checkpoint that is on the disk."""
-        self._append(
-            CheckpointLine(
-                time=self._tick(),
-                step=step,
-                params_digest=params_digest,
-                tensors=tensors,
-                state_digest=state_digest,
-            )
+        self._write(
+            CheckpointLine,
+            step=step,
+            params_digest=params_digest,
+            tensors=tensors,
+            state_digest=state_digest,
         )
 
     def child(self, folder: str, variant: str) -> None:
         """Append the name of the folder of a run that is shown under this one."""
-        self._append(ChildLine(time=self._tick(), folder=folder, variant=variant))
+        self._write(ChildLine, folder=folder, variant=variant)
 
     def end(self, status: str, message: str = "") -> None:
         """Append the run's end: FINISHED, FAILED or KILLED, and why."""
-        self._append(EndLine(time=self._tick(), status=status, message=redact(message)))
+        self._write(EndLine, status=status, message=redact(message))
 
     def resume(self, step: int) -> None:
         """Append that the run goes on from a step."""
-        self._append(ResumeLine(time=self._tick(), step=step))
+        self._write(ResumeLine, step=step)
 
     def seal(self, root: str) -> None:
         """Append the SHA-256 of the manifest that covers the record."""
-        self._append(SealLine(time=self._tick(), root=root))
+        self._write(SealLine, root=root)
 
     def sync(self) -> None:
         """Wait until all that was written is on the disk."""
@@ -180,16 +182,24 @@ class Journal:
         locks.unlock(self._file)
         os.close(self._file)
 
-    def _tick(self) -> int:
-        self._last_time = now()
-        return self._last_time
+    def _write(self, kind: type[Line], **fields: Any) -> None:
+        """Append a line of now."""
+        if os.getpid() != self._process:
+            raise InputError(
+                f"{self.folder.name}: this process was forked from the one that writes the run's "
+                "journal; write to it from there"
+            )
+        with self._lock:
+            self._last_time = max(now(), self._last_time)
+            self._append(kind(time=self._last_time, **fields))
 
     def _append(self, line: Line) -> None:
         text = _with_checksum(json.dumps({"kind": line.kind, **line.to_json()}).encode())
         length = self.checksum.length
         try:
-            if os.fstat(self._file).st_size > length:  # part of a line that could not be removed
+            if self._is_torn:
                 os.ftruncate(self._file, length)
+                self._is_torn = False
             written = 0
             while written < len(text):
                 written += os.write(self._file, text[written:])
@@ -197,8 +207,10 @@ class Journal:
                 length + len(text), zlib.crc32(text, self.checksum.crc32)
             )
         except BaseException as error:  # a full disk, or a second Ctrl-C
+            self._is_torn = True
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, length)
+                self._is_torn = False
             if isinstance(error, OSError):
                 raise OSError(error.errno, error.strerror, str(self._path)) from None
             raise
