@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fbp import _neutral
 from fbp.errors import InputError
 from fbp.experiment.config import writing
 from fbp.experiment.config.schema import Config
@@ -29,7 +28,8 @@ from fbp.experiment.runner.trained_model import PYFUNC_CODE
 from fbp.experiment.tracking import shipper, store
 from fbp.experiment.tracking.folder_runs import find_folder
 from fbp.experiment.tracking.sink import Destination
-from fbp.experiment.tracking.uri import destination, recorded_destination, shown
+from fbp.experiment.tracking.supervised import Supervised, unsent_message
+from fbp.experiment.tracking.uri import destination, recorded_destination, shown, warn
 from fbp.layer import Params
 
 _KEY = re.compile(r"(?!\.)[A-Za-z0-9_.\-]([A-Za-z0-9_.\- /]*[A-Za-z0-9_.\-])?")
@@ -154,7 +154,7 @@ class Tracked:
         """
         with self._lock:
             self._await_checkpoint()
-            checkpoint = checkpoints.latest(self.folder, _warn)
+            checkpoint = checkpoints.latest(self.folder, warn)
             checkpoints.quarantine_after(self.folder, checkpoint.step if checkpoint else -1)
         if checkpoint is None:
             return None
@@ -196,7 +196,7 @@ class Tracked:
         with self._lock:  # what another thread is writing is whole, and nothing comes after it
             self._open = False
         if status != "FINISHED":
-            _warn(f"run {self.name}: {status}; resume it with: track(..., resume={self.name!r})")
+            warn(f"run {self.name}: {status}; resume it with: track(..., resume={self.name!r})")
         try:
             self._await_checkpoint()
             self._recorder.end(status, message, {tag_names.PARAMS_DIGEST: self._digest})
@@ -269,15 +269,12 @@ def track(
     try:
         with _training(folder):
             run = _begin(folder, request)
-            process = shipper.launch(folder, target, PYFUNC_CODE)
+            process = Supervised(folder, target, PYFUNC_CODE, warn)
             with _ending(run):
                 yield run
     finally:  # after the lock is released: the shipper ends once nobody trains
-        if process and not shipper.wait(process, wait):
-            _warn(
-                f"not all of {folder.name} has reached {shown(target)} yet (see "
-                f"{layout.shipper_log(folder)}); nothing is lost: 'fbp sync' sends the rest"
-            )
+        if process and not process.wait(wait):
+            warn(unsent_message(folder, shown(target)))
 
 
 def _check_request(
@@ -385,10 +382,6 @@ def _begin(folder: Path, request: _Request) -> Tracked:
         )
     writer.close()
     return Tracked(folder, request.keep)
-
-
-def _warn(text: str) -> None:
-    print(f"fbp: {_neutral.line(text)}", file=sys.stderr)
 
 
 def _flatten(

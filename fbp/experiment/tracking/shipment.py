@@ -105,6 +105,39 @@ def is_sent(folder: Path) -> bool:
     return state.done and journal.length(folder) <= state.checksums[JOURNAL].length
 
 
+class Problem(NamedTuple):
+    """Why a tracker does not have all of a run.
+
+    Attributes:
+        reason: one line.
+        refused: whether another attempt does not help until the user has done something.
+    """
+
+    reason: str
+    refused: bool = False
+
+
+def write_problem(folder: Path, problem: Problem | None) -> None:
+    """Write why a tracker does not have all of a run; None if it has."""
+    path = layout.problem(folder)
+    if problem is None:
+        path.unlink(missing_ok=True)
+        return
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(problem._asdict()), encoding="utf-8")
+    partial.replace(path)
+
+
+def read_problem(folder: Path) -> Problem | None:
+    """Return why a tracker does not have all of a run; None if nothing is known to be wrong."""
+    try:
+        entries = bounded.read_json(layout.problem(folder))
+        reason, refused = entries["reason"], entries["refused"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Problem(reason, refused is True) if isinstance(reason, str) else None
+
+
 class Shipment:
     """Sends one run.
 

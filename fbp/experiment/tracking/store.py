@@ -1,27 +1,157 @@
 """The embedded MLflow store: its database, its artifacts, and clients for any store."""
 
 import contextlib
+import functools
 import logging
 import os
 import re
 import socket
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fbp.errors import InputError
 from fbp.experiment.rundir import layout, locks
+from fbp.experiment.rundir.redact import redact, redact_secrets_of, redacted_first_line
+from fbp.experiment.tracking.sink import NotUnderstood, Refused
 
 _USUAL_PORTS = {"postgresql": 5432, "mysql": 3306}
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",  # a server may ask for an hour
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+
+
+_LOGIN = (
+    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to a "
+    "login that may write there"
+)
+_ADDRESS = "check the address, or choose another with --tracking-uri"
+_REMEDIES = {
+    "PERMISSION_DENIED": _LOGIN,
+    "CUSTOMER_UNAUTHORIZED": _LOGIN,
+    "UNAUTHENTICATED": _LOGIN,
+    "ENDPOINT_NOT_FOUND": _ADDRESS,
+    "NOT_FOUND": _ADDRESS,
+    "NOT_IMPLEMENTED": _ADDRESS,
+    "BAD_REQUEST": _ADDRESS,
+    "INVALID_PARAMETER_VALUE": "the run's folder keeps what MLflow does not take",
+    "RESOURCE_DOES_NOT_EXIST": (
+        "somebody deleted it; to send the run anew, remove sent.json from its folder"
+    ),
+}
+"""What to do about the errors of MLflow that another attempt does not mend."""
+_OF_A_FILE = re.compile(
+    "readonly database|file is not a database|database disk image is malformed|"
+    "unable to open database file|permission denied for|password authentication failed",
+    re.IGNORECASE,
+)
+_HTTP_STATUS = re.compile(r"failed with error code (\d{3}) != 200")
+_TRANSIENT = (408, 425, 429)  # of the statuses 4xx
+_ID = re.compile(r"[\w.-]+")
+_LONGEST_REASON = 300  # characters
+
+
+def _remedy(error: Any) -> str | None:
+    """Return what to do about an MlflowException; None if another attempt may mend it."""
+    text, code = str(error), error.error_code
+    if run := re.search(r"The run (\S+) must be in the 'active' state", text):
+        return (
+            f"the run is in MLflow's trash; restore it with: mlflow runs restore --run-id {run[1]}"
+        )
+    if experiment := re.search(r"[Ee]xperiment (\S+) must be in the 'active' state", text):
+        return deleted_experiment(experiment[1])
+    status = _HTTP_STATUS.search(text)
+    if code in _REMEDIES:
+        return _REMEDIES[code]
+    if status and 400 <= int(status[1]) < 500 and int(status[1]) not in _TRANSIENT:
+        return _ADDRESS
+    return "see to the store's file and its permissions" if _OF_A_FILE.search(text) else None
+
+
+def deleted_experiment(experiment: str) -> str:
+    """Return what to do about an experiment that is in MLflow's trash.
+
+    Args:
+        experiment: its id.
+    """
+    return (
+        "the experiment is in MLflow's trash; restore it with: mlflow experiments restore "
+        f"--experiment-id {experiment}; or choose another name with tracking.experiment"
+    )
+
+
+_CHECKS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "create_experiment": lambda answer, _: _ID.fullmatch(answer) is not None,
+    "get_experiment_by_name": lambda answer, name: (
+        answer is None or (answer.name == name and _ID.fullmatch(answer.experiment_id) is not None)
+    ),
+    "create_run": lambda answer, _: _ID.fullmatch(answer.info.run_id) is not None,
+    "get_run": lambda answer, run_id: answer.info.run_id == run_id,
+    "search_runs": lambda answer, _: all(_ID.fullmatch(run.info.run_id) for run in answer),
+    "search_experiments": lambda answer, _: all(
+        _ID.fullmatch(experiment.experiment_id) for experiment in answer
+    ),
+}
+"""Whether an answer to a method with a first argument is one that MLflow gives."""
+
+
+class CheckedClient:
+    """MLflow's client, whose answers are checked before anything relies on them.
+
+    Args:
+        client: MLflow's.
+        uri: the store's.
+        refusals: whether errors that no other attempt mends are raised as :class:`.sink.Refused`.
+    """
+
+    def __init__(self, client: Any, uri: str, *, refusals: bool = False):
+        self._client, self._uri, self._refusals = client, uri, refusals
+
+    def with_refusals(self) -> "CheckedClient":
+        """Return the same client, which raises :class:`.sink.Refused`."""
+        return CheckedClient(self._client, self._uri, refusals=True)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        return functools.partial(self.call, name, method) if callable(method) else method
+
+    def call(self, name: str, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Call a function of MLflow's; its errors and its answer are those of a method `name`."""
+        from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
+        from mlflow.exceptions import MlflowException
+
+        try:
+            answer = method(*args, **options)
+            is_right = name not in _CHECKS or _CHECKS[name](answer, args[0] if args else None)
+        except MlflowException as error:
+            remedy = _remedy(error) if self._refusals else None
+            if remedy is not None:
+                reason = redacted_first_line(error, self._uri)[:_LONGEST_REASON]
+                raise Refused(f"{self._shown}: refuses for good: {reason}; {remedy}") from None
+            raise
+        except (ParseError, AttributeError, TypeError, KeyError, ValueError) as error:
+            reason = f"{type(error).__name__}: {redacted_first_line(error, self._uri)}"
+            raise self._not_understood(name, reason[:_LONGEST_REASON]) from None
+        if not is_right:
+            raise self._not_understood(name, repr(answer)[:_LONGEST_REASON])
+        return answer
+
+    def _not_understood(self, name: str, answer: str) -> NotUnderstood:
+        return NotUnderstood(
+            f"{self._shown}: {name}: expected the answer of an MLflow server, got "
+            f"{redact_secrets_of(answer, self._uri)}; check that MLflow is at this address"
+        )
+
+    @property
+    def _shown(self) -> str:
+        return redact(self._uri)
 
 
 def is_embedded(uri: str) -> bool:
@@ -35,8 +165,8 @@ def configure_mlflow() -> None:
         os.environ.setdefault(name, value)
 
 
-def connect(uri: str, root: Path) -> Any:
-    """Return an MLflow client for a store that is ready; make the store if it is a new file.
+def connect(uri: str, root: Path) -> CheckedClient:
+    """Return a checked MLflow client for a store that is ready; make the store if it is a new file.
 
     Creation is locked: two processes that create one SQLite store corrupt it.
 
@@ -56,7 +186,7 @@ def connect(uri: str, root: Path) -> Any:
     root.mkdir(parents=True, exist_ok=True)
     _check_server_listens(uri)
     with creation_lock(uri, root):
-        client = MlflowClient(uri)
+        client = CheckedClient(MlflowClient(uri), uri)
         client.search_experiments(max_results=1)
     return client
 

@@ -27,7 +27,8 @@ from fbp.experiment.tracking.sink import Destination
 _VARIABLE = "MLFLOW_TRACKING_URI"
 
 
-def _warn(line: str) -> None:
+def warn(line: str) -> None:
+    """Print a line about tracking to standard error."""
     print(f"fbp: {_neutral.line(line)}", file=sys.stderr)
 
 
@@ -113,7 +114,7 @@ def recorded_destination(
     chosen: str | None = None,
     *,
     override: bool = False,
-    tell: Callable[[str], None] = _warn,
+    tell: Callable[[str], None] = warn,
 ) -> Destination:
     """Return where the run of a folder is sent: where it began to be sent to, or another address.
 
