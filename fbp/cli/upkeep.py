@@ -46,16 +46,24 @@ def sync(seconds: float, tracking_uri: str | None) -> None:
     type=click.FloatRange(0),
     help="Maximal age of the heartbeat of a run on another machine.",
 )
+@click.option(
+    "--gone", is_flag=True, help="Let the heartbeat decide of runs whose folder is gone, too."
+)
 @uri_option
-def close_dead(minutes: float, tracking_uri: str | None) -> None:
-    """Mark runs KILLED that MLflow shows as RUNNING although their process has died."""
+def close_dead(minutes: float, gone: bool, tracking_uri: str | None) -> None:  # noqa: FBT001
+    """Mark runs KILLED that MLflow shows as RUNNING although their process has died.
+
+    The lock in a run's folder says whether it is alive, from whichever folder this is called. For
+    a run on another machine the age of its heartbeat does. If it is closed in error, because that
+    machine was cut off, its next heartbeat opens it again.
+    """
     from fbp.experiment.runner.trained_model import PYFUNC_CODE
     from fbp.experiment.tracking import mlflow_runs, orphans
 
     if math.isnan(minutes):
         raise InputError("--minutes: expected a number, got nan")
     with mlflow_runs.opened(tracking_uri) as runs:
-        closed = orphans.close_dead(runs, minutes, say, model_code=PYFUNC_CODE)
+        closed = orphans.close_dead(runs, minutes, say, model_code=PYFUNC_CODE, gone=gone)
     say(f"{closed} run{'s' * (closed != 1)} closed")
 
 

@@ -11,6 +11,7 @@ has (see recorder.py).
 import contextlib
 import json
 import os
+import platform
 import threading
 import time
 import zlib
@@ -118,7 +119,7 @@ class Journal:
             label: the run's name; the end of the folder's name is added to tell equals apart.
             experiment: the experiment that the run belongs to.
             params: texts by name.
-            tags: texts by name; empty ones are left out, the folder's name is added.
+            tags: texts by name; empty ones are left out, and where the folder is is added.
             more: `inputs`, `parent`, `steps`, `layers`, `sink`, `config`, see :class:`StartLine`.
         """
         self._write(
@@ -128,7 +129,7 @@ class Journal:
             name=f"{label}-{self.folder.name[-4:]}",
             experiment=experiment,
             params=redact_texts(params),
-            tags=_with_folder(redact_texts(tags), self.folder.name),
+            tags=_with_place(redact_texts(tags), self.folder),
             **more,
         )
 
@@ -216,8 +217,11 @@ class Journal:
             raise
 
 
-def _with_folder(values: Mapping[str, str], folder: str) -> dict[str, str]:
-    return {key: value for key, value in values.items() if value} | {tags.FOLDER: folder}
+def _with_place(values: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Return tags without empty ones, and those that say where the run's folder is."""
+    path = str(folder.resolve()).encode("utf-8", "replace").decode()
+    place = {tags.FOLDER: folder.name, tags.HOST: platform.node(), tags.RUN_FOLDER: path}
+    return {key: value for key, value in (dict(values) | place).items() if value}
 
 
 def _with_checksum(line: bytes) -> bytes:

@@ -40,7 +40,7 @@ class FolderRuns:
         return self._read[run.run_id]
 
     def search(
-        self, condition: str = "", order: Sequence[str] = (), limit: int = 1000
+        self, condition: str = "", order: Sequence[str] = (), limit: int | None = None
     ) -> list[RecordedRun]:
         """Return the runs that satisfy a condition, see :meth:`.RunReader.search`."""
         clauses = parse_filter(condition)

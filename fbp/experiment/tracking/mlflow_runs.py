@@ -1,5 +1,6 @@
 """The reader of runs in an MLflow store; it trusts nothing that the store holds."""
 
+import functools
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -45,19 +46,24 @@ class MlflowRuns:
         self.client, self.uri = client, uri
         self._folder = folder  # of copied artifacts
         self._experiments = {
-            experiment.experiment_id: experiment.name for experiment in client.search_experiments()
+            experiment.experiment_id: experiment.name
+            for experiment in store.pages(client.search_experiments)
         }
 
     def search(
-        self, condition: str = "", order: Sequence[str] = (), limit: int = 1000
+        self, condition: str = "", order: Sequence[str] = (), limit: int | None = None
     ) -> list[RecordedRun]:
         """Return the runs that satisfy a condition, see :meth:`.RunReader.search`."""
         from mlflow.exceptions import MlflowException
 
         try:
-            runs = self.client.search_runs(
-                list(self._experiments), condition, max_results=limit, order_by=list(order) or None
+            search = functools.partial(
+                self.client.search_runs,
+                list(self._experiments),
+                condition,
+                order_by=list(order) or None,
             )
+            runs = list(store.pages(search, limit))
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise  # the store's fault; see opened
@@ -104,7 +110,9 @@ class MlflowRuns:
             matches = self.search(f"attributes.run_name = '{name}'")
             matches = matches or self.search(f"tags.`{tags.FOLDER}` = '{name}'")
         if not matches and is_abbreviation(name):
-            matches = matching_runs(name, self.search())
+            conditions = f"attributes.run_id LIKE '{name}%'", f"attributes.run_name LIKE '%-{name}'"
+            candidates = {run.run_id: run for each in conditions for run in self.search(each)}
+            matches = matching_runs(name, list(candidates.values()))
         newest = [] if len(matches) == 1 else self.search(limit=_NEWEST)
         return single_match(name, matches, newest, redact(self.uri))
 

@@ -16,6 +16,7 @@ from fbp.experiment.rundir import layout, locks
 from fbp.experiment.rundir.redact import redact, redact_secrets_of, redacted_first_line
 from fbp.experiment.tracking.sink import NotUnderstood, Refused
 
+_PAGE = 1000  # results that MLflow gives at once
 _USUAL_PORTS = {"postgresql": 5432, "mysql": 3306}
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -189,6 +190,24 @@ def connect(uri: str, root: Path) -> CheckedClient:
         client = CheckedClient(MlflowClient(uri), uri)
         client.search_experiments(max_results=1)
     return client
+
+
+def pages(search: Callable[..., Any], limit: int | None = None) -> Iterator[Any]:
+    """Iterate over all that a search of MLflow's finds; it answers a page at a time.
+
+    Args:
+        search: takes `max_results` and `page_token`.
+        limit: maximal number of results; None for all.
+    """
+    token, rest = None, limit
+    while rest is None or rest > 0:
+        size = _PAGE if rest is None else min(rest, _PAGE)
+        page = search(max_results=size, page_token=token)
+        yield from page[:rest]
+        rest = None if rest is None else rest - len(page)
+        token = page.token
+        if not token or not page:
+            return
 
 
 def _check_server_listens(uri: str) -> None:
