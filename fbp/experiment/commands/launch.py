@@ -21,7 +21,7 @@ from fbp.experiment.runner.run import Outcome, run
 from fbp.experiment.runner.run_start import RunIdentity
 from fbp.experiment.runner.trained_model import PYFUNC_CODE
 from fbp.experiment.runner.variants import run_group
-from fbp.experiment.tracking import shipper, store
+from fbp.experiment.tracking import preflight, shipper, store
 from fbp.experiment.tracking.folder_runs import find_folder
 from fbp.experiment.tracking.sink import Destination
 from fbp.experiment.tracking.supervised import Supervised
@@ -122,6 +122,7 @@ def launch_config(config: Config, identity: RunIdentity, request: RunRequest) ->
     root = layout.root()
     target = destination(root, config.tracking.sink, request.tracking_uri)
     store.check_not_moved(root)
+    preflight.check(target, root, config.tracking.experiment or config.name)
     folder = layout.new_run_folder(root, config.name)
     layout.write_destination(folder, target.place)
     try:
@@ -180,6 +181,7 @@ def continue_run(folder: Path, request: RunRequest) -> Launched:
         config = _recorded_config(folder, trust)
         target = recorded_destination(folder, request.tracking_uri)
         store.check_not_moved(root)
+        preflight.check(target, root, start.experiment)
         source = Path(start.tags.get(tags.SOURCE_NAME, layout.CONFIG))
         identity = RunIdentity(source, start.label, accepts_changes=request.accepts_changes)
         configure_jax(config.training, environment.read(layout.artifacts(folder)))

@@ -25,7 +25,7 @@ from fbp.experiment.rundir.npz import to_host, unflatten_like
 from fbp.experiment.rundir.recorder import Recorder, record_start
 from fbp.experiment.rundir.redact import redact_texts
 from fbp.experiment.runner.trained_model import PYFUNC_CODE
-from fbp.experiment.tracking import shipper, store
+from fbp.experiment.tracking import preflight, shipper, store
 from fbp.experiment.tracking.folder_runs import find_folder
 from fbp.experiment.tracking.sink import Destination
 from fbp.experiment.tracking.supervised import Supervised, unsent_message
@@ -298,6 +298,8 @@ def _check_request(
         params = _params(config or {})
     if not experiment.strip():
         raise InputError("track: expected a name of an experiment, got an empty one")
+    if isinstance(name, str):
+        preflight.check_name("run", f"{name}-0123")
     texts = dict(_flatten("tags", tags or {}, _text))
     return _Request(experiment, name or experiment, params, texts, keep, sink, diff)
 
@@ -324,6 +326,7 @@ def _prepare_folder(
     store.check_not_moved(root)
     if resume is None:
         target = destination(root, request.sink, tracking_uri)
+        preflight.check(target, root, request.experiment)
         folder = layout.new_run_folder(root, request.experiment)
         layout.write_destination(folder, target.place)
         return folder, target
@@ -338,7 +341,9 @@ def _prepare_folder(
             f"resume: {key} was {recorded.get(key)!r} when the run began, and is "
             f"{params.get(key)!r} now; give it the same configuration, or start a new run"
         )
-    return existing, recorded_destination(existing, tracking_uri)
+    target = recorded_destination(existing, tracking_uri)
+    preflight.check(target, root, journal.require_start(existing).experiment)
+    return existing, target
 
 
 @contextlib.contextmanager

@@ -29,19 +29,19 @@ _SETTINGS = {
 }
 
 
-_LOGIN = (
+LOGIN_HINT = (
     "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to a "
     "login that may write there"
 )
-_ADDRESS = "check the address, or choose another with --tracking-uri"
+ADDRESS_HINT = "check the address, or choose another with --tracking-uri"
 _REMEDIES = {
-    "PERMISSION_DENIED": _LOGIN,
-    "CUSTOMER_UNAUTHORIZED": _LOGIN,
-    "UNAUTHENTICATED": _LOGIN,
-    "ENDPOINT_NOT_FOUND": _ADDRESS,
-    "NOT_FOUND": _ADDRESS,
-    "NOT_IMPLEMENTED": _ADDRESS,
-    "BAD_REQUEST": _ADDRESS,
+    "PERMISSION_DENIED": LOGIN_HINT,
+    "CUSTOMER_UNAUTHORIZED": LOGIN_HINT,
+    "UNAUTHENTICATED": LOGIN_HINT,
+    "ENDPOINT_NOT_FOUND": ADDRESS_HINT,
+    "NOT_FOUND": ADDRESS_HINT,
+    "NOT_IMPLEMENTED": ADDRESS_HINT,
+    "BAD_REQUEST": ADDRESS_HINT,
     "INVALID_PARAMETER_VALUE": "the run's folder keeps what MLflow does not take",
     "RESOURCE_DOES_NOT_EXIST": (
         "somebody deleted it; to send the run anew, remove sent.json from its folder"
@@ -72,7 +72,7 @@ def _remedy(error: Any) -> str | None:
     if code in _REMEDIES:
         return _REMEDIES[code]
     if status and 400 <= int(status[1]) < 500 and int(status[1]) not in _TRANSIENT:
-        return _ADDRESS
+        return ADDRESS_HINT
     return "see to the store's file and its permissions" if _OF_A_FILE.search(text) else None
 
 
@@ -248,8 +248,12 @@ def global_tracking_uri(uri: str) -> Iterator[None]:
 
 
 def artifact_root(root: Path) -> str:
-    """Return the folder where the embedded store keeps artifacts."""
-    return str(layout.tracker_artifacts(root.resolve()))
+    """Return the folder where the embedded store keeps artifacts, as MLflow takes it.
+
+    MLflow decodes a path as if it were a URI; one that this would change is given as a URI.
+    """
+    folder = layout.tracker_artifacts(root.resolve())
+    return folder.as_uri() if set(str(folder)) & set("?%") else str(folder)
 
 
 def stale_artifact_roots(root: Path) -> list[str]:
@@ -266,7 +270,7 @@ def stale_artifact_roots(root: Path) -> list[str]:
     )
     try:
         with contextlib.closing(
-            sqlite3.connect(f"file:{path.resolve()}?mode=ro", uri=True, timeout=20)
+            sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=20)
         ) as database:
             locations = [row[0] for row in database.execute(query)]
     except sqlite3.Error:  # another process makes the store just now

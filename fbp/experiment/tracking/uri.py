@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from fbp import _neutral
 from fbp._optional import require
@@ -33,8 +33,20 @@ def warn(line: str) -> None:
 
 
 def default_uri(root: Path) -> str:
-    """Return the tracking URI of the embedded MLflow store."""
-    return f"sqlite:///{layout.database(root.resolve())}"
+    """Return the tracking URI of the embedded MLflow store.
+
+    If the path has characters that mean something in a URI, they are encoded. The driver is named
+    then, because MLflow would otherwise make a folder with the encoded name.
+    """
+    path = str(layout.database(root.resolve()))
+    if not set(path) & set("?%"):
+        return f"sqlite:///{path}"
+    from sqlalchemy.engine import make_url
+
+    encoded = f"sqlite+pysqlite:///{quote(path)}"
+    if make_url(encoded).database == path:
+        return encoded
+    return f"sqlite+pysqlite:///file:{quote(path)}?uri=true"  # before SQLAlchemy 2.1
 
 
 def from_environment() -> str | None:
@@ -58,11 +70,6 @@ def tracking_uri(root: Path, chosen: str | None) -> str:
     """
     require("MLflow tracking", "mlflow")
     uri = chosen or from_environment()
-    if not uri and re.search("[?%]", str(root.resolve())):
-        raise InputError(
-            f"{root.resolve()}: MLflow cannot keep a store in a folder with ? or % in its path; "
-            "give the folder another name, or name a store with --tracking-uri"
-        )
     uri = uri or default_uri(root)
     if not re.match(r"^(sqlite|postgresql|mysql|mssql)(\+\w+)?://|^https?://", uri):
         raise InputError(
