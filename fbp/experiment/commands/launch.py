@@ -83,6 +83,9 @@ def launch(
 ) -> Launched:
     """Run an experiment's file and wait until MLflow has the run.
 
+    Safe between processes, each of which makes a run of its own. Not between threads of one
+    process, because it configures JAX for all of them: launch one run after the other.
+
     Args:
         path: the file.
         overrides: texts like `section.key=value`.

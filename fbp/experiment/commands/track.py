@@ -237,6 +237,9 @@ def track(
     after Ctrl-C or if the process dies. Runs go to ``mlruns/`` in this folder or one above it, or
     to the server of ``MLFLOW_TRACKING_URI``. This starts another process, which sends them.
 
+    Safe between threads and between processes: each call makes a run of its own, whose
+    :class:`Tracked` all threads of the process may use.
+
     Args:
         config: the parameters that MLflow shows: numbers, texts and lists by name; nested mappings
             give names such as ``optimizer_learning_rate``; or a :class:`Config`.

@@ -156,6 +156,8 @@ def new_run_folder(root: Path, name: str) -> Path:
     """
     name = re.sub(r"[^A-Za-z0-9.-]+", "_", name).lstrip(".-")[:_LONGEST_FOLDER] or "run"
     folder = runs(root) / f"{name}-{_stamped()}"
+    while folder.exists():
+        folder = runs(root) / f"{name}-{_stamped()}"
     try:
         artifacts(folder).mkdir(parents=True)
     except OSError as error:

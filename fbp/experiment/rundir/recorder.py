@@ -77,6 +77,8 @@ def record_start(
 class Recorder:
     """Writes metrics that the journal does not have yet.
 
+    Not safe between threads nor between processes: its owner locks it.
+
     Args:
         journal: the run's.
         step: the step from which a resumed run goes on; what the journal has from there on is

@@ -18,7 +18,10 @@ _END = 4  # characters that tell runs apart
 
 
 class FolderRuns:
-    """The runs of a project's ``mlruns/runs``; a :class:`.run_reader.RunReader`."""
+    """The runs of a project's ``mlruns/runs``; a :class:`.run_reader.RunReader`.
+
+    Safe between processes: it only reads. Not safe between threads.
+    """
 
     uri = None
 

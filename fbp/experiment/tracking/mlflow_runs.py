@@ -37,6 +37,8 @@ _NEWEST = 10  # runs that are suggested for an unknown name
 class MlflowRuns:
     """The runs of an MLflow store; a :class:`.run_reader.RunReader`. Made by :func:`opened`.
 
+    Safe between processes: it only reads. Not safe between threads.
+
     Attributes:
         client: MLflow's client.
         uri: the tracking URI.

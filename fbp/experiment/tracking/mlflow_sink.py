@@ -14,14 +14,17 @@ from fbp.experiment.tracking.sink import NotUnderstood, Point, Refused, RunInfo
 
 @functools.cache  # one client for all runs of a process
 def _connect(uri: str, root: Path) -> store.CheckedClient:
-    return store.connect(uri, root).with_refusals()
+    return store.connect(uri, root, refusals=True)
 
 
 _BATCH = 1000  # metrics per request: MLflow's limit
 
 
 class MlflowSink:
-    """A run in the MLflow store at `uri`."""
+    """A run in the MLflow store at `uri`.
+
+    Safe between processes, if no two send the same run. Not safe between threads.
+    """
 
     max_points = mlflow_format.POINTS
 

@@ -90,6 +90,9 @@ class RunInfo(NamedTuple):
 class Sink(Protocol):
     """A tracker, as far as one run is concerned.
 
+    One thread uses an object at a time, so it need not be safe between threads. Several processes
+    may send different runs to one place, so it must be safe between processes.
+
     An attribute `max_points` may say how many steps of a metric the tracker can show; the shipper
     then thins per-step metrics. Without it, or if it is 0, every step is sent.
 

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fbp.experiment.rundir import layout, locks
 from fbp.experiment.rundir.redact import redact, redact_secrets_of, redacted_first_line
 from fbp.experiment.tracking.sink import NotUnderstood, Refused
 
+_GLOBAL_URI = threading.RLock()
 _PAGE = 1000  # results that MLflow gives at once
 _USUAL_PORTS = {"postgresql": 5432, "mysql": 3306}
 _SETTINGS = {
@@ -115,10 +117,6 @@ class CheckedClient:
     def __init__(self, client: Any, uri: str, *, refusals: bool = False):
         self._client, self._uri, self._refusals = client, uri, refusals
 
-    def with_refusals(self) -> "CheckedClient":
-        """Return the same client, which raises :class:`.sink.Refused`."""
-        return CheckedClient(self._client, self._uri, refusals=True)
-
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
         return functools.partial(self.call, name, method) if callable(method) else method
@@ -166,7 +164,7 @@ def configure_mlflow() -> None:
         os.environ.setdefault(name, value)
 
 
-def connect(uri: str, root: Path) -> CheckedClient:
+def connect(uri: str, root: Path, *, refusals: bool = False) -> CheckedClient:
     """Return a checked MLflow client for a store that is ready; make the store if it is a new file.
 
     Creation is locked: two processes that create one SQLite store corrupt it.
@@ -174,6 +172,7 @@ def connect(uri: str, root: Path) -> CheckedClient:
     Args:
         uri: the tracking URI.
         root: the folder ``mlruns``; made if it does not exist.
+        refusals: see :class:`CheckedClient`.
 
     Raises:
         OSError: if the server of a database does not listen.
@@ -187,7 +186,7 @@ def connect(uri: str, root: Path) -> CheckedClient:
     root.mkdir(parents=True, exist_ok=True)
     _check_server_listens(uri)
     with creation_lock(uri, root):
-        client = CheckedClient(MlflowClient(uri), uri)
+        client = CheckedClient(MlflowClient(uri), uri, refusals=refusals)
         client.search_experiments(max_results=1)
     return client
 
@@ -231,9 +230,17 @@ def creation_lock(uri: str, root: Path) -> contextlib.AbstractContextManager[Non
 
 @contextlib.contextmanager
 def global_tracking_uri(uri: str) -> Iterator[None]:
-    """Set MLflow's global tracking URI inside the block: some calls create their own client."""
+    """Set MLflow's global tracking URI inside the block: some calls create their own client.
+
+    One thread has it at a time.
+    """
     import mlflow
 
+    with _GLOBAL_URI:
+        yield from _set_global_uri(mlflow, uri)
+
+
+def _set_global_uri(mlflow: Any, uri: str) -> Iterator[None]:
     variable = "MLFLOW_TRACKING_URI"
     saved_variable = os.environ.get(variable)
     saved_uri = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
