@@ -385,7 +385,7 @@ def main() -> int:
         daemon=True,
     ).start()
     try:
-        with locks.locked(layout.shipper_lock(folder), min(seconds, locks.LOCK_SECONDS)):
+        with locks.locked(layout.shipper_lock(folder), min(0.9 * seconds, locks.LOCK_SECONDS)):
             status = follow(Follower(folder, make_shipment), report)
             if status == SENT:
                 write_problem(folder, None)
