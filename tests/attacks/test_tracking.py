@@ -41,6 +41,7 @@ from fbp.experiment.tracking.run_reader import RecordedRun
 from fbp.experiment.tracking.shipment import Problem, is_sent, read_problem, write_problem
 from fbp.experiment.tracking.sink import Destination, NotUnderstood, Refused, RunInfo
 from fbp.experiment.tracking.supervised import Supervised, unsent_message
+from tests.conftest import Sent
 from tests.projects import Silent, client, command, said, the_run, write_config
 
 INFO = RunInfo("a-folder", "a-name", "an-experiment", 1, {})
@@ -373,6 +374,46 @@ def test_a_run_in_a_folder_of_any_name_is_sent_and_read(warm, monkeypatch, name)
         assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
     assert {path.name for path in warm.iterdir()} == {name, "files", "mlruns"}
     assert {path.name for path in root.parent.iterdir()} == {"mlruns"}
+
+
+@pytest.mark.promise("any-folder-ships")
+@pytest.mark.parametrize("name", ["a b", "50%", "a%20b", "a?b#c%41", "a#b", "new\nline", "a:b"])
+def test_the_model_of_a_run_in_a_folder_of_any_name_is_sent(warm, finished, monkeypatch, name):
+    root = warm / name / "mlruns"
+    root.mkdir(parents=True)
+    shutil.copy(warm / "mlruns" / "mlflow.db", root)
+    (folder,) = layout.run_folders(finished[0] / "mlruns")
+    shutil.copytree(folder, root / "runs" / folder.name)
+    monkeypatch.chdir(root.parent)
+    target = MlflowSink(uri.default_uri(root), root)
+    run_id = target.open(INFO._replace(tags={tags.FOLDER: folder.name}))
+    target.log_artifacts(layout.artifacts(root / "runs" / folder.name))
+    target.log_model(layout.model(root / "runs" / folder.name), PYFUNC_CODE)
+    target.finish("FINISHED", 2)
+    assert len(list((root / "artifacts").rglob(layout.PARAMS))) == 2
+    assert fbp.load(run_id).shape == fbp.load(finished[0] / "mlruns/runs" / folder.name).shape
+
+
+@pytest.mark.promise("any-folder-ships")
+@pytest.mark.parametrize(
+    "name",
+    ["a b", "50%", "a#b", "a?b", "-dash", "new\nline", "gr\xfcn", "raw\udcff", "a:b", "\x1b[0m"],
+)
+def test_an_experiment_file_in_a_folder_of_any_name_is_sent(warm, monkeypatch, name):
+    (warm / name).mkdir()
+    path = write_config(warm / name)
+    identity = launch.RunIdentity(path, "small", code_folder=path.parent)
+    config = launch.reading.read(path, ["training.epochs=1"])
+    monkeypatch.setattr(shipper, "launch", Sent)
+    request = launch.RunRequest(lambda _: Silent(), stop_at=1)
+    launched = launch.launch_config(config, identity, request)
+    start = journal.require_start(launched.folder)
+    target = MlflowSink(uri.default_uri(warm / "mlruns"), warm / "mlruns")
+    run_id = target.open(INFO._replace(tags=start.tags))
+    target.log_params(start.params)
+    target.log_artifacts(layout.artifacts(launched.folder))
+    shown = client(warm).get_run(run_id).data.tags[tags.SOURCE_NAME]
+    assert shown == str(path).encode("utf-8", "replace").decode()
 
 
 @pytest.mark.promise("any-folder-ships")

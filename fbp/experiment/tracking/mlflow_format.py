@@ -114,7 +114,7 @@ def log_model(folder: Path, code: Path, run_id: str, uri: str) -> None:
         mlflow.pyfunc.log_model(
             name=layout.MODEL,
             python_model=str(code),
-            artifacts={layout.MODEL: str(folder)},
+            artifacts={layout.MODEL: folder.resolve().as_uri()},  # MLflow takes it for a URI
             signature=signature,
             pip_requirements=[
                 f"{name}=={importlib.metadata.version(name)}" for name in _NEEDED_BY_MODEL
