@@ -74,11 +74,15 @@ def show(run_name: str, tracking_uri: str | None) -> None:
     """Show configuration, data, metrics and digests of RUN."""
     from fbp.experiment.commands import missing, tables
     from fbp.experiment.tracking.readers import open_runs
+    from fbp.experiment.tracking.supervised import tracking_problem
 
     with open_runs(tracking_uri, [run_name]) as reader:
         run = reader.find(run_name)
         for table in tables.run_tables(reader, run):
             print_table(table.rich())
+        problem = tracking_problem(run)
+        if problem:
+            say(f"fbp: {problem}", err=True)
         absent = missing.missing_artifacts(reader, run)
         if absent:
             say(f"fbp: {missing.message(reader, run, absent)}", err=True)

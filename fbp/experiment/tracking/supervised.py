@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fbp.experiment.rundir import layout
+from fbp.experiment.rundir import layout, tags
 from fbp.experiment.tracking import shipper
+from fbp.experiment.tracking.folder_runs import is_folder_of
+from fbp.experiment.tracking.run_reader import RecordedRun
 from fbp.experiment.tracking.shipment import read_problem
 from fbp.experiment.tracking.sink import Destination
 
@@ -95,3 +97,13 @@ def unsent_message(folder: Path, shown: str) -> str:
         f"not all of {folder.name} has reached {shown} yet ({reason}see {log}); nothing is lost: "
         "'fbp sync' sends the rest"
     )
+
+
+def tracking_problem(run: RecordedRun) -> str:
+    """Return why a tracker does not have all of a run of this project; empty if it has."""
+    folder = layout.run_folder(layout.root(), run.tags.get(tags.FOLDER, ""))
+    problem = read_problem(folder) if folder and is_folder_of(folder, run.run_id) else None
+    if folder is None or problem is None:
+        return ""
+    kind = "refused for good" if problem.refused else "not all of it is sent yet"
+    return f"{folder.name}: {kind}: {problem.reason}; then: fbp sync"
