@@ -300,6 +300,63 @@ def test_a_stranger_is_not_sent_the_login(project, warm, monkeypatch):
     assert the_run(project).info.status == "FINISHED"
 
 
+@pytest.mark.promise("foreign-address-not-obeyed")
+@pytest.mark.parametrize("use", ["send", "read"])
+@pytest.mark.parametrize("place", ["{}/x", "mlflow-artifacts://{}/x"])
+def test_a_store_that_somebody_made_names_no_server(project, small, monkeypatch, use, place):
+    mlflow, experiment = small
+    run_id = mlflow.create_run(experiment, run_name="a").info.run_id
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "a-secret-token")
+    with answering(lambda path: (200, "{}")) as (address, requests):
+        where = place.format(address if place.startswith("{") else address.removeprefix("http://"))
+        with contextlib.closing(sqlite3.connect(project / "mlruns" / "mlflow.db")) as database:
+            database.execute("update experiments set artifact_location = ?", (where,))
+            database.execute("update runs set artifact_uri = ?", (f"{where}/{run_id}",))
+            database.commit()
+        if use == "send":
+            a_run(project)
+            said("sync", status=shipper.NOT_YET)
+        else:
+            for words in (("verify", run_id), ("reproduce", run_id)):
+                assert "expected a store with its artifacts in files" in said(*words, status=2)
+            said("show", run_id, status=None)
+            said("register", run_id, "x", status=None)
+    assert requests == []
+
+
+@pytest.mark.promise("foreign-address-not-obeyed")
+def test_a_foreign_folder_does_not_write_into_another_run(project, small):
+    mlflow, experiment = small
+    own = mlflow.create_run(experiment, tags={tags.FOLDER: "own"}).info.run_id
+    target = MlflowSink(uri.default_uri(project / "mlruns"), project / "mlruns")
+    assert target.open(INFO._replace(experiment="small", run_id=own)) != own
+
+
+@pytest.mark.promise("waits-are-bounded")
+@pytest.mark.parametrize("path", [layout.destination, layout.sent, layout.problem, layout.journal])
+def test_a_pipe_in_a_run_folder_is_not_waited_for(project, path):
+    folder = a_run(project)
+    path(folder).unlink(missing_ok=True)
+    os.mkfifo(path(folder))
+    began = time.monotonic()
+    assert journal.started_runs(project / "mlruns")
+    assert layout.read_destination(folder) in ("", "embedded")
+    assert not is_sent(folder)
+    assert read_problem(folder) is None
+    assert list(journal.lines(folder)) == [] or path != layout.journal
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.promise("waits-are-bounded")
+@pytest.mark.parametrize("text", ["abc", "nan", "-1"])
+def test_a_bound_that_is_no_number_is_told(project, text):
+    done = subprocess.run(
+        command("sync"), env=os.environ | {"FBP_LOCK_SECONDS": text}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert f"FBP_LOCK_SECONDS: expected a number of seconds, got {text!r}" in done.stderr
+
+
 ADDRESSES = [
     ("http://127.0.0.1:9/a@b", "http://127.0.0.1:9/a@b", "http://127.0.0.1:9/a@b"),
     ("http://me:word@127.0.0.1:9/a@b", "http://127.0.0.1:9/a@b", "http://127.0.0.1:9/a@b"),

@@ -252,7 +252,7 @@ def _end_of_lines(file: int, limit: int | None = None) -> int:
 def length(folder: Path, name: str = JOURNAL) -> int:
     """Return the number of bytes of whole lines, damaged ones included."""
     path = layout.journal(folder, name)
-    if not path.exists():
+    if not path.is_file():
         return 0
     with open(path, "rb") as file:
         return _end_of_lines(file.fileno())
@@ -261,7 +261,7 @@ def length(folder: Path, name: str = JOURNAL) -> int:
 def size(folder: Path, name: str = JOURNAL) -> int:
     """Return the number of bytes of the file, an unfinished line included; 0 if there is none."""
     path = layout.journal(folder, name)
-    return path.stat().st_size if path.exists() else 0
+    return path.stat().st_size if path.is_file() else 0
 
 
 def lines(
@@ -283,7 +283,7 @@ def lines(
     """
     path = layout.journal(folder, name)
     prefixes = tuple(b'{"kind": "%s"' % kind.kind.encode() for kind in kinds)
-    if not path.exists():
+    if not path.is_file():
         return
     with open(path, "rb") as file:
         file.seek(offset)
@@ -438,7 +438,7 @@ def checksum_prefix(
         prefix: the checksum of a shorter prefix, from which to go on.
     """
     path, (position, crc32) = layout.journal(folder, name), prefix
-    if path.exists():
+    if path.is_file():
         with open(path, "rb") as file:
             file.seek(position)
             while part := file.read(min(length - position, 2**20)):

@@ -37,9 +37,11 @@ from pathlib import Path
 from typing import Any
 
 from fbp.errors import InputError, NewerFormat
+from fbp.experiment.config import bounded
 
 JOURNAL_FORMAT = CHECKPOINT_FORMAT = MODEL_FORMAT = 1
 _ABSURD = 10**6  # for a number of a format
+_LONGEST_ADDRESS = 2**14  # bytes
 _LONGEST_FOLDER = 120  # characters of a name: a file system takes 255 bytes
 
 JOURNAL, SYSTEM_JOURNAL = "journal.jsonl", "system.jsonl"
@@ -231,8 +233,8 @@ EMBEDDED = "embedded"
 def read_destination(folder: Path) -> str:
     """Return the address that a run's folder says it was meant for; empty if it says none."""
     try:
-        return os.fsdecode(destination(folder).read_bytes())
-    except OSError:
+        return os.fsdecode(bounded.read_bytes(destination(folder), _LONGEST_ADDRESS))
+    except (OSError, ValueError):
         return ""
 
 

@@ -11,7 +11,25 @@ from fbp.errors import InputError
 from fbp.experiment.rundir import layout
 
 _MOMENT = 2.0  # seconds; a shipper that closes a dead run holds the lock for a moment
-LOCK_SECONDS = float(os.environ.get("FBP_LOCK_SECONDS", "300"))
+
+
+def seconds_of(variable: str, default: float) -> float:
+    """Return the seconds that an environment variable says.
+
+    Raises:
+        InputError: if it is no number of seconds.
+    """
+    text = os.environ.get(variable, "")
+    try:
+        seconds = float(text or default)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise InputError(f"{variable}: expected a number of seconds, got {text!r}")
+    return seconds
+
+
+LOCK_SECONDS = seconds_of("FBP_LOCK_SECONDS", 300)
 """How long a lock is waited for at most. Others make a store meanwhile, or write to a file."""
 
 

@@ -128,6 +128,7 @@ class MlflowRuns:
 
         The names are fbp's and not the server's. Files that the run does not have are missing.
         """
+        store.check_artifact_uri(self.uri, run.artifact_uri)
         if not re.fullmatch(r"[A-Za-z0-9_-]+", run.run_id):
             raise InputError(f"run {run.run_id!r}: expected an id of letters and digits")
         folder = self._folder / run.run_id
@@ -144,6 +145,7 @@ class MlflowRuns:
 
     def artifact_names(self, run: RecordedRun) -> set[str]:
         """Return the names of those artifacts of a run that fbp reads, and that are there."""
+        store.check_artifact_uri(self.uri, run.artifact_uri)
         names = (*layout.READ, *layout.READ_MODEL)
         with store.global_tracking_uri(self.uri):
             listed = {
@@ -183,6 +185,7 @@ class MlflowRuns:
 
     def signed_artifacts(self, run: RecordedRun) -> Path:
         """Return a folder with copies of the manifest of a run and its signatures."""
+        store.check_artifact_uri(self.uri, run.artifact_uri)
         folder = self._folder / f"{run.run_id}-signed"
         with store.global_tracking_uri(self.uri):
             mlflow_shown.copy_signed(run.artifact_uri, folder)
@@ -190,6 +193,7 @@ class MlflowRuns:
 
     def add_signatures(self, run: RecordedRun, folder: Path) -> None:
         """Add a folder of signatures to the run's artifacts, here and in its own folder."""
+        store.check_artifact_uri(self.uri, run.artifact_uri)
         with store.global_tracking_uri(self.uri):
             self.client.log_artifacts(run.run_id, str(folder), layout.SIGNATURES)
         local = self._local_folder(run)
@@ -203,6 +207,7 @@ class MlflowRuns:
 
     def verify(self, run: RecordedRun) -> Verification:
         """Check what MLflow shows of a run, and the run's folder if it is on this machine."""
+        store.check_artifact_uri(self.uri, run.artifact_uri)
         with store.global_tracking_uri(self.uri):
             shown = mlflow_shown.verify(self.client, run)
         folder = self._local_folder(run)

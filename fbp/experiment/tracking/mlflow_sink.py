@@ -37,10 +37,12 @@ class MlflowSink:
         self._present: set[tuple[str, int]] = set()
 
     def open(self, run: RunInfo) -> str:
-        self._run_id = run.run_id or self._found_or_created(run)
+        is_known = bool(run.run_id) and self._is_of_folder(run)
+        self._run_id = run.run_id if is_known else self._found_or_created(run)
+        location = self._client.get_run(self._run_id).info.artifact_uri
+        store.check_artifact_uri(self.uri, location)
         self._parent_id, self._is_sent_again = run.parent_id, run.is_sent_again
-        if run.run_id:
-            self._refuse_deleted(run.run_id)
+        if is_known:
             self._client.update_run(self._run_id, status="RUNNING")
             self._delete_tags(tags.OF_AN_END)
         if run.is_sent_again:
@@ -150,14 +152,22 @@ class MlflowSink:
         )
         return str(created.info.run_id)
 
-    def _refuse_deleted(self, run_id: str) -> None:
-        """Raise Refused if the run is in MLflow's trash, where points can be added but not seen."""
-        if self._client.get_run(run_id).info.lifecycle_stage == "deleted":
+    def _is_of_folder(self, run: RunInfo) -> bool:
+        """Return whether the run of the id that the folder has is that folder's, not another's.
+
+        Raises:
+            Refused: if it is in MLflow's trash.
+        """
+        run_id, recorded = run.run_id, self._client.get_run(run.run_id)
+        if recorded.data.tags.get(tags.FOLDER, run.folder) != run.folder:
+            return False
+        if recorded.info.lifecycle_stage == "deleted":
             raise Refused(
                 f"{redact(self.uri)}: the run {run_id} is in MLflow's trash; restore it with: "
                 f"mlflow runs restore --run-id {run_id}; or remove sent.json from the run's "
                 "folder, and it is sent as a new one"
             )
+        return True
 
     def _experiment(self, name: str) -> str:
         with store.creation_lock(self.uri, self.root):

@@ -42,10 +42,10 @@ SEND_SECONDS = 120.0
 
 _POLL_SECONDS = 0.2
 # how long to keep trying after the run's end
-_RETRY_SECONDS = float(os.environ.get("FBP_RETRY_SECONDS", "20"))
+_RETRY_SECONDS = locks.seconds_of("FBP_RETRY_SECONDS", 20)
 # how long one call of a tracker may take; a model may be large
-_REQUEST_SECONDS = float(os.environ.get("FBP_REQUEST_SECONDS", "120"))
-_UPLOAD_SECONDS = float(os.environ.get("FBP_UPLOAD_SECONDS", "900"))
+_REQUEST_SECONDS = locks.seconds_of("FBP_REQUEST_SECONDS", 120)
+_UPLOAD_SECONDS = locks.seconds_of("FBP_UPLOAD_SECONDS", 900)
 _UPLOADS = ("connect", "open", "log_artifacts", "log_model", "facts")
 _DRAWING_SECONDS = 300.0
 

@@ -263,6 +263,23 @@ def artifact_root(root: Path) -> str:
     return folder.as_uri() if set(str(folder)) & set("?%") else str(folder)
 
 
+def check_artifact_uri(uri: str, artifact_uri: str) -> None:
+    """Raise InputError if an embedded store keeps artifacts on a server.
+
+    fbp makes no such store. That of a stranger may, so that the user's login is sent there.
+
+    Args:
+        uri: the store's.
+        artifact_uri: where it keeps the artifacts of a run, or of an experiment.
+    """
+    if is_embedded(uri) and re.match(r"(https?|mlflow-artifacts|dbfs|databricks)\b:", artifact_uri):
+        raise InputError(
+            f"{redact(uri)}: expected a store with its artifacts in files, got "
+            f"{redact(artifact_uri)[:_LONGEST_REASON]}; fbp sends no login to a server that a file "
+            "names"
+        )
+
+
 def stale_artifact_roots(root: Path) -> list[str]:
     """Return the folders in which the embedded store looks for artifacts, but should not.
 

@@ -13,6 +13,8 @@ from fbp.experiment.tracking.run_reader import RecordedRun
 from fbp.experiment.tracking.shipment import read_problem
 from fbp.experiment.tracking.sink import Destination
 
+_TOLD = 3  # deaths of shippers that the user is told of
+
 
 class Supervised:
     """The shipper of a run that this process trains; one that dies is replaced.
@@ -27,7 +29,7 @@ class Supervised:
     ):
         self._folder, self._tell = folder, tell
         self._launch = lambda: shipper.launch(folder, destination, model_code)
-        self._process, self._pause = self._launch(), 1.0
+        self._process, self._pause, self._deaths = self._launch(), 1.0, 0
         self._is_ending, self._is_refusal_told = threading.Event(), False
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -62,15 +64,20 @@ class Supervised:
             status = self._process.poll()
             if status in (None, shipper.SENT):
                 continue
+            self._tell_death(status)
+            if self._is_ending.wait(self._pause):
+                return
+            self._pause = min(2 * self._pause, shipper.LONGEST_PAUSE)
+            self._process = self._launch()
+
+    def _tell_death(self, status: int) -> None:
+        self._deaths += 1
+        if self._deaths <= _TOLD:
             reason = f"signal {-status}" if status < 0 else f"exit status {status}"
             self._tell(
                 f"{self._folder.name}: the process that sends the run has ended ({reason}, see "
                 f"{layout.shipper_log(self._folder)}); another one goes on in its place"
             )
-            if self._is_ending.wait(self._pause):
-                return
-            self._pause = min(2 * self._pause, shipper.LONGEST_PAUSE)
-            self._process = self._launch()
 
     def _tell_refusal(self) -> None:
         problem = None if self._is_refusal_told else read_problem(self._folder)
