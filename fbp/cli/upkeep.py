@@ -47,10 +47,12 @@ def sync(seconds: float, tracking_uri: str | None) -> None:
     help="Maximal age of the heartbeat of a run on another machine.",
 )
 @click.option(
-    "--gone", is_flag=True, help="Let the heartbeat decide of runs whose folder is gone, too."
+    "--without-folder",
+    is_flag=True,
+    help="Let the heartbeat decide of runs whose folder is gone, too.",
 )
 @uri_option
-def close_dead(minutes: float, gone: bool, tracking_uri: str | None) -> None:  # noqa: FBT001
+def close_dead(minutes: float, without_folder: bool, tracking_uri: str | None) -> None:  # noqa: FBT001
     """Mark runs KILLED that MLflow shows as RUNNING although their process has died.
 
     The lock in a run's folder says whether it is alive, from whichever folder this is called. For
@@ -63,7 +65,9 @@ def close_dead(minutes: float, gone: bool, tracking_uri: str | None) -> None:  #
     if math.isnan(minutes):
         raise InputError("--minutes: expected a number, got nan")
     with mlflow_runs.opened(tracking_uri) as runs:
-        closed = orphans.close_dead(runs, minutes, say, model_code=PYFUNC_CODE, gone=gone)
+        closed = orphans.close_dead(
+            runs, minutes, say, model_code=PYFUNC_CODE, without_folder=without_folder
+        )
     say(f"{closed} run{'s' * (closed != 1)} closed")
 
 

@@ -1045,7 +1045,7 @@ def test_a_run_is_closed_only_if_it_is_dead(unsent, tmp_path_factory, monkeypatc
 def test_a_run_whose_folder_is_gone_is_closed_if_the_user_says_so(unsent):
     folder = a_run(unsent, end="")
     runs = Runs(recorded(folder, RUN_FOLDER="/nowhere/x", FOLDER="x"))
-    options = {"model_code": PYFUNC_CODE, "gone": True}
+    options = {"model_code": PYFUNC_CODE, "without_folder": True}
     assert orphans.close_dead(runs, 10, lambda _: None, **options) == 1
     assert runs.closed == ["id"]
 

@@ -23,21 +23,21 @@ def close_dead(
     say: Callable[[str], None],
     *,
     model_code: Path,
-    gone: bool = False,
+    without_folder: bool = False,
 ) -> int:
     """Mark the runs KILLED whose process has died; return how many.
 
     A run whose folder is on this machine, in this project or another, is dead if no process holds
     its lock. Of a run on another machine only the heartbeat is known, a tag that its shipper renews
     every half minute. A run that began on this machine and whose folder is not where it was may be
-    alive: it is not closed, unless `gone`.
+    alive: it is not closed, unless `without_folder`.
 
     Args:
         runs: the store.
         minutes: a run on another machine is dead if its heartbeat is older.
         say: takes a line on each run.
         model_code: see :func:`fbp.experiment.tracking.shipper.launch`.
-        gone: whether the heartbeat decides of runs whose folder is gone, too.
+        without_folder: whether the heartbeat decides of runs whose folder is gone, too.
     """
     closed = 0
     for run in runs.search("attributes.status = 'RUNNING'"):
@@ -45,11 +45,11 @@ def close_dead(
         is_here = host in ("", platform.node())
         if folder is not None and (is_here or _is_alive(folder)):
             closed += _close_local(folder, run, runs.uri, say, model_code)
-        elif host and is_here and not gone:
+        elif host and is_here and not without_folder:
             say(
                 f"{run.name}: not closed, because nobody can tell whether it is alive: it began on "
                 f"this machine, but its folder is not at {run.tags.get(tags.RUN_FOLDER)}; to let "
-                "its heartbeat decide: fbp close-dead --gone"
+                "its heartbeat decide: fbp close-dead --without-folder"
             )
         else:
             closed += _close_remote(runs, run, minutes, say)

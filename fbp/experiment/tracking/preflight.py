@@ -106,7 +106,7 @@ def _deleted_on_server(uri: str, experiment: str) -> str:
     Raises:
         InputError: if the server refuses the login, or is no MLflow server.
     """
-    status, text = _asked(uri, experiment)
+    status, text = _answer_of(uri, experiment)
     if status in (401, 403) and not _has_other_login():
         raise InputError(
             f"{redact(uri)}: refuses for good (HTTP status {status}); {store.LOGIN_HINT}"
@@ -153,7 +153,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _asked(uri: str, experiment: str) -> tuple[int, str]:
+def _answer_of(uri: str, experiment: str) -> tuple[int, str]:
     """Ask a server for an experiment; return status and text, or 0 if it does not answer soon."""
     query = urlencode({"experiment_name": experiment})
     request = urllib.request.Request(

@@ -137,8 +137,8 @@ def recorded_destination(
     """
     root = layout.root_of(folder)
     sink = journal.require_start(folder).sink
-    asked, place = layout.read_destination(folder), trust_store.place_of(folder)
-    is_foreign = not place and asked not in ("", EMBEDDED)
+    recorded, place = layout.read_destination(folder), trust_store.place_of(folder)
+    is_foreign = not place and recorded not in ("", EMBEDDED)
     trust = references.current_trust().joined(trust_store.lookup(folder))
     if (override or is_foreign) and sink == "mlflow":
         chosen = chosen or from_environment()
@@ -148,11 +148,11 @@ def recorded_destination(
         chosen = default_uri(root) if sink == "mlflow" else None
     with references.reading_record(trust):  # anybody may have written the journal
         target = destination(root, sink, chosen)
-    if is_foreign and target.place != asked:
+    if is_foreign and target.place != recorded:
         tell(
             f"{folder.name}: it did not begin on this machine, and its folder asks for "
-            f"{redact(asked)}; it goes to {shown(target)} (to obey: --tracking-uri "
-            f"{shlex.quote(redact(asked))})"
+            f"{redact(recorded)}; it goes to {shown(target)} (to obey: --tracking-uri "
+            f"{shlex.quote(redact(recorded))})"
         )
     return target
 
