@@ -709,6 +709,39 @@ def test_a_refusal_is_told_while_training_goes_on(unsent):
     assert lines == [f"{folder.name}: the experiment is in the trash (training goes on)"]
 
 
+OWN = """
+from fbp.experiment.tracking.sink import Refused
+class Own:
+    def __init__(self, uri, root):
+        pass
+    def open(self, run):
+        return "id"
+    def log_metrics(self, points):
+        raise Refused("own: no points today; ask again tomorrow")
+    def nothing(self, *_):
+        pass
+    log_params = log_inputs = set_tags = log_artifacts = log_model = finish = nothing
+"""
+
+
+@pytest.mark.promise("refusals-are-told")
+def test_a_run_ends_with_the_status_of_a_refusal_and_every_command_names_it(project):
+    (project / "own_refusing.py").write_text(OWN)
+    write_config(project, more='[tracking]\nsink = "own_refusing:Own"\n')
+    environ = os.environ | {"PYTHONPATH": f"{project}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(
+        command("run", "small.toml"), env=environ, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == shipper.REFUSED, done.stderr
+    (folder,) = layout.run_folders(project / "mlruns")
+    (line,) = [line for line in done.stderr.splitlines() if "was refused for good" in line]
+    assert "own: no points today; ask again tomorrow" in line
+    assert journal.read_end(folder).status == "FINISHED"
+    assert "own: no points today" in layout.shipper_log(folder).read_text()
+    assert "own: no points today" in said("show", folder.name)
+    assert f"refused for good: {folder.name}" in said("runs")
+
+
 # --- what is believed -------------------------------------------------------------------------
 
 NONSENSE = ["{}", "[]", "5", '"text"', "nonsense", "<html>", "", '{"run": 5}', '{"experiment": []}',

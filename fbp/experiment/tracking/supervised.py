@@ -106,6 +106,12 @@ def unsent_message(folder: Path, shown: str) -> str:
     )
 
 
+def refused_runs(root: Path) -> list[str]:
+    """Return the names of the folders of `mlruns` whose runs a tracker refuses for good."""
+    problems = {folder.name: read_problem(folder) for folder in layout.run_folders(root)}
+    return [name for name, problem in problems.items() if problem and problem.refused]
+
+
 def tracking_problem(run: RecordedRun) -> str:
     """Return why a tracker does not have all of a run of this project; empty if it has."""
     folder = layout.run_folder(layout.root(), run.tags.get(tags.FOLDER, ""))
