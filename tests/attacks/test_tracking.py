@@ -184,7 +184,9 @@ PUBLIC = [getattr(fbp.experiment, name) for name in fbp.experiment.__all__]
 
 
 @pytest.mark.promise("threads-and-processes-said")
-@pytest.mark.parametrize("thing", {*PUBLIC, *CLASSES}, ids=lambda thing: thing.__name__)
+@pytest.mark.parametrize(
+    "thing", list(dict.fromkeys([*PUBLIC, *CLASSES])), ids=lambda thing: thing.__name__
+)
 def test_every_public_object_says_whether_threads_and_processes_may_share_it(thing):
     text = " ".join(inspect.getdoc(thing).lower().split())
     assert "between threads" in text
