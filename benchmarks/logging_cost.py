@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.data import pictures
 from fbp.experiment.config import reading
-from fbp.experiment.rundir import journal, layout, locks
+from fbp.experiment.rundir import journal, journal_lines, layout, locks
 from fbp.experiment.rundir.series import read_series
 from fbp.experiment.runner import run as run_module
 from fbp.experiment.runner import run_start
@@ -66,8 +66,8 @@ class _Watch:
 class _Forgetful(journal.Journal):
     """A journal that writes only the beginning and the end of a run."""
 
-    def _append(self, line: journal.Line) -> None:
-        if isinstance(line, journal.StartLine | journal.EndLine):
+    def _append(self, line: journal_lines.Line) -> None:
+        if isinstance(line, journal_lines.StartLine | journal_lines.EndLine):
             super()._append(line)
 
 
@@ -81,7 +81,7 @@ class _Timed(journal.Journal):
         super().steps(first_step, columns)  # calls _append, which adds its own time
         _Timed.seconds += time.perf_counter() - began - self.inner
 
-    def _append(self, line: journal.Line) -> None:
+    def _append(self, line: journal_lines.Line) -> None:
         began = time.perf_counter()
         super()._append(line)
         self.inner = time.perf_counter() - began
@@ -122,8 +122,8 @@ def _records(project: Path, server: Server) -> tuple[int, int]:
         target = destination(project / "mlruns", "mlflow", server.uri)
         assert shipper.launch(folder, target, PYFUNC_CODE).wait() == 0
         stride = max(1, -(-journal.require_start(folder).steps // POINTS))
-        every = read_series(folder, [journal.MetricsLine])
-        steps = read_series(folder, [journal.StepsLine])
+        every = read_series(folder, [journal_lines.MetricsLine])
+        steps = read_series(folder, [journal_lines.StepsLine])
         expected += sum(len(points.steps) for points in every.values())
         expected += sum(
             int(((p.steps % stride == 0) | (p.steps == 1)).sum()) for p in steps.values()

@@ -140,6 +140,9 @@ class Sent:
     def wait(self, timeout=None):
         return 0
 
+    def poll(self):
+        return 0
+
 
 @pytest.fixture
 def unsent(project, monkeypatch):

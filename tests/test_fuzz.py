@@ -9,6 +9,7 @@ import gzip
 import json
 import shutil
 import struct
+import tomllib
 import warnings
 import zipfile
 

@@ -16,9 +16,10 @@ from fbp.experiment.commands.verdict import compare_runs
 from fbp.experiment.config import reading
 from fbp.experiment.config.references import reading_record
 from fbp.experiment.config.trust import NOTHING, trust_of
-from fbp.experiment.rundir import environment, history, journal, layout
+from fbp.experiment.rundir import environment, history, journal_lines, layout
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
-from fbp.experiment.rundir.journal import CheckpointLine, Journal
+from fbp.experiment.rundir.journal import Journal
+from fbp.experiment.rundir.journal_lines import CheckpointLine
 from fbp.experiment.rundir.series import Series, read_series
 from fbp.experiment.tracking import mlflow_runs
 from fbp.experiment.tracking.mlflow_runs import MlflowRuns
@@ -317,7 +318,9 @@ def test_reproduce_a_killed_run_as_far_as_it_came(project, warm):
         command("run", path, "--set", "training.epochs=3000"), stderr=subprocess.DEVNULL
     )
     deadline, folder = time.monotonic() + 120, None
-    while time.monotonic() < deadline and not (folder and read_series(folder, [journal.StepsLine])):
+    while time.monotonic() < deadline and not (
+        folder and read_series(folder, [journal_lines.StepsLine])
+    ):
         time.sleep(0.1)
         folder = next(iter(layout.run_folders(project / "mlruns")), None)
     process.kill()

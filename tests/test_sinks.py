@@ -219,7 +219,7 @@ def test_where_a_run_is_sent(project, monkeypatch):
     root = project / "mlruns"
     assert uri.destination(root, "mlflow").place == "embedded"
     assert uri.destination(root, "jsonl") == ("jsonl", str(root / "tracked.jsonl"), "embedded")
-    assert uri.destination(root, "jsonl", "x.jsonl").place == "x.jsonl"
+    assert uri.destination(root, "jsonl", "x.jsonl").place == str(project / "x.jsonl")
     folder = layout.new_run_folder(root, "a")
     writer = journal.Journal(folder)
     writer.start(label="a", experiment="e", params={}, tags={}, sink="jsonl")

@@ -48,6 +48,7 @@ def list_runs(condition: str, sort: tuple[str, ...], limit: int, tracking_uri: s
     from fbp.experiment.rundir import journal, layout
     from fbp.experiment.tracking.readers import FOLDERS, count_in_other_trackers, open_runs
     from fbp.experiment.tracking.run_reader import require_known_names
+    from fbp.experiment.tracking.supervised import refused_runs
 
     order = [f"{key.removeprefix('-')} {'DESC' if key.startswith('-') else 'ASC'}" for key in sort]
     with open_runs(tracking_uri) as reader:
@@ -63,6 +64,9 @@ def list_runs(condition: str, sort: tuple[str, ...], limit: int, tracking_uri: s
     if newer:
         folders = listed(folder.name for folder in newer)
         say(f"fbp: a newer fbp wrote {folders}; update fbp to read them", err=True)
+    refused = refused_runs(layout.root())
+    if refused:
+        say(f"fbp: refused for good: {listed(refused)}; why, says: fbp sync", err=True)
     if others:
         say(f"{others} more in other trackers: fbp runs --tracking-uri {FOLDERS}", err=True)
 
@@ -74,11 +78,15 @@ def show(run_name: str, tracking_uri: str | None) -> None:
     """Show configuration, data, metrics and digests of RUN."""
     from fbp.experiment.commands import missing, tables
     from fbp.experiment.tracking.readers import open_runs
+    from fbp.experiment.tracking.supervised import tracking_problem
 
     with open_runs(tracking_uri, [run_name]) as reader:
         run = reader.find(run_name)
         for table in tables.run_tables(reader, run):
             print_table(table.rich())
+        problem = tracking_problem(run)
+        if problem:
+            say(f"fbp: {problem}", err=True)
         absent = missing.missing_artifacts(reader, run)
         if absent:
             say(f"fbp: {missing.message(reader, run, absent)}", err=True)

@@ -110,6 +110,7 @@ def _report(launched: "Launched") -> None:
     """Print how a run, or a group of them, ended, and exit with its status."""
     from fbp.experiment.commands.progress import results_table
     from fbp.experiment.rundir.journal import require_start
+    from fbp.experiment.tracking.shipper import REFUSED
 
     outcomes = launched.outcomes
     print_table(results_table({name: out.metrics for name, out in outcomes.items()}))
@@ -122,17 +123,21 @@ def _report(launched: "Launched") -> None:
         say(f"fbp: go on with: fbp resume {launched.folder.name}", err=True)
     say(f"run:        {require_start(launched.folder).name}")
     say(f"run folder: {shown(launched.folder)}")
-    _report_tracking(launched)
+    is_refused = _report_tracking(launched)
     number = next((outcome.signal for outcome in outcomes.values() if outcome.signal), None)
     if number:
         exit_by_signal(number)
-    sys.exit(0 if statuses == {"FINISHED"} else 1)
+    if statuses != {"FINISHED"}:
+        sys.exit(1)
+    sys.exit(REFUSED if is_refused else 0)
 
 
-def _report_tracking(launched: "Launched") -> None:
-    from fbp.experiment.rundir import layout
+def _report_tracking(launched: "Launched") -> bool:
+    """Say where the run is; return whether the tracker refuses it for good."""
     from fbp.experiment.tracking import uri
+    from fbp.experiment.tracking.shipment import read_problem
     from fbp.experiment.tracking.store import is_embedded
+    from fbp.experiment.tracking.supervised import unsent_message
 
     if launched.sent:
         target = launched.destination
@@ -141,9 +146,7 @@ def _report_tracking(launched: "Launched") -> None:
         else:
             say(f"tracked in: {uri.shown(target)}")
     else:
-        log = shown(layout.shipper_log(launched.folder))
-        say(
-            f"fbp: not all of the run has reached {uri.shown(launched.destination)} (see {log}); "
-            "nothing is lost: 'fbp sync' sends the rest",
-            err=True,
-        )
+        place = uri.shown(launched.destination)
+        say(f"fbp: {unsent_message(launched.folder, place)}", err=True)
+    problem = None if launched.sent else read_problem(launched.folder)
+    return problem is not None and problem.refused

@@ -6,41 +6,36 @@ import sys
 import click
 
 from fbp.cli.base import main, say, uri_option
-from fbp.errors import InputError, first_line
+from fbp.errors import InputError
 
 
 @main.command("sync", short_help="send to MLflow what has not reached it yet")
+@click.option(
+    "--seconds",
+    default=900.0,
+    show_default=True,
+    type=click.FloatRange(1),
+    help="Longest time for one run; what was sent by then stays sent.",
+)
 @uri_option
-def sync(tracking_uri: str | None) -> None:
+def sync(seconds: float, tracking_uri: str | None) -> None:
     """Send the remaining records of all runs to MLflow.
 
-    Each run goes to the store that it was started with, or to --tracking-uri. A run that cannot be
-    sent does not keep the others from theirs; the exit status is then 1.
-    """
-    from fbp.experiment.rundir import journal, layout, locks
-    from fbp.experiment.runner.trained_model import PYFUNC_CODE
-    from fbp.experiment.tracking import shipper, uri
-    from fbp.experiment.tracking.shipment import is_sent
+    Each run goes to the store that it was started with, or to --tracking-uri. A run that did not
+    begin on this machine goes to --tracking-uri, MLFLOW_TRACKING_URI or the store of this project,
+    whatever its folder says. A run that cannot be sent does not keep the others from theirs.
 
-    root = layout.root()
-    unsent = []
-    for folder, start in journal.started_runs(root):
-        if not start.parent and not is_sent(folder):
-            if locks.is_training(folder):
-                say(f"{start.name} is still training; its own process sends it")
-            else:
-                unsent.append(folder)
-    failed = 0
-    for folder in unsent:
-        try:
-            destination = uri.recorded_destination(folder, tracking_uri, override=True)
-            say(f"sending {folder.name} to {uri.shown(destination)} ...")
-            failed += shipper.launch(folder, destination, PYFUNC_CODE).wait() != 0
-        except (InputError, OSError) as error:
-            say(f"{folder.name}: not sent: {first_line(error)}", err=True)
-            failed += 1
-    say(f"{len(unsent) - failed} of {len(unsent)} runs sent" if unsent else "nothing to send")
-    sys.exit(1 if failed else 0)
+    The exit status is 0 if all is sent, 1 if some run is not sent yet and another try may help, and
+    3 if a tracker refuses some run for good: then the line of that run says what to do.
+    """
+    from fbp.experiment.commands.sync import sync
+    from fbp.experiment.rundir import layout
+
+    if math.isnan(seconds):
+        raise InputError("--seconds: expected a number, got nan")
+    result = sync(layout.root(), tracking_uri, seconds, say, lambda line: say(line, err=True))
+    say(result.summary)
+    sys.exit(result.status)
 
 
 @main.command("close-dead", short_help="mark runs KILLED whose process has died")
@@ -51,16 +46,28 @@ def sync(tracking_uri: str | None) -> None:
     type=click.FloatRange(0),
     help="Maximal age of the heartbeat of a run on another machine.",
 )
+@click.option(
+    "--without-folder",
+    is_flag=True,
+    help="Let the heartbeat decide of runs whose folder is gone, too.",
+)
 @uri_option
-def close_dead(minutes: float, tracking_uri: str | None) -> None:
-    """Mark runs KILLED that MLflow shows as RUNNING although their process has died."""
+def close_dead(minutes: float, without_folder: bool, tracking_uri: str | None) -> None:  # noqa: FBT001
+    """Mark runs KILLED that MLflow shows as RUNNING although their process has died.
+
+    The lock in a run's folder says whether it is alive, from whichever folder this is called. For
+    a run on another machine the age of its heartbeat does. If it is closed in error, because that
+    machine was cut off, its next heartbeat opens it again.
+    """
     from fbp.experiment.runner.trained_model import PYFUNC_CODE
     from fbp.experiment.tracking import mlflow_runs, orphans
 
     if math.isnan(minutes):
         raise InputError("--minutes: expected a number, got nan")
     with mlflow_runs.opened(tracking_uri) as runs:
-        closed = orphans.close_dead(runs, minutes, say, model_code=PYFUNC_CODE)
+        closed = orphans.close_dead(
+            runs, minutes, say, model_code=PYFUNC_CODE, without_folder=without_folder
+        )
     say(f"{closed} run{'s' * (closed != 1)} closed")
 
 

@@ -19,7 +19,7 @@ from fbp.experiment.commands import archive_needs
 from fbp.experiment.commands.load import local_runs
 from fbp.experiment.config.trust import NOTHING, Trust
 from fbp.experiment.rundir import journal, layout, manifest, trust_store
-from fbp.experiment.rundir.journal import ChildLine
+from fbp.experiment.rundir.journal_lines import ChildLine
 from fbp.experiment.tracking.folder_runs import FolderRuns, find_folder, verify_local
 
 SUFFIX = ".fbp.zip"

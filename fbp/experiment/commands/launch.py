@@ -21,10 +21,11 @@ from fbp.experiment.runner.run import Outcome, run
 from fbp.experiment.runner.run_start import RunIdentity
 from fbp.experiment.runner.trained_model import PYFUNC_CODE
 from fbp.experiment.runner.variants import run_group
-from fbp.experiment.tracking import shipper, store
+from fbp.experiment.tracking import preflight, shipper, store
 from fbp.experiment.tracking.folder_runs import find_folder
 from fbp.experiment.tracking.sink import Destination
-from fbp.experiment.tracking.uri import destination, recorded_destination
+from fbp.experiment.tracking.supervised import Supervised
+from fbp.experiment.tracking.uri import destination, recorded_destination, warn
 
 _MAX_LABEL = 80  # characters
 
@@ -82,6 +83,9 @@ def launch(
 ) -> Launched:
     """Run an experiment's file and wait until MLflow has the run.
 
+    Safe between processes, each of which makes a run of its own. Not between threads of one
+    process, because it configures JAX for all of them: launch one run after the other.
+
     Args:
         path: the file.
         overrides: texts like `section.key=value`.
@@ -121,8 +125,9 @@ def launch_config(config: Config, identity: RunIdentity, request: RunRequest) ->
     root = layout.root()
     target = destination(root, config.tracking.sink, request.tracking_uri)
     store.check_not_moved(root)
+    preflight.check(target, root, config.tracking.experiment or config.name)
     folder = layout.new_run_folder(root, config.name)
-    layout.destination(folder).write_text(target.place, encoding="utf-8")
+    layout.write_destination(folder, target.place)
     try:
         with prefixed_by(identity.source):
             return _run_with_shipper(config, identity, folder, target, request)
@@ -166,9 +171,8 @@ def continue_run(folder: Path, request: RunRequest) -> Launched:
     Raises:
         InputError: if the run cannot be resumed.
     """
-    start, end = journal.require_start(folder), journal.read_end(folder)
-    if end and end.status == "FINISHED":
-        raise InputError(f"{folder.name}: the run is finished; there is nothing to resume")
+    start = journal.require_start(folder)
+    _refuse_finished(folder)
     if not layout.config(folder).exists():
         raise InputError(
             f"{start.name}: made by fbp.experiment.track; run its own script again, with "
@@ -180,10 +184,17 @@ def continue_run(folder: Path, request: RunRequest) -> Launched:
         config = _recorded_config(folder, trust)
         target = recorded_destination(folder, request.tracking_uri)
         store.check_not_moved(root)
+        preflight.check(target, root, start.experiment)
         source = Path(start.tags.get(tags.SOURCE_NAME, layout.CONFIG))
         identity = RunIdentity(source, start.label, accepts_changes=request.accepts_changes)
         configure_jax(config.training, environment.read(layout.artifacts(folder)))
         return _run_with_shipper(config, identity, folder, target, request)
+
+
+def _refuse_finished(folder: Path) -> None:
+    end = journal.read_end(folder)
+    if end and end.status == "FINISHED":
+        raise InputError(f"{folder.name}: the run is finished; there is nothing to resume")
 
 
 def _recorded_config(folder: Path, trust: Trust) -> Config:
@@ -244,19 +255,19 @@ def _run_with_shipper(
         with locks.try_hold_training_lock(folder) as is_locked:
             if not is_locked:
                 raise InputError(f"{folder.name}: another process is training this run")
-            process = shipper.launch(folder, target, PYFUNC_CODE)
+            _refuse_finished(folder)  # here, because the run may have ended a moment ago
+            process = Supervised(folder, target, PYFUNC_CODE, warn)
             outcomes = _train(config, variants, identity, folder, request)
     except BaseException as error:
         if isinstance(error, OSError) and journal.read_start(folder):  # such as a full disk
             error.add_note(f"free some space, then go on with: fbp resume {folder.name}")
         if process and journal.read_start(folder) is None:
             process.kill()
-            process.wait()
         elif process:  # it closes the run, because nobody trains it any more
-            shipper.wait(process, shipper.SEND_SECONDS)
+            process.wait(shipper.SEND_SECONDS)
         raise
     request.on_wait_for_mlflow()
-    return Launched(outcomes, folder, target, shipper.wait(process, shipper.SEND_SECONDS))
+    return Launched(outcomes, folder, target, process.wait(shipper.SEND_SECONDS))
 
 
 def _train(

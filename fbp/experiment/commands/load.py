@@ -37,6 +37,9 @@ def load(
 ) -> Trained:
     """Load the trained model of a run.
 
+    Safe between threads and between processes: it only reads. A login in `tracking_uri` is that of
+    the whole process.
+
     A record may come from anybody, so it may name fbp's own parts only. Code of your own that it
     names is imported if you trust it by name, or if the run was begun on this machine by you.
 

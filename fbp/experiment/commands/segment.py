@@ -18,7 +18,7 @@ from fbp.experiment.config import reading, references
 from fbp.experiment.config.trust import Trust
 from fbp.experiment.rundir import checkpoints, environment, journal, layout
 from fbp.experiment.rundir.checkpoints import Checkpoint
-from fbp.experiment.rundir.journal import CheckpointLine
+from fbp.experiment.rundir.journal_lines import CheckpointLine
 from fbp.experiment.rundir.npz import digest_of
 from fbp.experiment.rundir.series import Series, read_series
 

@@ -5,14 +5,15 @@ import operator
 import os
 import posixpath
 import re
+import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fbp import _neutral
 from fbp.errors import InputError
 from fbp.experiment.config import writing
 from fbp.experiment.config.schema import Config
@@ -24,10 +25,11 @@ from fbp.experiment.rundir.npz import to_host, unflatten_like
 from fbp.experiment.rundir.recorder import Recorder, record_start
 from fbp.experiment.rundir.redact import redact_texts
 from fbp.experiment.runner.trained_model import PYFUNC_CODE
-from fbp.experiment.tracking import shipper, store
+from fbp.experiment.tracking import preflight, shipper, store
 from fbp.experiment.tracking.folder_runs import find_folder
 from fbp.experiment.tracking.sink import Destination
-from fbp.experiment.tracking.uri import destination, recorded_destination, shown
+from fbp.experiment.tracking.supervised import Supervised, unsent_message
+from fbp.experiment.tracking.uri import destination, recorded_destination, shown, warn
 from fbp.layer import Params
 
 _KEY = re.compile(r"(?!\.)[A-Za-z0-9_.\-]([A-Za-z0-9_.\- /]*[A-Za-z0-9_.\-])?")
@@ -38,6 +40,10 @@ _SHOWN = 80  # characters of a value in a message
 
 class Tracked:
     """A run that is being tracked; made by :func:`track`.
+
+    Safe between threads: any of them may log, tag, add artifacts and write checkpoints at any time,
+    in any order of steps, and nothing is lost. Not between processes: one that was forked from
+    this one is refused, and a run that is tracked already cannot be resumed by another.
 
     Attributes:
         folder: the folder of its journal, checkpoints and artifacts.
@@ -52,6 +58,7 @@ class Tracked:
         self._checkpoints = Checkpoints(folder, keep, self._journal)
         self._digest = ""
         self._open = True
+        self._lock, self._process = threading.RLock(), os.getpid()
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write metrics of a step to the journal.
@@ -69,8 +76,9 @@ class Tracked:
             InputError: if a value is not a number, or if a name has characters other than letters,
                 digits, blanks and ``_ . - /``. Then nothing is logged.
         """
-        self._check_open()
-        self._recorder.metrics(_step("log", step), dict(_flatten("log", metrics, _number)))
+        number, values = _step("log", step), dict(_flatten("log", metrics, _number))
+        with self._while_open():
+            self._recorder.metrics(number, values)
 
     def tag(self, **tags: object) -> None:
         """Write tags, by which the tracker shows and finds the run.
@@ -81,8 +89,9 @@ class Tracked:
         Raises:
             InputError: if a name is not valid, see :meth:`log`.
         """
-        self._check_open()
-        self._journal.tags(dict(_flatten("tag", tags, _text)))
+        values = dict(_flatten("tag", tags, _text))
+        with self._while_open():
+            self._journal.tags(values)
 
     def artifact(self, path: str | os.PathLike[str], name: str | None = None) -> None:
         """Copy a file to the run's artifacts.
@@ -95,7 +104,6 @@ class Tracked:
         Raises:
             InputError: if there is no such file, or if `name` leads out of the run's folder.
         """
-        self._check_open()
         source, inside = Path(path), Path(name or Path(path).name)
         if inside.is_absolute() or ".." in inside.parts:
             raise InputError(
@@ -104,8 +112,9 @@ class Tracked:
         if not source.is_file():
             raise InputError(f"artifact: expected a file, got {str(source)!r}")
         target = layout.artifacts(self.folder) / inside
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(source.read_bytes())
+        with self._while_open():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
 
     def checkpoint(self, step: int, tree: Params, *, wait: bool = False) -> None:
         """Write a checkpoint in a background thread; the newest ones are kept.
@@ -123,12 +132,12 @@ class Tracked:
             InputError: if `tree` has leaves other than arrays and numbers.
             OSError: if the previous checkpoint could not be written.
         """
-        self._check_open()
-        number, copy = _step("checkpoint", step), to_host(tree)
-        self._await_checkpoint()
-        self._checkpoints.save(number, {"tree": copy}, copy, {})
-        if wait:
+        with self._while_open():
+            number, copy = _step("checkpoint", step), to_host(tree)
             self._await_checkpoint()
+            self._checkpoints.save(number, {"tree": copy}, copy, {})
+            if wait:
+                self._await_checkpoint()
 
     def restore(self, like: Params) -> tuple[int, Params] | None:
         """Read the newest undamaged checkpoint of the run.
@@ -143,8 +152,10 @@ class Tracked:
         Raises:
             InputError: if the checkpoint has another structure.
         """
-        checkpoint = checkpoints.latest(self.folder, _warn)
-        checkpoints.quarantine_after(self.folder, checkpoint.step if checkpoint else -1)
+        with self._lock:
+            self._await_checkpoint()
+            checkpoint = checkpoints.latest(self.folder, warn)
+            checkpoints.quarantine_after(self.folder, checkpoint.step if checkpoint else -1)
         if checkpoint is None:
             return None
         arrays = {
@@ -159,11 +170,21 @@ class Tracked:
                 f"{error}"
             ) from None
 
-    def _check_open(self) -> None:
-        if not self._open:
+    @contextlib.contextmanager
+    def _while_open(self) -> Iterator[None]:
+        """Keep other threads from writing or ending the run; raise InputError if it has ended."""
+        if os.getpid() != self._process:  # where another thread's lock would be held for ever
             raise InputError(
-                f"run {self.name}: it has ended; resume it with: track(..., resume={self.name!r})"
+                f"run {self.name}: this process was forked from the one that tracks the run; "
+                "log from there, or track a run of its own here"
             )
+        with self._lock:
+            if not self._open:
+                raise InputError(
+                    f"run {self.name}: it has ended; resume it with: "
+                    f"track(..., resume={self.name!r})"
+                )
+            yield
 
     def _await_checkpoint(self) -> None:
         """Block until the checkpoint that is being written is on the disk."""
@@ -172,9 +193,10 @@ class Tracked:
             self._digest = digests.params_digest
 
     def _end(self, status: str, message: str) -> None:
-        self._open = False
+        with self._lock:  # what another thread is writing is whole, and nothing comes after it
+            self._open = False
         if status != "FINISHED":
-            _warn(f"run {self.name}: {status}; resume it with: track(..., resume={self.name!r})")
+            warn(f"run {self.name}: {status}; resume it with: track(..., resume={self.name!r})")
         try:
             self._await_checkpoint()
             self._recorder.end(status, message, {tag_names.PARAMS_DIGEST: self._digest})
@@ -215,6 +237,9 @@ def track(
     after Ctrl-C or if the process dies. Runs go to ``mlruns/`` in this folder or one above it, or
     to the server of ``MLFLOW_TRACKING_URI``. This starts another process, which sends them.
 
+    Safe between threads and between processes: each call makes a run of its own, whose
+    :class:`Tracked` all threads of the process may use.
+
     Args:
         config: the parameters that MLflow shows: numbers, texts and lists by name; nested mappings
             give names such as ``optimizer_learning_rate``; or a :class:`Config`.
@@ -247,15 +272,12 @@ def track(
     try:
         with _training(folder):
             run = _begin(folder, request)
-            process = shipper.launch(folder, target, PYFUNC_CODE)
+            process = Supervised(folder, target, PYFUNC_CODE, warn)
             with _ending(run):
                 yield run
     finally:  # after the lock is released: the shipper ends once nobody trains
-        if process and not shipper.wait(process, wait):
-            _warn(
-                f"not all of {folder.name} has reached {shown(target)} yet (see "
-                f"{layout.shipper_log(folder)}); nothing is lost: 'fbp sync' sends the rest"
-            )
+        if process and not process.wait(wait):
+            warn(unsent_message(folder, shown(target)))
 
 
 def _check_request(
@@ -279,6 +301,8 @@ def _check_request(
         params = _params(config or {})
     if not experiment.strip():
         raise InputError("track: expected a name of an experiment, got an empty one")
+    if isinstance(name, str):
+        preflight.check_name("run", f"{name}-0123")
     texts = dict(_flatten("tags", tags or {}, _text))
     return _Request(experiment, name or experiment, params, texts, keep, sink, diff)
 
@@ -305,8 +329,9 @@ def _prepare_folder(
     store.check_not_moved(root)
     if resume is None:
         target = destination(root, request.sink, tracking_uri)
+        preflight.check(target, root, request.experiment)
         folder = layout.new_run_folder(root, request.experiment)
-        layout.destination(folder).write_text(target.place, encoding="utf-8")
+        layout.write_destination(folder, target.place)
         return folder, target
     existing = find_folder(root, resume)
     if existing is None:
@@ -319,7 +344,9 @@ def _prepare_folder(
             f"resume: {key} was {recorded.get(key)!r} when the run began, and is "
             f"{params.get(key)!r} now; give it the same configuration, or start a new run"
         )
-    return existing, recorded_destination(existing, tracking_uri)
+    target = recorded_destination(existing, tracking_uri)
+    preflight.check(target, root, journal.require_start(existing).experiment)
+    return existing, target
 
 
 @contextlib.contextmanager
@@ -363,10 +390,6 @@ def _begin(folder: Path, request: _Request) -> Tracked:
         )
     writer.close()
     return Tracked(folder, request.keep)
-
-
-def _warn(text: str) -> None:
-    print(f"fbp: {_neutral.line(text)}", file=sys.stderr)
 
 
 def _flatten(

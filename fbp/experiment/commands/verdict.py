@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
-from fbp.experiment.rundir.journal import CheckpointLine
+from fbp.experiment.rundir.journal_lines import CheckpointLine
 from fbp.experiment.rundir.metric_table import is_timing
 from fbp.experiment.rundir.series import Series
 

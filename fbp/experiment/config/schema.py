@@ -175,7 +175,10 @@ class TopLevel(Section):
 
 
 class Config(Section):
-    """A whole experiment, every default filled in."""
+    """A whole experiment, every default filled in.
+
+    Safe between threads and between processes: nothing in it changes.
+    """
 
     name: _Name
     description: str = ""

@@ -19,7 +19,7 @@ from fbp.errors import InputError, first_line
 from fbp.experiment.config import bounded
 from fbp.experiment.rundir import journal, layout
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
-from fbp.experiment.rundir.journal import MetricsLine, StepsLine
+from fbp.experiment.rundir.journal_lines import MetricsLine, StepsLine
 from fbp.experiment.rundir.series import Series, read_series
 
 _DAMAGES = (

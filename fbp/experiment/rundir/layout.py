@@ -14,6 +14,7 @@ mlruns/
         destination             the tracking URI that the run was meant for
         sent.json               how much of the journals the tracker has
         shipper.log             errors of the shipper
+        problem.json            why the tracker does not have all of the run
         .training.lock, .shipper.lock
         artifacts/              the files that a tracker gets
             config.toml, environment.json, git.diff, summary.txt
@@ -28,6 +29,7 @@ manifest of a checkpoint, and ``model.json``.
 """
 
 import hashlib
+import os
 import re
 import secrets
 import time
@@ -35,9 +37,12 @@ from pathlib import Path
 from typing import Any
 
 from fbp.errors import InputError, NewerFormat
+from fbp.experiment.config import bounded
 
 JOURNAL_FORMAT = CHECKPOINT_FORMAT = MODEL_FORMAT = 1
 _ABSURD = 10**6  # for a number of a format
+_LONGEST_ADDRESS = 2**14  # bytes
+_LONGEST_FOLDER = 120  # characters of a name: a file system takes 255 bytes
 
 JOURNAL, SYSTEM_JOURNAL = "journal.jsonl", "system.jsonl"
 CONFIG = "config.toml"
@@ -151,8 +156,10 @@ def new_run_folder(root: Path, name: str) -> Path:
     Raises:
         InputError: if the folder cannot be made.
     """
-    name = re.sub(r"[^A-Za-z0-9.-]+", "_", name).lstrip(".-") or "run"
+    name = re.sub(r"[^A-Za-z0-9.-]+", "_", name).lstrip(".-")[:_LONGEST_FOLDER] or "run"
     folder = runs(root) / f"{name}-{_stamped()}"
+    while folder.exists():
+        folder = runs(root) / f"{name}-{_stamped()}"
     try:
         artifacts(folder).mkdir(parents=True)
     except OSError as error:
@@ -219,9 +226,31 @@ def destination(folder: Path) -> Path:
     return folder / "destination"
 
 
+EMBEDDED = "embedded"
+"""Stands, as an address, for the store beside a run's folder, which may be moved."""
+
+
+def read_destination(folder: Path) -> str:
+    """Return the address that a run's folder says it was meant for; empty if it says none."""
+    try:
+        return os.fsdecode(bounded.read_bytes(destination(folder), _LONGEST_ADDRESS))
+    except (OSError, ValueError):
+        return ""
+
+
+def write_destination(folder: Path, place: str) -> None:
+    """Write the address that a run is meant for."""
+    destination(folder).write_bytes(os.fsencode(place))
+
+
 def sent(folder: Path) -> Path:
     """Return the file that says how much of the journals the tracker has."""
     return folder / "sent.json"
+
+
+def problem(folder: Path) -> Path:
+    """Return the file that says why the tracker does not have all of the run."""
+    return folder / "problem.json"
 
 
 def shipper_log(folder: Path) -> Path:

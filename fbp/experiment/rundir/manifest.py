@@ -19,7 +19,7 @@ import numpy as np
 
 from fbp.errors import InputError
 from fbp.experiment.rundir import journal, layout
-from fbp.experiment.rundir.journal import ChildLine
+from fbp.experiment.rundir.journal_lines import ChildLine
 from fbp.experiment.rundir.layout import SYSTEM_JOURNAL
 from fbp.experiment.rundir.npz import write_text
 from fbp.experiment.rundir.series import Series, read_series

@@ -23,7 +23,10 @@ _SHOWN = 60  # characters of what a file says
 
 
 def params_digest(params: Params) -> str:
-    """Return SHA-256 of every parameter's path, dtype, shape and bytes, sorted by path."""
+    """Return SHA-256 of every parameter's path, dtype, shape and bytes, sorted by path.
+
+    Safe between threads and between processes: it only reads.
+    """
     return digest_of(flatten_by_path(params))
 
 

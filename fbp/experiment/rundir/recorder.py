@@ -14,7 +14,8 @@ import numpy as np
 
 from fbp.experiment.config import references
 from fbp.experiment.rundir import environment, layout, repository, tags, trust_store
-from fbp.experiment.rundir.journal import Journal, MetricsLine, StepsLine
+from fbp.experiment.rundir.journal import Journal
+from fbp.experiment.rundir.journal_lines import MetricsLine, StepsLine
 from fbp.experiment.rundir.metric_table import is_timing
 from fbp.experiment.rundir.series import metrics_digest, nonfinite, read_series
 
@@ -75,6 +76,8 @@ def record_start(
 
 class Recorder:
     """Writes metrics that the journal does not have yet.
+
+    Not safe between threads nor between processes: its owner locks it.
 
     Args:
         journal: the run's.

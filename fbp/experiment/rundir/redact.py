@@ -61,20 +61,59 @@ def _forms(secrets: Iterable[str], shortest: int) -> list[str]:
     return sorted(forms, key=len, reverse=True)
 
 
+def split_login(uri: str) -> tuple[str, str]:
+    """Return the login of an address, empty if there is none, and the address without it.
+
+    The login ends at the last ``@`` before the path, as everywhere: a path may have an ``@``, too.
+    Only if what stands before the path cannot be a host with its port, the login ends at the last
+    ``@`` at all, because somebody's password has a ``/`` in it.
+
+    >>> split_login("http://me:word@host/a@b")
+    ('me:word', 'http://host/a@b')
+    >>> split_login("http://me:wo/rd@host/a"), split_login("/home/me@work/x.jsonl")
+    (('me:wo/rd', 'http://host/a'), ('', '/home/me@work/x.jsonl'))
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return "", uri
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    bare = rest[authority.rindex("@") + 1 :] if "@" in authority else _secrets.without_login(rest)
+    return rest[: len(rest) - len(bare)].removesuffix("@"), scheme + separator + bare
+
+
+def storable(uri: str) -> str:
+    """Return an address as it may be stored: all of it, but no login and no secret of its query.
+
+    >>> storable("postgresql://me:word@host/runs?password=x&sslmode=require")
+    'postgresql://host/runs?password=***&sslmode=require'
+    >>> storable("sqlite:////data/token=1/a:bcd@e/x.db")
+    'sqlite:////data/token=1/a:bcd@e/x.db'
+    """
+    bare, mark, query = split_login(uri)[1].partition("?")
+    return (
+        bare
+        + mark
+        + re.sub(
+            r"([^&;=]+)=([^&;]*)",
+            lambda match: f"{match[1]}={_secrets.redact_value(match[1], match[2])}",
+            query,
+        )
+    )
+
+
 def move_login_to_environment(uri: str) -> str:
     """Move user and password of an http(s) URI into environment variables; return the bare URI.
 
     MLflow reads MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. The URI of a database is
     returned as it is.
     """
-    scheme, separator, rest = uri.partition("://")
-    bare = _secrets.without_login(rest)
-    if scheme not in ("http", "https") or bare == rest:
+    login, bare = split_login(uri)
+    if not login or not uri.startswith(("http://", "https://")):
         return uri
-    user, _, password = rest[: len(rest) - len(bare) - 1].partition(":")
+    user, _, password = login.partition(":")
     os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(user)
     os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
-    return scheme + separator + bare
+    return bare
 
 
 def redacted_first_line(error: BaseException, uri: str = "") -> str:

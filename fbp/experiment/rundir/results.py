@@ -14,6 +14,8 @@ from fbp.experiment.rundir.npz import Header, read_arrays, write_arrays
 class Results(NamedTuple):
     """Arrays of the last evaluation; those that do not fit the kind of run are None.
 
+    Safe between threads and between processes: nothing in it changes.
+
     N is the number of test examples that are shown, K the number of classes.
 
     Attributes:

@@ -2,14 +2,15 @@
 
 import hashlib
 import struct
+from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fbp.experiment.rundir import journal
-from fbp.experiment.rundir.journal import Line, MetricsLine, StepsLine
+from fbp.experiment.rundir.journal_lines import Line, MetricsLine, StepsLine
 from fbp.experiment.rundir.layout import JOURNAL
 from fbp.experiment.rundir.metric_table import is_timing
 
@@ -28,6 +29,21 @@ class Series(NamedTuple):
         return Series(*(column[mask] for column in self))
 
 
+class _Points:
+    """Points that are read one by one: 24 bytes each, because a run may have millions."""
+
+    def __init__(self) -> None:
+        self._columns: tuple[array[Any], ...] = (array("q"), array("d"), array("q"))
+
+    def add(self, step: int, value: float, time: int) -> None:
+        for column, number in zip(self._columns, (step, value, time), strict=True):
+            column.append(number)
+
+    def series(self) -> Series:
+        steps, values, times = map(np.array, self._columns)
+        return Series(steps, values, times)
+
+
 def read_series(
     folder: Path, kinds: Sequence[type[Line]] = (StepsLine, MetricsLine), name: str = JOURNAL
 ) -> dict[str, Series]:
@@ -38,7 +54,7 @@ def read_series(
         kinds: the classes of the lines to read.
         name: the journal's file name.
     """
-    parts: dict[str, list[Series]] = {}
+    parts: dict[str, list[Series | _Points]] = {}
     for _, line in journal.lines(folder, name=name, kinds=kinds):
         if isinstance(line, StepsLine):
             for key, column in line.columns.items():
@@ -47,9 +63,18 @@ def read_series(
                 parts.setdefault(key, []).append(chunk)
         elif isinstance(line, MetricsLine):
             for key, value in line.values.items():
-                columns = np.array([line.step]), np.array([float(value)]), np.array([line.time])
-                parts.setdefault(key, []).append(Series(*columns))
-    return {key: joined(chunks) for key, chunks in parts.items()}
+                chunks = parts.setdefault(key, [])
+                last = chunks[-1] if chunks else None
+                if not isinstance(last, _Points):
+                    last = _Points()
+                    chunks.append(last)
+                last.add(line.step, float(value), line.time)
+    return {
+        key: joined(
+            [part.series() if isinstance(part, _Points) else part for part in parts.pop(key)]
+        )
+        for key in list(parts)
+    }
 
 
 def joined(chunks: Sequence[Series]) -> Series:

@@ -122,6 +122,7 @@ def _not_covered(folder: Path) -> str:
         layout.diagram(folder).name,
         layout.destination(folder).name,
         layout.sent(folder).name,
+        layout.problem(folder).name,
         layout.shipper_log(folder).name,
         layout.training_lock(folder).name,
         layout.shipper_lock(folder).name,

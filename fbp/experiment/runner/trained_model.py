@@ -40,6 +40,8 @@ PYFUNC_CODE = Path(__file__).with_name("pyfunc_model.py")
 class Trained(NamedTuple):
     """A trained model, ready to use.
 
+    Safe between threads and between processes: nothing in it changes.
+
     Attributes:
         model: the layer; `model.forward(params, x)` takes scaled inputs and gives the raw output.
         params: its parameters.

@@ -7,7 +7,8 @@ from pathlib import Path
 from fbp.errors import prefixed_by
 from fbp.experiment.config.schema import Config
 from fbp.experiment.rundir import journal, layout, tags
-from fbp.experiment.rundir.journal import ChildLine, Journal
+from fbp.experiment.rundir.journal import Journal
+from fbp.experiment.rundir.journal_lines import ChildLine
 from fbp.experiment.rundir.recorder import Recorder
 from fbp.experiment.rundir.series import last_values
 from fbp.experiment.runner.build import build

@@ -7,7 +7,7 @@ from pathlib import Path
 from fbp.errors import InputError
 from fbp.experiment.rundir import journal, layout, locks, manifest, signatures
 from fbp.experiment.rundir.checkpoints import CheckpointDigests
-from fbp.experiment.rundir.journal import StartLine
+from fbp.experiment.rundir.journal_lines import StartLine
 from fbp.experiment.rundir.series import Series, last_values, read_series
 from fbp.experiment.rundir.verification import Verification, verify_folder
 from fbp.experiment.tracking.run_filter import parse_filter, sort_runs
@@ -18,7 +18,10 @@ _END = 4  # characters that tell runs apart
 
 
 class FolderRuns:
-    """The runs of a project's ``mlruns/runs``; a :class:`.run_reader.RunReader`."""
+    """The runs of a project's ``mlruns/runs``; a :class:`.run_reader.RunReader`.
+
+    Safe between processes: it only reads. Not safe between threads.
+    """
 
     uri = None
 
@@ -40,7 +43,7 @@ class FolderRuns:
         return self._read[run.run_id]
 
     def search(
-        self, condition: str = "", order: Sequence[str] = (), limit: int = 1000
+        self, condition: str = "", order: Sequence[str] = (), limit: int | None = None
     ) -> list[RecordedRun]:
         """Return the runs that satisfy a condition, see :meth:`.RunReader.search`."""
         clauses = parse_filter(condition)

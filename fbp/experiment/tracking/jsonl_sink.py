@@ -34,7 +34,11 @@ def check_address(uri: str) -> None:
 
 
 class JsonlSink:
-    """Appends what happens to a run to the file at `uri`."""
+    """Appends what happens to a run to the file at `uri`.
+
+    Safe between processes, which may share the file. Each run has an object of its own, which one
+    thread uses at a time: not safe between threads.
+    """
 
     def __init__(self, uri: str, root: Path) -> None:
         check_address(uri)

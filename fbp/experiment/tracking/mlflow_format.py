@@ -22,6 +22,8 @@ POINTS = 2500  # per metric: the dashboard reads no more at once
 LONGEST_PARAM = 6000
 LONGEST_TAG = 8000
 _LONGEST_KEY = 250
+_LONGEST_FOLDER = 120
+_LONGEST_DATASET = 500
 _DIGEST_LENGTH = 12
 _DIGEST_AT_END = re.compile(f"_[0-9a-f]{{{_DIGEST_LENGTH}}}$")
 _NEEDED_BY_MODEL = ("jax", "numpy", "pydantic", "tomli-w")
@@ -40,6 +42,18 @@ def key_of(name: str) -> str:
         return name
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST_LENGTH]
     return f"{key[: _LONGEST_KEY - _DIGEST_LENGTH - 1]}_{digest}"
+
+
+def folder_of(experiment: str) -> str:
+    """Return the name of the folder for the artifacts of an experiment of the embedded store.
+
+    MLflow decodes and splits what it takes for a URI, and a file system takes 255 bytes.
+    """
+    name = re.sub(r"[^A-Za-z0-9_.\- ]|^\.+", "_", experiment)
+    if len(name) <= _LONGEST_FOLDER:
+        return name
+    digest = hashlib.sha256(experiment.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{name[:_LONGEST_FOLDER]}_{digest[:_DIGEST_LENGTH]}"
 
 
 def dataset_input(entry: Mapping[str, Any]) -> Any:
@@ -61,7 +75,7 @@ def dataset_input(entry: Mapping[str, Any]) -> Any:
         "num_rows": entry["x"][0][0],
     }
     dataset = Dataset(
-        entry["name"],
+        entry["name"][:_LONGEST_DATASET],
         entry["digest"],
         "code",
         json.dumps({"tags": {tags.SOURCE_NAME: "fbp.datasets"}}),
@@ -100,7 +114,7 @@ def log_model(folder: Path, code: Path, run_id: str, uri: str) -> None:
         mlflow.pyfunc.log_model(
             name=layout.MODEL,
             python_model=str(code),
-            artifacts={layout.MODEL: str(folder)},
+            artifacts={layout.MODEL: folder.resolve().as_uri()},  # MLflow takes it for a URI
             signature=signature,
             pip_requirements=[
                 f"{name}=={importlib.metadata.version(name)}" for name in _NEEDED_BY_MODEL

@@ -1,5 +1,6 @@
 """The reader of runs in an MLflow store; it trusts nothing that the store holds."""
 
+import functools
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,8 @@ _NEWEST = 10  # runs that are suggested for an unknown name
 class MlflowRuns:
     """The runs of an MLflow store; a :class:`.run_reader.RunReader`. Made by :func:`opened`.
 
+    Safe between processes: it only reads. Not safe between threads.
+
     Attributes:
         client: MLflow's client.
         uri: the tracking URI.
@@ -45,19 +48,24 @@ class MlflowRuns:
         self.client, self.uri = client, uri
         self._folder = folder  # of copied artifacts
         self._experiments = {
-            experiment.experiment_id: experiment.name for experiment in client.search_experiments()
+            experiment.experiment_id: experiment.name
+            for experiment in store.pages(client.search_experiments)
         }
 
     def search(
-        self, condition: str = "", order: Sequence[str] = (), limit: int = 1000
+        self, condition: str = "", order: Sequence[str] = (), limit: int | None = None
     ) -> list[RecordedRun]:
         """Return the runs that satisfy a condition, see :meth:`.RunReader.search`."""
         from mlflow.exceptions import MlflowException
 
         try:
-            runs = self.client.search_runs(
-                list(self._experiments), condition, max_results=limit, order_by=list(order) or None
+            search = functools.partial(
+                self.client.search_runs,
+                list(self._experiments),
+                condition,
+                order_by=list(order) or None,
             )
+            runs = list(store.pages(search, limit))
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise  # the store's fault; see opened
@@ -104,7 +112,9 @@ class MlflowRuns:
             matches = self.search(f"attributes.run_name = '{name}'")
             matches = matches or self.search(f"tags.`{tags.FOLDER}` = '{name}'")
         if not matches and is_abbreviation(name):
-            matches = matching_runs(name, self.search())
+            conditions = f"attributes.run_id LIKE '{name}%'", f"attributes.run_name LIKE '%-{name}'"
+            candidates = {run.run_id: run for each in conditions for run in self.search(each)}
+            matches = matching_runs(name, list(candidates.values()))
         newest = [] if len(matches) == 1 else self.search(limit=_NEWEST)
         return single_match(name, matches, newest, redact(self.uri))
 
@@ -118,6 +128,7 @@ class MlflowRuns:
 
         The names are fbp's and not the server's. Files that the run does not have are missing.
         """
+        store.check_artifact_uri(self.uri, run.artifact_uri)
         if not re.fullmatch(r"[A-Za-z0-9_-]+", run.run_id):
             raise InputError(f"run {run.run_id!r}: expected an id of letters and digits")
         folder = self._folder / run.run_id
@@ -134,6 +145,7 @@ class MlflowRuns:
 
     def artifact_names(self, run: RecordedRun) -> set[str]:
         """Return the names of those artifacts of a run that fbp reads, and that are there."""
+        store.check_artifact_uri(self.uri, run.artifact_uri)
         names = (*layout.READ, *layout.READ_MODEL)
         with store.global_tracking_uri(self.uri):
             listed = {
@@ -173,6 +185,7 @@ class MlflowRuns:
 
     def signed_artifacts(self, run: RecordedRun) -> Path:
         """Return a folder with copies of the manifest of a run and its signatures."""
+        store.check_artifact_uri(self.uri, run.artifact_uri)
         folder = self._folder / f"{run.run_id}-signed"
         with store.global_tracking_uri(self.uri):
             mlflow_shown.copy_signed(run.artifact_uri, folder)
@@ -180,6 +193,7 @@ class MlflowRuns:
 
     def add_signatures(self, run: RecordedRun, folder: Path) -> None:
         """Add a folder of signatures to the run's artifacts, here and in its own folder."""
+        store.check_artifact_uri(self.uri, run.artifact_uri)
         with store.global_tracking_uri(self.uri):
             self.client.log_artifacts(run.run_id, str(folder), layout.SIGNATURES)
         local = self._local_folder(run)
@@ -193,6 +207,7 @@ class MlflowRuns:
 
     def verify(self, run: RecordedRun) -> Verification:
         """Check what MLflow shows of a run, and the run's folder if it is on this machine."""
+        store.check_artifact_uri(self.uri, run.artifact_uri)
         with store.global_tracking_uri(self.uri):
             shown = mlflow_shown.verify(self.client, run)
         folder = self._local_folder(run)

@@ -1,22 +1,30 @@
 """MLflow as a tracker; see sink.py for what each method does."""
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fbp.experiment.rundir import tags
+from fbp.experiment.rundir.redact import redact
 from fbp.experiment.rundir.series import Series
 from fbp.experiment.tracking import mlflow_format, mlflow_shown, store
-from fbp.experiment.tracking.sink import Point, RunInfo
+from fbp.experiment.tracking.sink import NotUnderstood, Point, Refused, RunInfo
 
-_connect = functools.cache(store.connect)  # one client for all runs of a process
+
+@functools.cache  # one client for all runs of a process
+def _connect(uri: str, root: Path) -> store.CheckedClient:
+    return store.connect(uri, root, refusals=True)
+
+
 _BATCH = 1000  # metrics per request: MLflow's limit
 
 
 class MlflowSink:
-    """A run in the MLflow store at `uri`."""
+    """A run in the MLflow store at `uri`.
+
+    Safe between processes, if no two send the same run. Not safe between threads.
+    """
 
     max_points = mlflow_format.POINTS
 
@@ -29,9 +37,12 @@ class MlflowSink:
         self._present: set[tuple[str, int]] = set()
 
     def open(self, run: RunInfo) -> str:
-        self._run_id = run.run_id or self._found_or_created(run)
+        is_known = bool(run.run_id) and self._is_of_folder(run)
+        self._run_id = run.run_id if is_known else self._found_or_created(run)
+        location = self._client.get_run(self._run_id).info.artifact_uri
+        store.check_artifact_uri(self.uri, location)
         self._parent_id, self._is_sent_again = run.parent_id, run.is_sent_again
-        if run.run_id:
+        if is_known:
             self._client.update_run(self._run_id, status="RUNNING")
             self._delete_tags(tags.OF_AN_END)
         if run.is_sent_again:
@@ -65,9 +76,21 @@ class MlflowSink:
             self._client.log_batch(self._run_id, metrics=metrics[i : i + _BATCH])
 
     def set_tags(self, values: Mapping[str, str]) -> None:
-        for key, value in values.items():
-            text = value[: mlflow_format.LONGEST_TAG]
-            self._client.set_tag(self._run_id, mlflow_format.key_of(key), text)
+        from mlflow.entities import RunTag
+
+        if tags.HEARTBEAT in values:
+            self._show_as_running()
+        entries = [
+            RunTag(mlflow_format.key_of(key), value[: mlflow_format.LONGEST_TAG])
+            for key, value in values.items()
+        ]
+        self._client.log_batch(self._run_id, tags=entries)
+
+    def _show_as_running(self) -> None:
+        """Correct a run that was closed as dead though it lives."""
+        if self._client.get_run(self._run_id).info.status != "RUNNING":
+            self._client.update_run(self._run_id, status="RUNNING")
+            self._delete_tags([tags.MESSAGE])
 
     def log_artifacts(self, folder: Path) -> None:
         self._client.log_artifacts(self._run_id, str(folder))
@@ -76,7 +99,8 @@ class MlflowSink:
         experiment = self._client.get_run(self._run_id).info.experiment_id
         of_this_run = f"source_run_id = '{self._run_id}'"
         if not self._client.search_logged_models([experiment], of_this_run, max_results=1):
-            mlflow_format.log_model(folder, code, self._run_id, self.uri)
+            log = mlflow_format.log_model
+            self._client.call("log_model", log, folder, code, self._run_id, self.uri)
 
     def facts(self, series: Mapping[str, Series]) -> dict[str, Any]:
         """Return what MLflow shows of the run, as far as the journal does not say it.
@@ -101,8 +125,16 @@ class MlflowSink:
                 self._client.delete_tag(self._run_id, name)
 
     def finish(self, status: str, time: int) -> None:
-        self._delete_tags([tags.HEARTBEAT])
+        # somebody may have closed it as dead meanwhile
+        wrong = [tags.MESSAGE] if status == "FINISHED" else []
+        self._delete_tags([tags.HEARTBEAT, *wrong])
         self._client.set_terminated(self._run_id, status, time)
+        info = self._client.get_run(self._run_id).info
+        if info.status != status:
+            raise NotUnderstood(
+                f"{redact(self.uri)}: expected run {self._run_id} to be {status} after it was "
+                f"closed so, got {info.status}; check that MLflow is at this address"
+            )
 
     def _found_or_created(self, run: RunInfo) -> str:
         """Return the id of the run, which an interrupted attempt may have created already."""
@@ -120,12 +152,34 @@ class MlflowSink:
         )
         return str(created.info.run_id)
 
+    def _is_of_folder(self, run: RunInfo) -> bool:
+        """Return whether the run of the id that the folder has is that folder's, not another's.
+
+        Raises:
+            Refused: if it is in MLflow's trash.
+        """
+        run_id, recorded = run.run_id, self._client.get_run(run.run_id)
+        if recorded.data.tags.get(tags.FOLDER, run.folder) != run.folder:
+            return False
+        if recorded.info.lifecycle_stage == "deleted":
+            raise Refused(
+                f"{redact(self.uri)}: the run {run_id} is in MLflow's trash; restore it with: "
+                f"mlflow runs restore --run-id {run_id}; or remove sent.json from the run's "
+                "folder, and it is sent as a new one"
+            )
+        return True
+
     def _experiment(self, name: str) -> str:
         with store.creation_lock(self.uri, self.root):
             experiment = self._client.get_experiment_by_name(name)
+            if experiment and experiment.lifecycle_stage == "deleted":
+                raise Refused(
+                    f"{redact(self.uri)}: experiment {name!r}: "
+                    f"{store.deleted_experiment(experiment.experiment_id)}"
+                )
             if experiment:
                 return str(experiment.experiment_id)
-            folder = re.sub(r"[^\w.\- ]|^\.+", "_", name)
+            folder = mlflow_format.folder_of(name)
             location = f"{store.artifact_root(self.root)}/{folder}"
             return str(
                 self._client.create_experiment(

@@ -65,14 +65,14 @@ class RunReader(Protocol):
         """The tracking URI of the store; None if runs are recorded in their folders only."""
 
     def search(
-        self, condition: str = "", order: Sequence[str] = (), limit: int = 1000
+        self, condition: str = "", order: Sequence[str] = (), limit: int | None = None
     ) -> list[RecordedRun]:
         """Return the runs that satisfy a condition, by default the newest first.
 
         Args:
             condition: in MLflow's search language; empty for all runs.
             order: sort keys such as ``"metrics.loss ASC"``.
-            limit: maximal number of runs.
+            limit: maximal number of runs; None for all.
 
         Raises:
             InputError: if `condition` or `order` is not valid.

@@ -19,13 +19,12 @@ from typing import Any, NamedTuple
 from fbp.errors import InputError
 from fbp.experiment.config import bounded
 from fbp.experiment.rundir import history, journal, layout, manifest, tags
-from fbp.experiment.rundir.journal import (
+from fbp.experiment.rundir.journal import Journal, PrefixChecksum
+from fbp.experiment.rundir.journal_lines import (
     ChildLine,
     EndLine,
-    Journal,
     Line,
     MetricsLine,
-    PrefixChecksum,
     ResumeLine,
     SealLine,
     StartLine,
@@ -104,6 +103,39 @@ def is_sent(folder: Path) -> bool:
     """Return whether the tracker has everything in the run's journal, and the run is closed."""
     state = read_sent(folder)
     return state.done and journal.length(folder) <= state.checksums[JOURNAL].length
+
+
+class Problem(NamedTuple):
+    """Why a tracker does not have all of a run.
+
+    Attributes:
+        reason: one line.
+        refused: whether another attempt does not help until the user has done something.
+    """
+
+    reason: str
+    refused: bool = False
+
+
+def write_problem(folder: Path, problem: Problem | None) -> None:
+    """Write why a tracker does not have all of a run; None if it has."""
+    path = layout.problem(folder)
+    if problem is None:
+        path.unlink(missing_ok=True)
+        return
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(problem._asdict()), encoding="utf-8")
+    partial.replace(path)
+
+
+def read_problem(folder: Path) -> Problem | None:
+    """Return why a tracker does not have all of a run; None if nothing is known to be wrong."""
+    try:
+        entries = bounded.read_json(layout.problem(folder))
+        reason, refused = entries["reason"], entries["refused"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Problem(reason, refused is True) if isinstance(reason, str) else None
 
 
 class Shipment:

@@ -2,9 +2,11 @@
 
 `[tracking] sink` of a configuration names the class: ``mlflow``, ``jsonl``, or one of your own as
 ``package.module:Class``. The shipper, a process beside the training, makes an object of it for each
-run as ``Class(uri, root)`` and calls its methods in the order of the journal. An exception in one
-of them costs no result: the shipper tries again, and the journal stays. So every call may come
-twice; a metric is the same if its name, step, value and time are.
+run as ``Class(uri, root)`` and calls its methods in the order of the journal, all in one thread. An
+exception in one of them costs no result: the shipper tries again, and the journal stays. So every
+call may come twice; a metric is the same if its name, step, value and time are. A sink raises
+:class:`Refused` for what the tracker will never take; the user is then told at once. No two
+processes send one run at a time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +14,22 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from fbp.errors import InputError
+
+
+class Refused(InputError):
+    """What a tracker will never take, however often it is sent; a sink raises it.
+
+    Args:
+        message: one line: what is refused, why, and what to do.
+    """
+
+
+class NotUnderstood(InputError):
+    """An answer that no tracker of that kind gives; another time the right one may answer.
+
+    Args:
+        message: one line: what was asked, what was expected, what came.
+    """
 
 
 class Destination(NamedTuple):
@@ -71,6 +89,9 @@ class RunInfo(NamedTuple):
 
 class Sink(Protocol):
     """A tracker, as far as one run is concerned.
+
+    One thread uses an object at a time, so it need not be safe between threads. Several processes
+    may send different runs to one place, so it must be safe between processes.
 
     An attribute `max_points` may say how many steps of a metric the tracker can show; the shipper
     then thins per-step metrics. Without it, or if it is 0, every step is sent.

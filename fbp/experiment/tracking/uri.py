@@ -2,25 +2,51 @@
 
 import os
 import re
+import shlex
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
+from fbp import _neutral
 from fbp._optional import require
 from fbp.errors import InputError
 from fbp.experiment.config import references
 from fbp.experiment.rundir import journal, layout, trust_store
-from fbp.experiment.rundir.redact import move_login_to_environment, redact
+from fbp.experiment.rundir.layout import EMBEDDED
+from fbp.experiment.rundir.redact import (
+    move_login_to_environment,
+    redact,
+    split_login,
+    storable,
+)
 from fbp.experiment.tracking import jsonl_sink
 from fbp.experiment.tracking import sink as sinks
 from fbp.experiment.tracking.sink import Destination
 
 _VARIABLE = "MLFLOW_TRACKING_URI"
-_EMBEDDED = "embedded"  # stands for the store beside a run's folder, which may be moved
+
+
+def warn(line: str) -> None:
+    """Print a line about tracking to standard error."""
+    print(f"fbp: {_neutral.line(line)}", file=sys.stderr)
 
 
 def default_uri(root: Path) -> str:
-    """Return the tracking URI of the embedded MLflow store."""
-    return f"sqlite:///{layout.database(root.resolve())}"
+    """Return the tracking URI of the embedded MLflow store.
+
+    If the path has characters that mean something in a URI, they are encoded. The driver is named
+    then, because MLflow would otherwise make a folder with the encoded name.
+    """
+    path = str(layout.database(root.resolve()))
+    if not set(path) & set("?%"):
+        return f"sqlite:///{path}"
+    from sqlalchemy.engine import make_url
+
+    encoded = f"sqlite+pysqlite:///{quote(path)}"
+    if make_url(encoded).database == path:
+        return encoded
+    return f"sqlite+pysqlite:///file:{quote(path)}?uri=true"  # before SQLAlchemy 2.1
 
 
 def from_environment() -> str | None:
@@ -44,11 +70,6 @@ def tracking_uri(root: Path, chosen: str | None) -> str:
     """
     require("MLflow tracking", "mlflow")
     uri = chosen or from_environment()
-    if not uri and re.search("[?%]", str(root.resolve())):
-        raise InputError(
-            f"{root.resolve()}: MLflow cannot keep a store in a folder with ? or % in its path; "
-            "give the folder another name, or name a store with --tracking-uri"
-        )
     uri = uri or default_uri(root)
     if not re.match(r"^(sqlite|postgresql|mysql|mssql)(\+\w+)?://|^https?://", uri):
         raise InputError(
@@ -56,14 +77,20 @@ def tracking_uri(root: Path, chosen: str | None) -> str:
             f"got {redact(uri)!r}; MLflow no longer keeps runs in plain folders"
         )
     try:
-        host, _ = urlsplit(redact(uri)).hostname, urlsplit(redact(uri)).port
+        host, _ = urlsplit(split_login(uri)[1]).hostname, urlsplit(split_login(uri)[1]).port
     except ValueError:
         host = None
     if uri.startswith("http") and not host:
         raise InputError(f"tracking URI: expected http(s)://HOST[:PORT], got {redact(uri)!r}")
     # a remembered URI has no login, but the variable may
     move_login_to_environment(os.environ.get(_VARIABLE, ""))
-    return move_login_to_environment(uri)
+    return _with_absolute_path(move_login_to_environment(uri))
+
+
+def _with_absolute_path(uri: str) -> str:
+    """Return the URI of a SQLite file with its whole path: it is used from other folders, too."""
+    match = re.fullmatch(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:|file:)(.+)", uri, re.DOTALL)
+    return f"{match[1]}{Path.cwd() / match[2]}" if match else uri
 
 
 def destination(root: Path, sink: str, chosen: str | None = None) -> Destination:
@@ -80,36 +107,54 @@ def destination(root: Path, sink: str, chosen: str | None = None) -> Destination
     """
     if sink == "mlflow":
         uri = tracking_uri(root, chosen)
-        return Destination(sink, uri, _EMBEDDED if uri == default_uri(root) else redact(uri))
+        return Destination(sink, uri, EMBEDDED if uri == default_uri(root) else storable(uri))
     sinks.load(sinks.reference(sink))
     if sink == "jsonl":
         jsonl_sink.check_address(chosen or "")
-    uri = chosen or (str(layout.tracked_lines(root.resolve())) if sink == "jsonl" else "")
-    return Destination(sink, uri, _EMBEDDED if not chosen else redact(uri))
+        uri = str(Path(chosen).absolute() if chosen else layout.tracked_lines(root.resolve()))
+        return Destination(sink, uri, uri if chosen else EMBEDDED)
+    return Destination(sink, chosen or "", storable(chosen) if chosen else EMBEDDED)
 
 
 def recorded_destination(
-    folder: Path, chosen: str | None = None, *, override: bool = False
+    folder: Path,
+    chosen: str | None = None,
+    *,
+    override: bool = False,
+    tell: Callable[[str], None] = warn,
 ) -> Destination:
-    """Return where the run of a folder is sent: where it was meant for, or another address.
+    """Return where the run of a folder is sent: where it began to be sent to, or another address.
+
+    A run that did not begin on this machine goes to `chosen`, to ``MLFLOW_TRACKING_URI``, or to the
+    store beside it. The address in its folder is not obeyed: whoever wrote it would be sent the
+    user's login.
 
     Args:
         folder: the run's.
         chosen: the other address.
         override: whether ``MLFLOW_TRACKING_URI`` is such an address, for a run that MLflow gets.
+        tell: takes a line if the address in the folder is not obeyed.
     """
-    root, path = layout.root_of(folder), layout.destination(folder)
-    place = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    root = layout.root_of(folder)
     sink = journal.require_start(folder).sink
+    recorded, place = layout.read_destination(folder), trust_store.place_of(folder)
+    is_foreign = not place and recorded not in ("", EMBEDDED)
     trust = references.current_trust().joined(trust_store.lookup(folder))
-    if override and sink == "mlflow":
+    if (override or is_foreign) and sink == "mlflow":
         chosen = chosen or from_environment()
-    if not chosen and place == _EMBEDDED:
-        chosen = default_uri(root) if sink == "mlflow" else None
+    if not chosen and place not in ("", EMBEDDED):
+        chosen = place
     elif not chosen:
-        chosen = place or None
+        chosen = default_uri(root) if sink == "mlflow" else None
     with references.reading_record(trust):  # anybody may have written the journal
-        return destination(root, sink, chosen)
+        target = destination(root, sink, chosen)
+    if is_foreign and target.place != recorded:
+        tell(
+            f"{folder.name}: it did not begin on this machine, and its folder asks for "
+            f"{redact(recorded)}; it goes to {shown(target)} (to obey: --tracking-uri "
+            f"{shlex.quote(redact(recorded))})"
+        )
+    return target
 
 
 def shown(place: Destination) -> str:
