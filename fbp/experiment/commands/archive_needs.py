@@ -50,11 +50,11 @@ def add(file: zipfile.ZipFile, folder: Path, trust: Trust, *, with_data: bool) -
     if with_data:
         _add_data(file, f"{place}/{_DATA}", folder, trust)
     own_code = _own_code(folder)
-    found = {name: _find(name, digest, trust) for name, digest in own_code.items()}
-    for name, path in found.items():
+    paths = {name: _find(name, digest, trust) for name, digest in own_code.items()}
+    for name, path in paths.items():
         if path:
             file.write(path, f"{place}/{_CODE}/{name}")
-    return [name for name, path in found.items() if path is None]
+    return [name for name, path in paths.items() if path is None]
 
 
 def _add_data(file: zipfile.ZipFile, name: str, folder: Path, trust: Trust) -> None:
@@ -73,8 +73,10 @@ def _add_data(file: zipfile.ZipFile, name: str, folder: Path, trust: Trust) -> N
 
 def _find(name: str, digest: str, trust: Trust) -> Path | None:
     """Return the file of own code that has this name and digest."""
-    given = (path if path.is_dir() else references.import_folder(path) for path in trust.code)
-    for folder in (*trust.folders, *given):
+    code_folders = (
+        path if path.is_dir() else references.import_folder(path) for path in trust.code
+    )
+    for folder in (*trust.folders, *code_folders):
         path = folder / name
         is_inside = path.is_file() and path.resolve().is_relative_to(folder.resolve())
         if is_inside and environment.file_digest(path) == digest:
