@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from fbp.experiment import track
 from fbp.experiment.commands import archive, archive_needs
 from fbp.experiment.commands.segment import verify_segment
-from fbp.experiment.rundir import checkpoints, layout
-from tests.attacks.forgeries import Record
-from tests.attacks.recorded import record_of, restored
+from fbp.experiment.rundir import checkpoints
+from tests.attacks.recorded import record_of
 from tests.projects import command, fbp_run, said, write_config
 
 
@@ -157,21 +157,27 @@ def test_an_archive_has_the_code_that_its_run_needs(tmp_path, monkeypatch, place
     assert "your own code is the same" in done.stdout
 
 
-def add_files(record: Record, names) -> None:
-    """Add artifacts of a user's own to a record's folder, as `run.artifact` does."""
-    for name in names:
-        (layout.artifacts(record.folder) / name).write_text("1")
+NAMES = [
+    *("loss (1).png", "Loss (1).png", "größe.png", "a'b\".txt", "-x", "#1 %20 & $x.csv"),
+    *("deep/er/a.txt", "..x", "a..b", "~", "*.txt", "日本.txt"),
+]
 
 
 @pytest.mark.promise("archive")
-def test_what_can_be_written_can_be_read(records, tmp_path, monkeypatch):
-    record = record_of(records("finished"))
-    monkeypatch.chdir(record.project)
-    names = ["loss (1).png", "Loss (1).png", "größe.png", "a'b\".txt", "-x", "#1 %20 & $x.csv"]
-    with restored(record.project):
-        add_files(record, names)
-        said("archive", record.folder.name, "-o", tmp_path / "run.fbp.zip")
-    assert "as it was recorded" in said("verify", tmp_path / "run.fbp.zip")
+def test_what_can_be_written_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlruns").mkdir()
+    (tmp_path / "content").write_text("1")
+    with track({"rate": 0.1}, sink="jsonl") as tracked:
+        tracked.log(1, {"loss": 0.5})
+        for name in NAMES:
+            tracked.artifact("content", name)
+    said("archive", tracked.name, "-o", "run.fbp.zip")
+    assert "as it was recorded" in said("verify", "run.fbp.zip")
+    with zipfile.ZipFile("run.fbp.zip") as archived:
+        names = {name.partition("/artifacts/")[2] for name in archived.namelist()}
+    assert set(NAMES) <= names
 
 
 @pytest.mark.promise("archive")
