@@ -83,9 +83,10 @@ def test_any_negative_label_is_no_target(name, label, row):
     costs, delta = loss.value(output, target), loss.delta(output, target)
     assert costs[1] == 0
     assert not delta[1].any()
+    clean = output.at[1].set(0.5), target.at[1].set(0)  # as large: GPUs round by the batch size
     rest = np.array([0, 2, 3])
-    assert np.array_equal(costs[rest], loss.value(output[rest], target[rest]))
-    assert np.array_equal(delta[rest], loss.delta(output[rest], target[rest]))
+    assert np.array_equal(costs[rest], loss.value(*clean)[rest])
+    assert np.array_equal(delta[rest], loss.delta(*clean)[rest])
 
 
 @pytest.mark.promise("no-target-no-part")
