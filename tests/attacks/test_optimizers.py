@@ -67,29 +67,38 @@ def test_every_rule_of_the_catalogue_is_attacked():
     assert returning - building_blocks <= set(RULES), "add it to RULES"
 
 
-def steps(optimizer, gradient, dtype, count=3):
-    """The parameters after some steps from a gradient."""
-    params = {"w": jnp.asarray([[1.0, -2.0], [0.5, 0.25]], dtype)}
-    grads = {"w": jnp.asarray(gradient, dtype).reshape(2, 2)}
-    state = optimizer.init(params)
-    for _ in range(count):
-        updates, state = jax.jit(optimizer.update)(grads, state, params)
-        assert jax.tree.map(lambda u: u.dtype, updates) == {"w": grads["w"].dtype}
-        params = optimizers.apply_updates(params, updates)
-    return np.asarray(params["w"], np.float64)
+def stepper(optimizer, dtype, count=3):
+    """Return a function from a gradient to the parameters after some steps."""
+
+    @jax.jit
+    def moved(grads):
+        params = {"w": jnp.asarray([[1.0, -2.0], [0.5, 0.25]], dtype)}
+        state = optimizer.init(params)
+        for _ in range(count):
+            updates, state = optimizer.update(grads, state, params)
+            assert updates["w"].dtype == grads["w"].dtype
+            params = optimizers.apply_updates(params, updates)
+        return params["w"]
+
+    return lambda gradient: np.asarray(
+        moved({"w": jnp.asarray(gradient, dtype).reshape(2, 2)}), np.float64
+    )
 
 
 @pytest.mark.promise("narrow-gradients")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("rule", RULES)
-def test_a_rule_is_right_in_every_dtype(rule, gradient, dtype):
-    optimizer, values = RULES[rule](0.125), GRADIENTS[gradient]
-    narrow = np.asarray(jnp.asarray(values, dtype), np.float64)  # the same numbers in both
-    with jax.enable_x64(True):
-        exact = steps(RULES[rule](0.125), narrow, "float64")
+def test_a_rule_is_right_in_every_dtype(rule, dtype):
+    narrow = stepper(RULES[rule](0.125), dtype)
+    updated = {name: narrow(gradient) for name, gradient in GRADIENTS.items()}
     tolerance = 8 * float(jnp.finfo(dtype).eps)
-    np.testing.assert_allclose(steps(optimizer, values, dtype), exact, tolerance, 4 * tolerance)
+    with jax.enable_x64(True):
+        exact = stepper(RULES[rule](0.125), "float64")
+        for name, gradient in GRADIENTS.items():
+            same_numbers = np.asarray(jnp.asarray(gradient, dtype), np.float64)
+            np.testing.assert_allclose(
+                updated[name], exact(same_numbers), tolerance, 4 * tolerance, err_msg=name
+            )
 
 
 CLIPS = {
@@ -132,15 +141,14 @@ def test_a_norm_is_right_wherever_it_has_a_place(size):
 )
 def test_a_parameter_does_not_stand_still_without_a_word(rule):
     """Squares that overflow would divide the gradient to 0."""
-    moved = steps(RULES[rule](0.125), [1e20, 0, 0, 0], "float32", count=1)
+    moved = stepper(RULES[rule](0.125), "float32", count=1)([1e20, 0, 0, 0])
     assert np.isnan(moved[0, 0])
     assert np.isfinite(moved[0, 1])
 
 
 @pytest.mark.promise("rules-have-derivatives")
-@pytest.mark.parametrize("gradient", ["zero", "some zero", "small"])
 @pytest.mark.parametrize("rule", RULES)
-def test_a_rule_has_a_derivative(rule, gradient):
+def test_a_rule_has_a_derivative(rule):
     """By the gradients, the parameters and the learning rate, through two steps."""
     start = jnp.asarray([[1.0, -2.0], [0.5, 0.25]])
 
@@ -152,9 +160,10 @@ def test_a_rule_has_a_derivative(rule, gradient):
             params = optimizers.apply_updates(params, updates)
         return (params * start).sum()
 
-    grads = jnp.asarray(GRADIENTS[gradient]).reshape(2, 2)
-    for function in (jax.grad(trained, (0, 1, 2)), jax.jit(jax.grad(trained, (0, 1, 2)))):
-        assert all(np.isfinite(part).all() for part in function(grads, start, 0.1))
+    derivatives = jax.jit(jax.grad(trained, (0, 1, 2)))
+    for name, gradient in GRADIENTS.items():
+        parts = derivatives(jnp.asarray(gradient).reshape(2, 2), start, 0.1)
+        assert all(np.isfinite(part).all() for part in parts), name
 
 
 @pytest.mark.promise("rules-have-derivatives")
