@@ -1,14 +1,21 @@
-"""Fixtures of the attacks: records, keys, own code and runs of it."""
+"""Fixtures of the attacks: records, keys, own code and runs of it, a trained model."""
 
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
+import fbp
 from fbp.experiment.commands import launch
 from fbp.experiment.commands.launch import RunRequest
+from fbp.experiment.config import reading
+from fbp.experiment.rundir import layout, npz
+from fbp.experiment.runner import trained_model
+from fbp.experiment.runner.build import build_model
+from tests.attacks.damage import PARAMS
 from tests.attacks.own_code import HELPERS, OWN, TRAP
 from tests.attacks.recorded import make_record
 from tests.projects import Silent, write_config
@@ -66,3 +73,17 @@ def begun(own, unsent, monkeypatch, tmp_path_factory):
         own / "mine.toml", ["model={name='./mine/own.py:net', width=6}"], request
     )
     return launched.folder
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Return the folder of a trained model of iris, made without training."""
+    config = reading.read(write_config(tmp_path, data="iris"))
+    dataset, folder = fbp.datasets.iris(), tmp_path / "model"
+    model = build_model(config, 3, 0, sequence=False)
+    params, _ = model.init(jax.random.key(0), (4,))
+    facts = {"shape": (4,), "dataset": dataset, "inputs": None, "targets": None}
+    trained_model.write(folder, config, params, **facts)
+    PARAMS.clear()
+    PARAMS.update(npz.read_arrays(folder / layout.PARAMS))
+    return folder
