@@ -1,10 +1,11 @@
-"""Fixtures that all tests share: original data, project folders, a finished run."""
+"""Fixtures that all tests share: original data, projects, own code, a finished run."""
 
 import atexit
 import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import jax
 import pytest
 
 from fbp._jaxlib import JAXLIB
+from fbp.experiment.config import references
 from fbp.experiment.rundir.locks import locked
 from fbp.experiment.tracking import shipper
-from tests.projects import SEEDS, command, empty_store, write_config
+from tests.own_functions import OWN
+from tests.projects import MINIMAL, SEEDS, command, empty_store, write_config
 
 REPOSITORY = Path(__file__).parent.parent
 DATA = Path(os.environ.get("FBP_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -180,3 +183,23 @@ def inside(three, monkeypatch):
     monkeypatch.chdir(three)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return three
+
+
+@pytest.fixture
+def own_minimal(tmp_path, monkeypatch):
+    """A project with a configuration, and a module and a file of the user's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in ("mine", "broken"):
+        sys.modules.pop(module, None)
+    references._trusted_files.clear()
+    from fbp.experiment.config.arguments import section_model
+
+    section_model.cache_clear()
+    (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "broken.py").write_text("def f(:\n")
+    path = tmp_path / "minimal.toml"
+    path.write_text(MINIMAL.replace('name = "mlp"', 'name = "mlp"\nhidden = [4]'))
+    yield path
+    for module in ("mine", "broken"):
+        sys.modules.pop(module, None)

@@ -66,6 +66,17 @@ SEEDS = "".join(
 )
 
 
+MINIMAL = """
+[data]
+name = "iris"
+[model]
+name = "mlp"
+[loss]
+name = "softmax_cross_entropy"
+[optimizer]
+name = "adam"
+learning_rate = 0.01
+"""
 LEARNING = """[loss]
 name = "softmax_cross_entropy"
 [optimizer]

@@ -13,20 +13,9 @@ from fbp.experiment.config import reading, writing
 from fbp.experiment.config.catalogue import CATALOGUE, lookup, summary
 from fbp.experiment.config.trust import NOTHING, trust_of
 from fbp.experiment.runner import build
+from tests.projects import MINIMAL
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.toml"))
-
-MINIMAL = """
-[data]
-name = "iris"
-[model]
-name = "mlp"
-[loss]
-name = "softmax_cross_entropy"
-[optimizer]
-name = "adam"
-learning_rate = 0.01
-"""
 
 
 @pytest.fixture
