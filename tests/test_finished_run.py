@@ -1,7 +1,6 @@
 """A whole run, as a user starts it: what is printed, and the record in MLflow."""
 
 import itertools
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import fbp
 from fbp.experiment.rundir.npz import params_digest
 from fbp.experiment.rundir.series import metrics_digest, read_series
-from tests.projects import client, command, one, the_run
+from tests.projects import client, fbp_run, one, the_run, write_config
 
 
 class TestFinishedRun:
@@ -152,16 +151,10 @@ class TestFinishedRun:
         assert not [path for path in stored if path.suffix in (".pkl", ".pickle")]
 
     @pytest.mark.slow
-    def test_the_same_run_again_has_the_same_digests(self, finished):
-        project, *_ = finished
-        first = the_run(project).data.tags
-        again = subprocess.run(
-            command("run", "small.toml", "--set", "tracking.experiment=again"),
-            cwd=project,
-            capture_output=True,
-            timeout=240,
-        )
-        assert again.returncode == 0
-        second = the_run(project, "again").data.tags
+    def test_the_same_run_again_has_the_same_digests(self, finished, warm):
+        first = the_run(finished[0]).data.tags
+        write_config(warm, data="digits")
+        fbp_run("small.toml")
+        second = the_run(warm).data.tags
         for digest in ("fbp.params_digest", "fbp.metrics_digest"):
             assert first[digest] == second[digest]

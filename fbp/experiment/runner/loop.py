@@ -315,7 +315,8 @@ class Loop:
         state = self.state
         train_state, info, steps_taken = self._programs.advance(state.train_state, count)
         taken = int(steps_taken)
-        info = jax.tree.map(lambda column: np.asarray(column[:taken]), info)
+        # cut on the host: on the device, each number of steps would be a program to compile
+        info = jax.tree.map(lambda column: np.asarray(column)[:taken], info)
         rates = np.asarray(self._programs.learning_rates(state.step))[:taken]
         self.recorder.steps(
             state.step + 1,
