@@ -45,11 +45,15 @@ _share_compiled_programs()
 def _compile_quickly() -> None:
     """Let XLA compile quickly, in this process and in those that tests start.
 
-    The tests compile far more than they compute. Without the fusion emitters it takes two thirds of
-    the time; versions after 0.10 cannot do without them, so they are tested on the newer Python.
-    Most programs are too small to be worth cutting into parts.
+    The tests compile far more than they compute. LLVM's first level of optimization is the fastest
+    in all: without any, the programs are so slow that more is lost than won. Without the fusion
+    emitters it takes two thirds of the time; versions after 0.10 cannot do without them, so they
+    are tested on the newer Python. Most programs are too small to be worth cutting into parts.
     """
-    quick = ["--xla_cpu_parallel_codegen_split_count=1"]
+    quick = [
+        "--xla_cpu_parallel_codegen_split_count=1",
+        "--xla_backend_optimization_level=1",
+    ]
     if JAXLIB.startswith("0.10."):
         quick.append("--xla_cpu_use_fusion_emitters=false")
     flags = os.environ.get("XLA_FLAGS", "").split()
