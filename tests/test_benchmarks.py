@@ -59,6 +59,7 @@ def test_a_contest_is_timed_and_written(here, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "contest.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_who_disagrees_is_reported_and_not_timed(here, monkeypatch):
     class Costly(contest._Process):
         """A contestant who trains something else."""

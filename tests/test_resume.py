@@ -19,6 +19,7 @@ from fbp.experiment.runner.run import run
 from fbp.experiment.runner.run_start import RunIdentity
 from fbp.experiment.runner.trained_model import read
 from tests import breaking
+from tests.cases import slow_but
 from tests.projects import LEARNING, Silent, command, write_config
 from tests.test_runs import PICTURES
 
@@ -130,7 +131,7 @@ restore_best = true
 """
 
 
-@pytest.mark.parametrize("at", [9, 15])
+@pytest.mark.parametrize("at", slow_but([9, 15], 15))
 def test_a_second_signal_in_an_evaluation_loses_nothing(project, monkeypatch, at):
     (project / "one.toml").write_text(
         EARLY.replace("epochs = 200", "steps = 15\nevaluate_every = 3\n").replace(

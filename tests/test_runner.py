@@ -14,6 +14,7 @@ import fbp
 from fbp.experiment.rundir import layout
 from fbp.experiment.rundir.series import metrics_digest, read_series
 from fbp.experiment.runner.trained_model import read
+from tests.cases import slow_but
 from tests.projects import client, command, fbp_run, one, the_run, write_config
 
 
@@ -48,7 +49,7 @@ def test_divergence_fails_the_run_with_step_and_cause_and_keeps_finite_parameter
     assert all(np.isfinite(leaf).all() for leaf in (kept[1]["w"], kept[3]["w"]))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", slow_but([signal.SIGINT, signal.SIGTERM], signal.SIGINT))
 def test_an_interrupted_run_is_killed_in_good_order(project, warm, number):
     path = write_config(project, data="digits")
     with subprocess.Popen(

@@ -25,6 +25,7 @@ from fbp.experiment.runner.trained_model import PYFUNC_CODE
 from fbp.experiment.tracking import mlflow_format, shipper, store
 from fbp.experiment.tracking.shipment import is_sent, read_sent
 from fbp.experiment.tracking.uri import destination
+from tests.cases import slow_but
 from tests.projects import client, command, one, the_run, write_config
 from tests.servers import Server, postgresql
 
@@ -197,7 +198,7 @@ def counted(database, experiment="tracked"):
     ).fetchall()
 
 
-@pytest.mark.parametrize("damage", ["a line is gone", "a flipped byte"])
+@pytest.mark.parametrize("damage", slow_but(["a line is gone", "a flipped byte"], "a flipped byte"))
 def test_a_journal_that_was_damaged_after_it_was_sent_is_filled_and_nothing_doubled(
     project, warm, damage
 ):

@@ -10,6 +10,7 @@ from fbp.experiment.figures import curves, folding, model_drawing, norms
 from fbp.experiment.rundir.series import Series, read_series
 from fbp.experiment.runner.run import run
 from tests.attacks.short_runs import DENSE, begin
+from tests.cases import slow_but
 from tests.projects import Silent
 
 
@@ -102,7 +103,9 @@ def test_pictures_of_many_layers_and_many_runs_are_bounded():
 
 
 @pytest.mark.promise("deep-models-compile")
-@pytest.mark.parametrize("name", ["dense", "residual", "repeats", "shared"])
+@pytest.mark.parametrize(
+    "name", slow_but(["dense", "residual", "repeats", "shared"], "residual", "shared")
+)
 def test_norms_reduced_apart_are_the_same_norms(name):
     model, optimizer = DEEP_MODELS[name](), fbp.optimizers.adam(0.01)
     state = training.initial_state(model, optimizer, jax.random.key(0), (4,))

@@ -27,6 +27,7 @@ from fbp.experiment.rundir import history, layout, tags
 from fbp.experiment.rundir.journal import Journal
 from fbp.experiment.rundir.series import Series, read_series
 from tests.attacks.hostile import TEXTS, unseen
+from tests.cases import slow_but
 from tests.projects import said
 
 hostile = pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
@@ -249,8 +250,9 @@ def test_a_label_is_a_short_line_and_no_formula(text):
 
 
 @pytest.mark.promise("neutral-everywhere")
-@hostile
-def test_pictures_show_texts_and_are_drawn(tmp_path, text):
+@pytest.mark.parametrize("name", slow_but(TEXTS, *list(TEXTS)[::4]))
+def test_pictures_show_texts_and_are_drawn(tmp_path, name):
+    text = TEXTS[name]
     points = Series(np.arange(3), np.arange(3) + 1.0, np.arange(3))
     series = {"train_loss": points, f"validation_{text}": points, "validation_loss": points}
     series |= {"delta_norm/0": points, "gradient_norm/0/w": points}

@@ -19,6 +19,7 @@ from fbp.experiment.runner.compilation import Compiler
 from fbp.experiment.runner.loop import Loop
 from fbp.experiment.runner.run import run
 from tests.attacks.short_runs import DENSE, FOREVER, NORMALIZED, Attack, begin, compiling
+from tests.cases import slow_but
 from tests.projects import Silent, command
 
 SECONDS = 4.0  # from a signal to the record's end; 1 or 2 on a machine that is not busy
@@ -123,7 +124,7 @@ SIGNALS = {"SIGTERM": [signal.SIGTERM], "SIGINT": [signal.SIGINT]}
 
 
 @pytest.mark.promise("signals-stop-anything")
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", slow_but(SIGNALS, "SIGTERM"))
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_signal_ends_a_run_at_any_moment_and_a_resume_loses_nothing(project, whole, moment, name):
     text, install = MOMENTS[moment]
@@ -149,7 +150,12 @@ def test_signal_ends_a_run_at_any_moment_and_a_resume_loses_nothing(project, who
 
 @pytest.mark.promise("signals-stop-anything")
 @pytest.mark.parametrize(
-    "moment", ["compiling the training program", "compiling the norms", "the test"]
+    "moment",
+    slow_but(
+        ["compiling the training program", "compiling the norms", "the test"],
+        "compiling the training program",
+        "compiling the norms",
+    ),
 )
 def test_second_signal_ends_what_the_first_one_left(project, whole, moment):
     text, install = MOMENTS[moment]
@@ -201,7 +207,7 @@ def test_model_without_its_statistics_is_not_kept(project):
 
 
 @pytest.mark.promise("signals-stop-anything")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", slow_but([signal.SIGINT, signal.SIGTERM], signal.SIGTERM))
 def test_command_leaves_xla_alone_when_it_compiles(project, number, warm):
     """The real compiler: without care the process waits for it, or is aborted by it."""
     (project / "deep.toml").write_text(DENSE.replace("[8]", f"{[16] * 300}"))

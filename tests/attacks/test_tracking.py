@@ -41,6 +41,7 @@ from fbp.experiment.tracking.run_reader import RecordedRun
 from fbp.experiment.tracking.shipment import Problem, is_sent, read_problem, write_problem
 from fbp.experiment.tracking.sink import Destination, NotUnderstood, Refused, RunInfo
 from fbp.experiment.tracking.supervised import Supervised, unsent_message
+from tests.cases import slow_but
 from tests.conftest import Sent
 from tests.projects import Silent, client, command, said, the_run, write_config
 
@@ -76,6 +77,7 @@ def log_from_threads(run, points=POINTS):
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.promise("threads-lose-nothing")
 def test_sixteen_threads_lose_no_point(unsent):
     with track({}) as run:
@@ -303,7 +305,7 @@ def test_a_stranger_is_not_sent_the_login(project, warm, monkeypatch):
 
 
 @pytest.mark.promise("foreign-address-not-obeyed")
-@pytest.mark.parametrize("use", ["send", "read"])
+@pytest.mark.parametrize("use", slow_but(["send", "read"], "read"))
 @pytest.mark.parametrize("place", ["{}/x", "mlflow-artifacts://{}/x"])
 def test_a_store_that_somebody_made_names_no_server(project, small, monkeypatch, use, place):
     mlflow, experiment = small
@@ -837,7 +839,7 @@ SLOW = {
 
 
 @pytest.mark.promise("waits-are-bounded")
-@pytest.mark.parametrize("case", SLOW)
+@pytest.mark.parametrize("case", slow_but(SLOW, "drips", "429"))
 def test_sync_gives_up_in_time_and_says_what_it_waited_for(project, monkeypatch, case):
     answer, settings, words, reason = SLOW[case]
     folder = a_run(project)
