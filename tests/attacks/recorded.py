@@ -35,13 +35,14 @@ def make_record(project: Path, kind: str) -> None:
         assert done.returncode == (kind == "failed"), done.stderr
         return
     run = subprocess.Popen(
-        command("run", "small.toml", "--set", "training.epochs=2000"),
+        command("run", "small.toml", "--set", "training.epochs=200",
+                "--set", "checkpoint.every_steps=44"),
         cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while not list(project.glob("mlruns/runs/*/checkpoints/step-*.npz")):
         time.sleep(0.05)
         assert run.poll() is None
-    time.sleep(1)
+    time.sleep(0.2)
     run.send_signal(signal.SIGTERM)
     assert run.wait(60) == 128 + signal.SIGTERM
     if kind == "resumed":
